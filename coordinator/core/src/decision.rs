@@ -1,0 +1,136 @@
+//! What the coordinator makes of participants' answers.
+//!
+//! Both Confirm and Cancel go to the pivot first. Only what the pivot's fence answered permits the other branches to
+//! follow: if the coordinator's row alone decided, a database that lost its last commits could make it cancel one branch
+//! of a payment and have confirmed the other.
+
+use crate::{Event, Operation, Outcome, Refusal};
+
+/// What the answers to Try of every branch add up to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Tried {
+    /// Every branch holds.
+    All,
+    /// At least one said no, for good.
+    Refused(Refusal),
+    /// At least one had been cancelled before. This Try came late.
+    Cancelled,
+    /// At least one gave no answer, and none said no.
+    Unknown(String),
+    /// At least one gave an answer that the protocol forbids.
+    Lie(String),
+}
+
+/// Reads the answers to Try, in the order of the branches. A refusal outweighs silence, a lie outweighs all.
+#[must_use]
+pub fn read_tries<'a>(outcomes: impl Iterator<Item = &'a Outcome>) -> Tried {
+    let mut sum = Tried::All;
+    for outcome in outcomes {
+        let read = match outcome {
+            // After its row was lost and made anew, a transaction may find branches that were confirmed. They were tried.
+            Outcome::Done | Outcome::AlreadyConfirmed => Tried::All,
+            Outcome::Refused(refusal) => Tried::Refused(*refusal),
+            Outcome::AlreadyCancelled => Tried::Cancelled,
+            Outcome::Unknown(why) => Tried::Unknown(why.clone()),
+            lie @ (Outcome::Vetoed(_) | Outcome::NotTried | Outcome::OtherDescriptor) => {
+                Tried::Lie(format!("{lie:?} to Try"))
+            }
+        };
+        if weight(&read) > weight(&sum) {
+            sum = read;
+        }
+    }
+    sum
+}
+
+fn weight(tried: &Tried) -> u8 {
+    match tried {
+        Tried::All => 0,
+        Tried::Unknown(_) => 1,
+        Tried::Cancelled => 2,
+        Tried::Refused(_) => 3,
+        Tried::Lie(_) => 4,
+    }
+}
+
+/// What an answer to Confirm or Cancel permits.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    /// Go on to the next branch; after the last one, the transaction is final.
+    Proceed,
+    /// The pivot had decided otherwise: turn round.
+    Flip(Event, Option<Refusal>),
+    /// No answer: do the operation again, later.
+    Again(String),
+    /// An answer that the protocol forbids: a person is needed.
+    Park(String),
+}
+
+/// Reads the pivot's answer to Confirm or Cancel.
+#[must_use]
+pub fn read_pivot(operation: Operation, outcome: &Outcome) -> Verdict {
+    match (operation, outcome) {
+        (_, Outcome::Done) => Verdict::Proceed,
+        (_, Outcome::Unknown(why)) => Verdict::Again(why.clone()),
+        (Operation::Confirm, Outcome::AlreadyCancelled) => Verdict::Flip(Event::PivotCancelled, None),
+        (Operation::Confirm, Outcome::Vetoed(refusal)) => Verdict::Flip(Event::PivotVetoed, Some(*refusal)),
+        (Operation::Cancel, Outcome::AlreadyConfirmed) => Verdict::Flip(Event::PivotConfirmed, None),
+        (_, lie) => Verdict::Park(format!("the pivot answered {lie:?} to {operation:?}")),
+    }
+}
+
+/// Reads another branch's answer to Confirm or Cancel. It has no say: the pivot has decided.
+#[must_use]
+pub fn read_follower(operation: Operation, outcome: &Outcome) -> Verdict {
+    match outcome {
+        Outcome::Done => Verdict::Proceed,
+        Outcome::Unknown(why) => Verdict::Again(why.clone()),
+        lie => Verdict::Park(format!("a branch answered {lie:?} to {operation:?} after the pivot had answered DONE")),
+    }
+}
+
+/// Whether the branch after this one, in the order pivot first, may be asked in the same local transaction.
+#[must_use]
+pub fn permits_next(operation: Operation, outcome: &Outcome) -> bool {
+    match outcome {
+        Outcome::Done => true,
+        Outcome::AlreadyConfirmed => operation == Operation::Try,
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_outweighs_silence_and_a_lie_outweighs_all() {
+        let silence = Outcome::Unknown("cut".into());
+        let refusal = Outcome::Refused(Refusal::InsufficientFunds);
+
+        assert_eq!(read_tries([&Outcome::Done, &Outcome::Done].into_iter()), Tried::All);
+        assert_eq!(read_tries([&Outcome::Done, &silence].into_iter()), Tried::Unknown("cut".into()));
+        assert_eq!(read_tries([&refusal, &silence].into_iter()), Tried::Refused(Refusal::InsufficientFunds));
+        assert_eq!(read_tries([&silence, &Outcome::AlreadyCancelled].into_iter()), Tried::Cancelled);
+        assert!(matches!(read_tries([&refusal, &Outcome::OtherDescriptor].into_iter()), Tried::Lie(_)));
+    }
+
+    #[test]
+    fn only_the_pivot_may_turn_a_decision_round() {
+        let veto = Outcome::Vetoed(Refusal::AccountBlocked);
+
+        assert_eq!(
+            read_pivot(Operation::Confirm, &veto),
+            Verdict::Flip(Event::PivotVetoed, Some(Refusal::AccountBlocked))
+        );
+        assert_eq!(
+            read_pivot(Operation::Cancel, &Outcome::AlreadyConfirmed),
+            Verdict::Flip(Event::PivotConfirmed, None)
+        );
+        for lie in [veto, Outcome::AlreadyCancelled, Outcome::NotTried, Outcome::OtherDescriptor] {
+            assert!(matches!(read_follower(Operation::Confirm, &lie), Verdict::Park(_)), "{lie:?}");
+        }
+        assert!(matches!(read_follower(Operation::Cancel, &Outcome::AlreadyConfirmed), Verdict::Park(_)));
+        assert!(matches!(read_pivot(Operation::Confirm, &Outcome::NotTried), Verdict::Park(_)));
+    }
+}

@@ -1,0 +1,264 @@
+//! The phases of a transaction, and the one table that changes them.
+//!
+//! ```text
+//!           refused / timed out / cancel                   (a veto, or a cancel that won at the pivot)
+//! TRYING ----------------------------------> CANCELLING <------------------------------- CONFIRMING
+//!    | every branch tried                      ^   | pivot cancelled, then the rest          |   ^
+//!    v                                         |   v                                         |   |
+//!   HELD -------------- cancel ----------------+  CANCELLED     CONFIRMED <------------------+   |
+//!    |                                                            pivot confirmed, then the rest |
+//!    +------------------------- matured, or confirm ---------------------------------------------+
+//! ```
+//!
+//! CONFIRMING and CANCELLING mean "asked, the pivot has not answered yet". Each may flip to the other once, when the pivot
+//! says so. The store turns this table into the guards of its SQL, so it holds there, too.
+
+/// Where a transaction stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Phase {
+    /// Accepted; not every branch has answered Try.
+    Trying,
+    /// Every branch is tried; waits for maturity, a confirm or a cancel.
+    Held,
+    /// Asked to confirm; the pivot decides.
+    Confirming,
+    /// Final: every branch is confirmed.
+    Confirmed,
+    /// Asked to cancel; the pivot decides.
+    Cancelling,
+    /// Final: every branch is cancelled.
+    Cancelled,
+}
+
+/// What happens to a transaction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Event {
+    /// Every branch answered Try with DONE.
+    Tried,
+    /// A branch refused Try.
+    Refused,
+    /// The Try deadline passed, and one more Try left a branch without an answer.
+    TimedOut,
+    /// A client asks for the release, before the due time.
+    CancelRequested,
+    /// A client asks for the payment.
+    ConfirmRequested,
+    /// The due time came, and the hold is to be paid.
+    MaturedToConfirm,
+    /// The due time came, and the hold is to be released.
+    MaturedToCancel,
+    /// The pivot had confirmed when it was asked to cancel.
+    PivotConfirmed,
+    /// The pivot had cancelled when it was asked to confirm.
+    PivotCancelled,
+    /// The pivot could not confirm.
+    PivotVetoed,
+    /// Pivot first, every branch has confirmed.
+    AllConfirmed,
+    /// Pivot first, every branch has cancelled.
+    AllCancelled,
+}
+
+/// Why a transaction was decided as it was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Cause {
+    /// A branch refused Try.
+    Refused,
+    /// The pivot vetoed Confirm.
+    Vetoed,
+    /// A client asked.
+    Requested,
+    /// Not every branch had answered Try in time.
+    TimedOut,
+    /// The due time came.
+    Matured,
+    /// An operator asked.
+    Operator,
+}
+
+/// Whether a transaction needs looking at; orthogonal to its phase.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Attention {
+    /// No.
+    None,
+    /// It failed at least once; retries go on.
+    Retrying,
+    /// No success for two minutes; retries go on.
+    Stuck,
+    /// An answer that the protocol forbids; waits for an operator.
+    Parked,
+    /// An operator stopped its retries.
+    Paused,
+}
+
+impl Phase {
+    /// Every phase, in the order of its number in the tables.
+    pub const ALL: [Self; 6] =
+        [Self::Trying, Self::Held, Self::Confirming, Self::Confirmed, Self::Cancelling, Self::Cancelled];
+
+    /// The table: the phase after an event, or `None` if the event has no meaning in this phase.
+    #[must_use]
+    pub fn after(self, event: Event) -> Option<Self> {
+        use Event::{
+            AllCancelled, AllConfirmed, CancelRequested, ConfirmRequested, MaturedToCancel, MaturedToConfirm, PivotCancelled,
+            PivotConfirmed, PivotVetoed, Refused, TimedOut, Tried,
+        };
+        match (self, event) {
+            (Self::Trying, Tried) => Some(Self::Held),
+            (Self::Trying, Refused | TimedOut | CancelRequested) => Some(Self::Cancelling),
+
+            (Self::Held, ConfirmRequested | MaturedToConfirm) => Some(Self::Confirming),
+            (Self::Held, CancelRequested | MaturedToCancel) => Some(Self::Cancelling),
+
+            (Self::Confirming, PivotCancelled | PivotVetoed) => Some(Self::Cancelling),
+            (Self::Confirming, AllConfirmed) => Some(Self::Confirmed),
+
+            (Self::Cancelling, PivotConfirmed) => Some(Self::Confirming),
+            (Self::Cancelling, AllCancelled) => Some(Self::Cancelled),
+
+            _ => None,
+        }
+    }
+
+    /// Whether nothing can happen to it any more.
+    #[must_use]
+    pub fn is_final(self) -> bool {
+        matches!(self, Self::Confirmed | Self::Cancelled)
+    }
+
+    /// The number in the tables: 1 to 6.
+    #[must_use]
+    pub fn number(self) -> i16 {
+        self as i16 + 1
+    }
+
+    /// The reverse of [`Phase::number`].
+    #[must_use]
+    pub fn from_number(number: i16) -> Option<Self> {
+        Self::ALL.into_iter().find(|phase| phase.number() == number)
+    }
+}
+
+impl Event {
+    /// Every event.
+    pub const ALL: [Self; 12] = [
+        Self::Tried,
+        Self::Refused,
+        Self::TimedOut,
+        Self::CancelRequested,
+        Self::ConfirmRequested,
+        Self::MaturedToConfirm,
+        Self::MaturedToCancel,
+        Self::PivotConfirmed,
+        Self::PivotCancelled,
+        Self::PivotVetoed,
+        Self::AllConfirmed,
+        Self::AllCancelled,
+    ];
+
+    /// The phases in which it has a meaning.
+    pub fn sources(self) -> impl Iterator<Item = Phase> {
+        Phase::ALL.into_iter().filter(move |phase| phase.after(self).is_some())
+    }
+
+    /// The phase that it leads to: the same from wherever it comes.
+    #[must_use]
+    pub fn target(self) -> Phase {
+        self.sources().find_map(|phase| phase.after(self)).expect("every event has a meaning in some phase")
+    }
+
+    /// Whether the pivot turned the decision round. That may happen to a transaction once.
+    #[must_use]
+    pub fn is_flip(self) -> bool {
+        matches!(self, Self::PivotConfirmed | Self::PivotCancelled | Self::PivotVetoed)
+    }
+
+    /// The cause that it leaves, if it decides.
+    #[must_use]
+    pub fn cause(self) -> Option<Cause> {
+        match self {
+            Self::Refused => Some(Cause::Refused),
+            Self::TimedOut => Some(Cause::TimedOut),
+            Self::CancelRequested | Self::ConfirmRequested => Some(Cause::Requested),
+            Self::MaturedToConfirm | Self::MaturedToCancel => Some(Cause::Matured),
+            Self::PivotVetoed => Some(Cause::Vetoed),
+            Self::Tried | Self::PivotConfirmed | Self::PivotCancelled | Self::AllConfirmed | Self::AllCancelled => None,
+        }
+    }
+}
+
+impl Cause {
+    /// Every cause, in the order of its number in the tables.
+    pub const ALL: [Self; 6] =
+        [Self::Refused, Self::Vetoed, Self::Requested, Self::TimedOut, Self::Matured, Self::Operator];
+
+    /// The number in the tables: 1 to 6.
+    #[must_use]
+    pub fn number(self) -> i16 {
+        self as i16 + 1
+    }
+
+    /// The reverse of [`Cause::number`].
+    #[must_use]
+    pub fn from_number(number: i16) -> Option<Self> {
+        Self::ALL.into_iter().find(|cause| cause.number() == number)
+    }
+}
+
+impl Attention {
+    /// Every value, in the order of its number in the tables.
+    pub const ALL: [Self; 5] = [Self::None, Self::Retrying, Self::Stuck, Self::Parked, Self::Paused];
+
+    /// The number in the tables: 0 to 4.
+    #[must_use]
+    pub fn number(self) -> i16 {
+        self as i16
+    }
+
+    /// The reverse of [`Attention::number`].
+    #[must_use]
+    pub fn from_number(number: i16) -> Option<Self> {
+        Self::ALL.into_iter().find(|attention| attention.number() == number)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_event_leads_to_one_phase() {
+        for event in Event::ALL {
+            let targets: std::collections::HashSet<_> = event.sources().map(|phase| phase.after(event)).collect();
+
+            assert_eq!(targets.len(), 1, "{event:?}");
+            assert_eq!(targets.into_iter().next().flatten(), Some(event.target()));
+        }
+    }
+
+    #[test]
+    fn a_final_phase_is_left_by_no_event() {
+        for phase in Phase::ALL {
+            let leaves = Event::ALL.into_iter().any(|event| phase.after(event).is_some());
+
+            assert_eq!(phase.is_final(), !leaves, "{phase:?}");
+        }
+    }
+
+    #[test]
+    fn held_and_trying_are_never_returned_to() {
+        for event in Event::ALL {
+            assert_ne!(event.target(), Phase::Trying);
+            assert_eq!(event.target() == Phase::Held, event == Event::Tried);
+        }
+    }
+
+    #[test]
+    fn numbers_read_back() {
+        assert!(Phase::ALL.into_iter().all(|p| Phase::from_number(p.number()) == Some(p)));
+        assert!(Cause::ALL.into_iter().all(|c| Cause::from_number(c.number()) == Some(c)));
+        assert!(Attention::ALL.into_iter().all(|a| Attention::from_number(a.number()) == Some(a)));
+        assert_eq!((Phase::Trying.number(), Phase::Cancelled.number()), (1, 6));
+        assert_eq!(Phase::from_number(7), None);
+    }
+}

@@ -1,0 +1,13 @@
+//! The gRPC API of tcc, generated from `proto/tcc/v1`.
+//!
+//! Nothing but generated types stands here. They stay at the edges: the coordinator's `api` and the
+//! clients turn them into domain types at once, and the engine never sees them.
+
+/// Package `tcc.v1`. The proto files are its documentation.
+#[allow(missing_docs, rustdoc::all, clippy::all)]
+pub mod v1 {
+    tonic::include_proto!("tcc.v1");
+}
+
+/// The compiled proto files, for gRPC reflection.
+pub const FILE_DESCRIPTOR_SET: &[u8] = tonic::include_file_descriptor_set!("tcc_descriptor");
