@@ -1,0 +1,387 @@
+//! Natural group commit: many callers, few commits.
+//!
+//! A [`Batcher`] is a bounded queue with one or two executors, each of which owns a connection. While a batch is on its way
+//! the next one gathers; when an executor is free it takes all that waits, up to a limit. There are no timers and no
+//! linger: one caller alone waits for nothing, a thousand callers share one commit.
+//!
+//! A batch fails as a whole only when nothing can be known about it. If the server rejects it, it is split until the item
+//! that is at fault stands alone, so neighbours never suffer. This module knows nothing of SQL; [`Executor`] is also the
+//! seam at which tests put a store of their own.
+
+use crate::retry::Backoff;
+use std::{
+    future::Future,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+use tokio::sync::{Mutex, mpsc, oneshot};
+
+/// Does the work of a batch on one connection.
+pub trait Executor: Send + 'static {
+    /// One caller's part of a batch.
+    type Item: Send + Sync + 'static;
+    /// What that caller gets.
+    type Answer: Send + 'static;
+
+    /// Makes the executor ready, dropping whatever connection it had.
+    fn connect(&mut self) -> impl Future<Output = Result<(), Failure>> + Send;
+
+    /// Does all items in one transaction, or none. Answers in the order of the items, only after the commit.
+    fn run(&mut self, items: &[Self::Item]) -> impl Future<Output = Result<Vec<Self::Answer>, Failure>> + Send;
+}
+
+/// Why a batch failed, by what is to be done.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Failure {
+    /// The connection or the server is gone or out of resources. The batch may have happened.
+    #[error("{0}")]
+    Disconnected(String),
+    /// Somebody else's commit came between. The batch did not happen; it is decided anew.
+    #[error("{0}")]
+    Conflict(String),
+    /// The server does not take it. The batch did not happen; it is split.
+    #[error("{0}")]
+    Rejected(String),
+}
+
+/// What a caller gets instead of an answer: the item may have been done, or not.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("no answer from {target}: {why}")]
+pub struct Unknown {
+    /// The name of the batcher.
+    pub target: Arc<str>,
+    /// For people.
+    pub why: String,
+}
+
+/// How a batcher works.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// How many items may wait. A caller above that waits with its item.
+    pub queue: usize,
+    /// How many items one batch takes at most. 256 is where the gain flattens.
+    pub batch: usize,
+    /// After this, a batch without an answer is given up, with its connection: its outcome is unknown.
+    pub patience: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { queue: 16_384, batch: 256, patience: Duration::from_secs(30) }
+    }
+}
+
+/// The queue's near end. Clones share it; when the last one is gone the executors finish what waits and stop.
+pub struct Batcher<I, A> {
+    name: Arc<str>,
+    queue: mpsc::Sender<Job<I, A>>,
+    reachable: Arc<AtomicBool>,
+}
+
+struct Job<I, A> {
+    item: I,
+    answer: oneshot::Sender<Result<A, Unknown>>,
+}
+
+impl<I, A> Clone for Batcher<I, A> {
+    fn clone(&self) -> Self {
+        Self { name: Arc::clone(&self.name), queue: self.queue.clone(), reachable: Arc::clone(&self.reachable) }
+    }
+}
+
+impl<I: Send + Sync + 'static, A: Send + 'static> Batcher<I, A> {
+    /// Starts one task per executor. They share the queue; each connects by itself, again and again if it must.
+    pub fn start<E>(name: &str, executors: Vec<E>, limits: Limits) -> Self
+    where
+        E: Executor<Item = I, Answer = A>,
+    {
+        let (queue, waiting) = mpsc::channel(limits.queue);
+        let waiting = Arc::new(Mutex::new(waiting));
+        let name: Arc<str> = name.into();
+        let reachable = Arc::new(AtomicBool::new(false));
+        for executor in executors {
+            let worker = Worker {
+                name: Arc::clone(&name),
+                executor,
+                waiting: Arc::clone(&waiting),
+                reachable: Arc::clone(&reachable),
+                limits,
+            };
+            tokio::spawn(worker.work());
+        }
+        Self { name, queue, reachable }
+    }
+
+    /// Puts an item into the next batch and waits for its answer.
+    ///
+    /// # Errors
+    ///
+    /// [`Unknown`]: it may have been done. Do it again.
+    pub async fn call(&self, item: I) -> Result<A, Unknown> {
+        let (answer, answered) = oneshot::channel();
+        let unknown = |why: &str| Unknown { target: Arc::clone(&self.name), why: why.to_owned() };
+        self.queue.send(Job { item, answer }).await.map_err(|_| unknown("it has stopped"))?;
+        answered.await.map_err(|_| unknown("it stopped while working"))?
+    }
+
+    /// Whether its server answered last time.
+    #[must_use]
+    pub fn is_reachable(&self) -> bool {
+        self.reachable.load(Ordering::Relaxed)
+    }
+
+    /// How many items wait.
+    #[must_use]
+    pub fn queued(&self) -> usize {
+        self.queue.max_capacity() - self.queue.capacity()
+    }
+}
+
+struct Worker<E: Executor> {
+    name: Arc<str>,
+    executor: E,
+    waiting: Arc<Mutex<mpsc::Receiver<Job<E::Item, E::Answer>>>>,
+    reachable: Arc<AtomicBool>,
+    limits: Limits,
+}
+
+/// How often a batch that conflicts is decided anew before it is split.
+const CONFLICTS: u32 = 8;
+
+impl<E: Executor> Worker<E> {
+    async fn work(mut self) {
+        loop {
+            if !self.connect().await {
+                return;
+            }
+            loop {
+                let jobs = self.gather().await;
+                if jobs.is_empty() {
+                    return;
+                }
+                if !self.do_all(jobs).await {
+                    self.reachable.store(false, Ordering::Relaxed);
+                    break;
+                }
+            }
+        }
+    }
+
+    /// Connects, however long it takes; meanwhile whoever waits is told so. `false` when nobody is left to work for.
+    async fn connect(&mut self) -> bool {
+        for attempt in 0.. {
+            match tokio::time::timeout(self.limits.patience, self.executor.connect()).await {
+                Ok(Ok(())) => {
+                    tracing::debug!(target_name = &*self.name, "connected");
+                    self.reachable.store(true, Ordering::Relaxed);
+                    return true;
+                }
+                Ok(Err(failure)) => {
+                    if attempt == 0 {
+                        tracing::warn!(target_name = &*self.name, %failure, "cannot connect; trying again");
+                    }
+                    if !self.turn_away(&failure.to_string()).await {
+                        return false;
+                    }
+                }
+                Err(_) => tracing::warn!(target_name = &*self.name, "connecting takes too long; trying again"),
+            }
+            tokio::time::sleep(Backoff::CONNECTION.delay(attempt)).await;
+        }
+        unreachable!("attempts do not end")
+    }
+
+    /// Answers whoever waits, unless a colleague is serving them.
+    async fn turn_away(&mut self, why: &str) -> bool {
+        let Ok(mut waiting) = self.waiting.try_lock() else { return true };
+        loop {
+            match waiting.try_recv() {
+                Ok(job) => self.answer(job, Err(self.unknown(why))),
+                Err(mpsc::error::TryRecvError::Empty) => return true,
+                Err(mpsc::error::TryRecvError::Disconnected) => return false,
+            }
+        }
+    }
+
+    /// All that waits, up to the limit; at least one job, or none when the queue has closed.
+    async fn gather(&mut self) -> Vec<Job<E::Item, E::Answer>> {
+        let mut waiting = self.waiting.lock().await;
+        let mut jobs = Vec::new();
+        waiting.recv_many(&mut jobs, self.limits.batch).await;
+        jobs
+    }
+
+    /// Does the jobs, in halves where it must. `false` when the connection is lost.
+    async fn do_all(&mut self, jobs: Vec<Job<E::Item, E::Answer>>) -> bool {
+        let mut parts = vec![jobs];
+        while let Some(mut part) = parts.pop() {
+            let (items, answers): (Vec<_>, Vec<_>) = part.drain(..).map(|job| (job.item, job.answer)).unzip();
+            match self.run(&items).await {
+                Ok(results) => {
+                    debug_assert_eq!(results.len(), answers.len());
+                    for (answer, result) in answers.into_iter().zip(results) {
+                        // A caller that no longer waits is no reason not to have done its work.
+                        let _ = answer.send(Ok(result));
+                    }
+                }
+                Err(Failure::Disconnected(why)) => {
+                    tracing::warn!(target_name = &*self.name, why, items = items.len(), "a batch has no answer");
+                    for answer in answers {
+                        let _ = answer.send(Err(self.unknown(&why)));
+                    }
+                    for job in parts.into_iter().flatten() {
+                        self.answer(job, Err(self.unknown(&why)));
+                    }
+                    return false;
+                }
+                Err(Failure::Conflict(why) | Failure::Rejected(why)) if items.len() == 1 => {
+                    tracing::warn!(target_name = &*self.name, why, "an item cannot be done");
+                    for answer in answers {
+                        let _ = answer.send(Err(self.unknown(&why)));
+                    }
+                }
+                Err(Failure::Conflict(_) | Failure::Rejected(_)) => {
+                    let mut left: Vec<_> =
+                        items.into_iter().zip(answers).map(|(item, answer)| Job { item, answer }).collect();
+                    let right = left.split_off(left.len() / 2);
+                    parts.push(right);
+                    parts.push(left);
+                }
+            }
+        }
+        true
+    }
+
+    async fn run(&mut self, items: &[E::Item]) -> Result<Vec<E::Answer>, Failure> {
+        let mut last = Failure::Conflict(String::new());
+        for _ in 0..CONFLICTS {
+            match tokio::time::timeout(self.limits.patience, self.executor.run(items)).await {
+                Ok(Err(Failure::Conflict(why))) => last = Failure::Conflict(why),
+                Ok(result) => return result,
+                Err(_) => {
+                    return Err(Failure::Disconnected(format!("no answer for {} s", self.limits.patience.as_secs())));
+                }
+            }
+        }
+        Err(last)
+    }
+
+    fn answer(&self, job: Job<E::Item, E::Answer>, result: Result<E::Answer, Unknown>) {
+        let _ = job.answer.send(result);
+    }
+
+    fn unknown(&self, why: &str) -> Unknown {
+        Unknown { target: Arc::clone(&self.name), why: why.to_owned() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures::future::join_all;
+
+    /// Doubles numbers. 13 is poison; `lost` batches lose the connection; `conflicts` batches conflict first.
+    struct Doubler {
+        batches: Arc<std::sync::Mutex<Vec<usize>>>,
+        lost: usize,
+        conflicts: usize,
+        gate: Option<Arc<tokio::sync::Semaphore>>,
+        started: Arc<AtomicBool>,
+    }
+
+    impl Executor for Doubler {
+        type Item = u32;
+        type Answer = u32;
+
+        async fn connect(&mut self) -> Result<(), Failure> {
+            Ok(())
+        }
+
+        async fn run(&mut self, items: &[u32]) -> Result<Vec<u32>, Failure> {
+            self.started.store(true, Ordering::SeqCst);
+            if let Some(gate) = &self.gate {
+                gate.acquire().await.unwrap().forget();
+            }
+            self.batches.lock().unwrap().push(items.len());
+            if self.lost > 0 {
+                self.lost -= 1;
+                return Err(Failure::Disconnected("cut".into()));
+            }
+            if self.conflicts > 0 {
+                self.conflicts -= 1;
+                return Err(Failure::Conflict("rival".into()));
+            }
+            if items.contains(&13) {
+                return Err(Failure::Rejected("poison".into()));
+            }
+            Ok(items.iter().map(|item| item * 2).collect())
+        }
+    }
+
+    fn doubler() -> (Doubler, Arc<std::sync::Mutex<Vec<usize>>>) {
+        let batches = Arc::new(std::sync::Mutex::new(Vec::new()));
+        (Doubler { batches: Arc::clone(&batches), lost: 0, conflicts: 0, gate: None, started: Arc::default() }, batches)
+    }
+
+    #[tokio::test]
+    async fn whoever_waits_while_a_batch_is_on_its_way_shares_the_next_one() {
+        let (mut executor, batches) = doubler();
+        let gate = Arc::new(tokio::sync::Semaphore::new(0));
+        executor.gate = Some(Arc::clone(&gate));
+        let started = Arc::clone(&executor.started);
+        let batcher = Batcher::start("doubler", vec![executor], Limits::default());
+
+        let call = |n| tokio::spawn({
+            let batcher = batcher.clone();
+            async move { batcher.call(n).await }
+        });
+        let first = call(100);
+        while !started.load(Ordering::SeqCst) {
+            tokio::task::yield_now().await;
+        }
+        let others: Vec<_> = (101..200).map(call).collect();
+        while batcher.queued() < 99 {
+            tokio::task::yield_now().await;
+        }
+        gate.add_permits(2);
+        let answers = join_all([first].into_iter().chain(others)).await;
+
+        assert!(answers.into_iter().enumerate().all(|(n, answer)| answer.unwrap() == Ok((n as u32 + 100) * 2)));
+        assert_eq!(*batches.lock().unwrap(), [1, 99]);
+    }
+
+    #[tokio::test]
+    async fn one_poisoned_item_is_unknown_and_its_neighbours_are_done() {
+        let (executor, _) = doubler();
+        let batcher = Batcher::start("doubler", vec![executor], Limits::default());
+
+        let answers = join_all((0..100).map(|n| batcher.call(n))).await;
+
+        for (n, answer) in answers.into_iter().enumerate() {
+            assert_eq!(answer.ok(), (n != 13).then_some(n as u32 * 2));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_lost_connection_makes_the_batch_unknown_and_the_next_one_works() {
+        let (mut executor, _) = doubler();
+        executor.lost = 1;
+        let batcher = Batcher::start("doubler", vec![executor], Limits::default());
+
+        assert_eq!(batcher.call(1).await.unwrap_err().why, "cut");
+        assert_eq!(batcher.call(2).await, Ok(4));
+    }
+
+    #[tokio::test]
+    async fn a_batch_that_conflicts_is_decided_anew() {
+        let (mut executor, batches) = doubler();
+        executor.conflicts = 2;
+        let batcher = Batcher::start("doubler", vec![executor], Limits::default());
+
+        assert_eq!(batcher.call(2).await, Ok(4));
+        assert_eq!(*batches.lock().unwrap(), [1, 1, 1]);
+    }
+}

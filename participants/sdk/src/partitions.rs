@@ -1,0 +1,113 @@
+//! Creating partitions ahead of time without stopping anybody.
+//!
+//! `CREATE TABLE … PARTITION OF` takes an exclusive lock on the parent and waits behind every reader; a table made apart
+//! and attached does not. There is never a default partition: it would forbid detaching concurrently later.
+
+use jiff::{SignedDuration, Timestamp};
+use tokio_postgres::GenericClient;
+use uuid::Uuid;
+
+/// What a table is partitioned by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Key {
+    /// A UUIDv7 column: by the time in the id.
+    Id,
+    /// A `timestamptz` column.
+    Time,
+}
+
+/// How a table is cut into partitions.
+#[derive(Debug, Clone, Copy)]
+pub struct Scheme {
+    /// The parent's name. A partition is called by it and the UTC hour it starts at: `wakeup_2026112106`.
+    pub parent: &'static str,
+    /// What the column is.
+    pub key: Key,
+    /// How much time one partition covers, counted from the Unix epoch.
+    pub width: SignedDuration,
+    /// Storage parameters of each partition, such as `fillfactor = 50`; may be empty.
+    pub storage: &'static str,
+}
+
+/// Ids and postings: a week, from Thursday to Thursday, as the epoch has it.
+pub const WEEK: SignedDuration = SignedDuration::from_hours(7 * 24);
+
+impl Scheme {
+    /// Creates whatever is missing for the time from `from` to `until`. Returns how many partitions were made.
+    ///
+    /// # Errors
+    ///
+    /// PostgreSQL's. What was made before stays; calling it again goes on.
+    pub async fn create<C: GenericClient>(
+        &self,
+        client: &C,
+        from: Timestamp,
+        until: Timestamp,
+    ) -> Result<usize, tokio_postgres::Error> {
+        let rows = client
+            .query(
+                "-- partitions_of
+                 SELECT c.relname::text FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
+                 WHERE i.inhparent = $1::text::regclass",
+                &[&self.parent],
+            )
+            .await?;
+        let existing: std::collections::HashSet<String> = rows.iter().map(|row| row.get(0)).collect();
+        let width = self.width.as_secs();
+        let mut script = String::new();
+        let mut made = 0;
+        let mut start = from.as_second().div_euclid(width) * width;
+        while start < until.as_second() {
+            let (low, high) = (second(start), second(start + width));
+            let name = format!("{}_{}", self.parent, low.strftime("%Y%m%d%H"));
+            if !existing.contains(&name) {
+                script.push_str(&self.ddl(&name, low, high));
+                made += 1;
+            }
+            start += width;
+        }
+        if made > 0 {
+            client.batch_execute(&script).await?;
+        }
+        Ok(made)
+    }
+
+    fn ddl(&self, name: &str, low: Timestamp, high: Timestamp) -> String {
+        let parent = self.parent;
+        let storage = match self.storage {
+            "" => String::new(),
+            storage => format!("ALTER TABLE {name} SET ({storage});"),
+        };
+        let (low, high) = match self.key {
+            Key::Id => (first_id(low).to_string(), first_id(high).to_string()),
+            Key::Time => (low.to_string(), high.to_string()),
+        };
+        format!(
+            "CREATE TABLE IF NOT EXISTS {name} (LIKE {parent} INCLUDING DEFAULTS INCLUDING CONSTRAINTS INCLUDING INDEXES);
+             {storage}
+             ALTER TABLE {parent} ATTACH PARTITION {name} FOR VALUES FROM ('{low}') TO ('{high}');\n"
+        )
+    }
+}
+
+/// The smallest UUID whose time is `time`.
+fn first_id(time: Timestamp) -> Uuid {
+    let millis = u128::try_from(time.as_millisecond()).unwrap_or(0);
+    Uuid::from_u128(millis << 80)
+}
+
+fn second(seconds: i64) -> Timestamp {
+    Timestamp::from_second(seconds).unwrap_or(Timestamp::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_partition_by_id_starts_at_the_first_id_of_its_time() {
+        let time = Timestamp::from_millisecond(1_790_000_000_000).unwrap();
+
+        assert_eq!(first_id(time).to_string(), "01a0c450-6c00-0000-0000-000000000000");
+    }
+}

@@ -1,0 +1,269 @@
+//! An exhaustive search of one hold: everything that can happen to it, in every order.
+//!
+//! The search calls the real protocol (`Phase::after`, `fence::admit`, `decision`), so a mistake in those tables is found
+//! here and not in production. Around them it makes the world as bad as it gets: messages that are lost, late for ever,
+//! repeated and out of order; two coordinators, either of which may act on a row that it read long ago, and crash at any
+//! point; a client that asks for anything at any time; a payee who is blocked and unblocked; and a coordinator database
+//! that once loses its last commits, or the whole row. [`claims`] says what must hold in every state that this leads to.
+//!
+//! It is kept small by leaving memory out wherever leaving it out only adds behaviour:
+//!
+//! - The network is the set of operations ever sent. Each may arrive at any later time, any number of times, or never. Its
+//!   answer goes to a coordinator that waits for it, or to nobody.
+//! - A stale read returns any version that the row ever had; a stale look at a fence, any state that the fence ever had.
+//!   So two coordinators stand for any number of them, each asleep for any time.
+//! - Time is one bit: whether the hold is due. The Try deadline may pass whenever a coordinator has asked every branch and
+//!   waits for an answer.
+//! - Whether an account has the funds, or is blocked, is chosen anew whenever it matters.
+//!
+//! It keeps out SQL and locks (a fence and its effect change in one step here; that they do is tested on PostgreSQL), a
+//! shard that loses commits (which no order of messages survives), leases, retention, operators, transactions of more
+//! branches, and participants with effects outside a database.
+
+pub mod claims;
+pub mod world;
+
+use stateright::{Model, Property};
+use std::collections::BTreeSet;
+use tcc_core::decision::{self, Verdict};
+use tcc_core::{Event, FenceState, OnMaturity, Operation, Phase};
+use world::{At, Attempt, Conclusion, DEBIT, Loss, PIVOT, Row, World};
+
+/// What is searched.
+#[derive(Debug, Clone, Copy)]
+pub struct Search {
+    /// Whether Confirm and Cancel go to the pivot first, and only its answer permits the other branch to follow. If not,
+    /// the coordinator's row alone decides, and both branches are asked at once.
+    pub pivot_rule: bool,
+    /// Whether the coordinator's database may once lose its last commits, or the row.
+    pub commits_are_lost: bool,
+}
+
+/// Something that happens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// The hold becomes due.
+    TimePasses,
+    /// The client asks for the release.
+    CancelHold,
+    /// The client asks for the payment.
+    ConfirmHold,
+    /// The client repeats its CreateHold, with the same id.
+    CreateHold,
+    /// The scheduler sees that the hold is due.
+    Mature,
+    /// A coordinator takes up the transaction in a phase that it read, now or long ago.
+    TakeUp(usize, Phase),
+    /// An operation that was sent arrives.
+    Arrive {
+        /// What is asked.
+        operation: Operation,
+        /// Of which branches.
+        at: At,
+        /// The branch that says no.
+        no: Option<usize>,
+        /// The coordinator that hears the answers.
+        heard_by: Option<usize>,
+    },
+    /// A coordinator writes to the row what the answers add up to.
+    Write(usize),
+    /// A coordinator writes that the Try deadline has passed.
+    TimeOut(usize),
+    /// A coordinator crashes, or gives up waiting: it forgets what it heard.
+    Crash(usize),
+    /// The coordinators' database goes back to an earlier version of the row.
+    Rewind(Row),
+    /// The coordinators' database loses the row.
+    Vanish,
+    /// The orphan sweep rebuilds the row from the fences as it saw them, now or long ago.
+    Sweep([Option<FenceState>; 2]),
+}
+
+impl Search {
+    /// The protocol as the product has it, in the world as it may become.
+    #[must_use]
+    pub fn product() -> Self {
+        Self { pivot_rule: true, commits_are_lost: true }
+    }
+}
+
+impl Model for Search {
+    type State = World;
+    type Action = Step;
+
+    fn init_states(&self) -> Vec<World> {
+        [OnMaturity::Confirm, OnMaturity::Cancel].map(World::created).into()
+    }
+
+    /// Everything that might happen. Some of it cannot, which `next_state` knows.
+    fn actions(&self, world: &World, steps: &mut Vec<Step>) {
+        if world.parked {
+            return;
+        }
+        steps.extend([Step::TimePasses, Step::CancelHold, Step::ConfirmHold, Step::CreateHold, Step::Mature]);
+        for &(operation, branch) in &world.sent {
+            self.arrivals(world, operation, At::Branch(branch), &[branch], steps);
+            // Where the row alone decides, there is no order for one local transaction to keep.
+            if branch == PIVOT && self.pivot_rule {
+                self.arrivals(world, operation, At::Both, &[PIVOT, DEBIT], steps);
+            }
+        }
+        for coordinator in 0..world.coordinators.len() {
+            let phases: BTreeSet<_> = world.versions.iter().map(|row| row.phase).collect();
+            steps.extend(phases.into_iter().map(|phase| Step::TakeUp(coordinator, phase)));
+            steps.extend([Step::Write(coordinator), Step::TimeOut(coordinator), Step::Crash(coordinator)]);
+        }
+        if self.commits_are_lost {
+            steps.extend(world.versions.iter().copied().map(Step::Rewind));
+            steps.push(Step::Vanish);
+            for debit in world.looks_at(DEBIT) {
+                steps.extend(world.looks_at(PIVOT).map(|pivot| Step::Sweep([debit, pivot])));
+            }
+        }
+    }
+
+    fn next_state(&self, before: &World, step: Step) -> Option<World> {
+        let mut world = before.clone();
+        match step {
+            Step::TimePasses => world.due = true,
+            // The store compares the time in the statement that writes.
+            Step::CancelHold if !world.due => {
+                world.apply(Event::CancelRequested);
+            }
+            Step::ConfirmHold if !world.due || world.on_maturity == OnMaturity::Confirm => {
+                world.confirm_accepted |= world.apply(Event::ConfirmRequested);
+            }
+            Step::CreateHold if world.row.is_none() => {
+                world.write(Phase::Trying, false);
+                world.loss = Loss::RowThenCreated;
+            }
+            Step::Mature if world.due => {
+                world.apply(match world.on_maturity {
+                    OnMaturity::Confirm => Event::MaturedToConfirm,
+                    OnMaturity::Cancel => Event::MaturedToCancel,
+                });
+            }
+            Step::TakeUp(coordinator, phase) if world.coordinators[coordinator].is_none() => {
+                world.coordinators[coordinator] = Attempt::at(phase);
+                self.send(&mut world, coordinator);
+            }
+            Step::Arrive { operation, at, no, heard_by } => {
+                let mut answers = world.arrive(operation, at, no).into_iter();
+                if let Some(coordinator) = heard_by {
+                    answers.try_for_each(|(branch, answer)| {
+                        let attempt = world.coordinators[coordinator].as_mut()?;
+                        if attempt.operation != operation || !self.awaits(attempt, branch) {
+                            return None;
+                        }
+                        attempt.answers[branch] = Some(answer);
+                        Some(())
+                    })?;
+                    self.send(&mut world, coordinator);
+                }
+            }
+            Step::Write(coordinator) => match world.coordinators[coordinator].take()?.conclusion() {
+                Conclusion::Wait => return None,
+                Conclusion::Write(event) => {
+                    world.apply(event);
+                }
+                Conclusion::Park => world.parked = true,
+            },
+            Step::TimeOut(coordinator) => {
+                let attempt = world.coordinators[coordinator].take()?;
+                if attempt.operation != Operation::Try || attempt.conclusion() != Conclusion::Wait {
+                    return None;
+                }
+                world.apply(Event::TimedOut);
+            }
+            Step::Crash(coordinator) => world.coordinators[coordinator] = None,
+            Step::Rewind(row) if world.loss == Loss::Nothing => {
+                world.row = Some(row);
+                world.loss = Loss::LastCommits;
+            }
+            Step::Vanish if world.loss == Loss::Nothing => {
+                world.row = None;
+                world.loss = Loss::Row;
+            }
+            Step::Sweep(seen) if world.row.is_none() => {
+                world.write(swept(seen)?, false);
+                world.loss = Loss::RowThenSwept;
+            }
+            _ => return None,
+        }
+        (world != *before).then_some(world)
+    }
+
+    fn properties(&self) -> Vec<Property<Self>> {
+        claims::all()
+    }
+}
+
+/// The phase of a row that the orphan sweep rebuilds; `None` if it saw no open branch to rebuild it for.
+fn swept(seen: [Option<FenceState>; 2]) -> Option<Phase> {
+    use FenceState::{Confirmed, Tried};
+    match (seen[DEBIT], seen[PIVOT]) {
+        (Some(Tried), Some(Tried)) => Some(Phase::Held),
+        (Some(Tried), Some(Confirmed)) => Some(Phase::Confirming),
+        (Some(Tried), _) | (_, Some(Tried)) => Some(Phase::Cancelling),
+        _ => None,
+    }
+}
+
+impl Search {
+    /// The ways in which an operation can arrive: one of the branches may say no, somebody may hear the answer.
+    fn arrivals(&self, world: &World, operation: Operation, at: At, asked: &[usize], steps: &mut Vec<Step>) {
+        let may_say_no = asked.iter().copied().filter(|branch| world.may_say_no(operation, *branch));
+        for no in may_say_no.map(Some).chain([None]) {
+            let hearers = [None, Some(0), Some(1)];
+            steps.extend(hearers.map(|heard_by| Step::Arrive { operation, at, no, heard_by }));
+        }
+    }
+
+    /// Whether a coordinator has asked this branch and not heard from it.
+    fn awaits(&self, attempt: &Attempt, branch: usize) -> bool {
+        let asked = attempt.operation == Operation::Try
+            || branch == PIVOT
+            || !self.pivot_rule
+            || decision::read_pivot(attempt.operation, attempt.answer(PIVOT)) == Verdict::Proceed;
+        asked && attempt.answers[branch].is_none()
+    }
+
+    /// Sends what a coordinator waits for. What was sent before is sent again, which changes nothing here.
+    fn send(&self, world: &mut World, coordinator: usize) {
+        if let Some(attempt) = &world.coordinators[coordinator] {
+            let asked = [PIVOT, DEBIT].into_iter().filter(|branch| self.awaits(attempt, *branch));
+            world.sent.extend(asked.map(|branch| (attempt.operation, branch)));
+        }
+    }
+
+    /// What becomes of a world in which nothing more goes wrong: every message is lost, every coordinator has crashed, and
+    /// then one of them finds the transaction and goes on with it until there is nothing to do.
+    #[must_use]
+    pub fn recovered(&self, world: &World) -> World {
+        let mut world = World { due: true, coordinators: [None, None], sent: BTreeSet::new(), ..world.clone() };
+        // The longest way: sweep, mature, confirm, turn round, cancel.
+        for _ in 0..6 {
+            let steps = match world.row.map(|row| row.phase) {
+                None => vec![Step::Sweep(world.fences)],
+                Some(Phase::Held) => vec![Step::Mature],
+                Some(phase) => {
+                    let Some(Attempt { operation, .. }) = Attempt::at(phase) else { break };
+                    let ask = |branch| Step::Arrive {
+                        operation,
+                        at: At::Branch(branch),
+                        no: None,
+                        heard_by: Some(0),
+                    };
+                    vec![Step::TakeUp(0, phase), ask(PIVOT), ask(DEBIT), Step::Write(0)]
+                }
+            };
+            for step in steps {
+                world = self.next_state(&world, step).unwrap_or(world);
+            }
+        }
+        world
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,288 @@
+//! One state of everything, and the two things that change it: an event at the row, an operation at a fence.
+//!
+//! The row changes only by compare-and-set along `Phase::after`, a fence only as `fence::admit` says, as in the product.
+//! What a coordinator or the network does with that is not known here.
+
+use std::collections::BTreeSet;
+use tcc_core::decision::{self, Tried, Verdict};
+use tcc_core::{Admission, Event, FenceState, OnMaturity, Operation, Outcome, Phase, Refusal, descriptor, fence};
+
+/// The index of the branch that freezes the payer's unit, then takes it.
+pub const DEBIT: usize = descriptor::DEBIT as usize;
+/// The index of the branch that gives the payee a unit, and decides.
+pub const PIVOT: usize = descriptor::CREDIT as usize;
+
+/// One state of everything.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct World {
+    /// What the hold does when it is due.
+    pub on_maturity: OnMaturity,
+    /// Whether it is due.
+    pub due: bool,
+    /// The coordinators' row, unless it was lost.
+    pub row: Option<Row>,
+    /// Every version that the row ever had.
+    pub versions: BTreeSet<Row>,
+    /// What the coordinators' database has lost.
+    pub loss: Loss,
+    /// What each coordinator has in memory.
+    pub coordinators: [Option<Attempt>; 2],
+    /// Every operation ever sent, and the branch it was sent to.
+    pub sent: BTreeSet<(Operation, usize)>,
+    /// Each branch's fence.
+    pub fences: [Option<FenceState>; 2],
+    /// Where the one unit is.
+    pub books: Books,
+    /// Whether a client's ConfirmHold was ever accepted.
+    pub confirm_accepted: bool,
+    /// Whether the pivot ever answered DONE to Cancel. From then on a client may have been told CANCELLED.
+    pub cancel_accepted: bool,
+    /// Whether a coordinator ever got an answer that the protocol forbids, or was to turn round a second time.
+    pub parked: bool,
+}
+
+/// A version of the coordinators' row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Row {
+    /// Where the transaction stands.
+    pub phase: Phase,
+    /// Whether the pivot has turned the decision round.
+    pub flipped: bool,
+}
+
+/// What the coordinators' database has lost, and who brought it back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Loss {
+    /// Nothing.
+    Nothing,
+    /// The last versions of the row.
+    LastCommits,
+    /// The row.
+    Row,
+    /// The row; the orphan sweep has rebuilt it.
+    RowThenSwept,
+    /// The row; the client has created the hold again.
+    RowThenCreated,
+}
+
+/// What a coordinator has in memory of a transaction that it works on.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Attempt {
+    /// What it asks of the branches.
+    pub operation: Operation,
+    /// What they have answered.
+    pub answers: [Option<Outcome>; 2],
+}
+
+/// What a coordinator makes of the answers that it has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Conclusion {
+    /// Nothing yet.
+    Wait,
+    /// This has happened.
+    Write(Event),
+    /// Something has happened that cannot.
+    Park,
+}
+
+/// The balances that the one unit moves over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Books {
+    /// What the payer can spend.
+    pub payer_available: i8,
+    /// What is frozen of the payer's.
+    pub payer_escrow: i8,
+    /// What the payee can spend.
+    pub payee_available: i8,
+    /// What the payer's shard owes the payee's: below zero while the payee is paid and the payer's unit still frozen.
+    pub clearing: i8,
+}
+
+/// Where an operation arrives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum At {
+    /// At one branch.
+    Branch(usize),
+    /// At the one shard of both branches. In one local transaction it asks the pivot, and if its answer permits the other.
+    Both,
+}
+
+impl World {
+    /// A hold whose CreateHold has just been accepted.
+    #[must_use]
+    pub fn created(on_maturity: OnMaturity) -> Self {
+        let row = Row { phase: Phase::Trying, flipped: false };
+        Self {
+            on_maturity,
+            due: false,
+            row: Some(row),
+            versions: [row].into(),
+            loss: Loss::Nothing,
+            coordinators: [None, None],
+            sent: BTreeSet::new(),
+            fences: [None, None],
+            books: Books { payer_available: 1, payer_escrow: 0, payee_available: 0, clearing: 0 },
+            confirm_accepted: false,
+            cancel_accepted: false,
+            parked: false,
+        }
+    }
+
+    /// Compare-and-set: whether the event had a meaning in the row's phase, which then has changed.
+    pub fn apply(&mut self, event: Event) -> bool {
+        let Some(row) = self.row else { return false };
+        let Some(phase) = row.phase.after(event) else { return false };
+        if event.is_flip() && row.flipped {
+            self.parked = true;
+            return false;
+        }
+        self.write(phase, row.flipped || event.is_flip());
+        true
+    }
+
+    /// Makes a version of the row the current one.
+    pub fn write(&mut self, phase: Phase, flipped: bool) {
+        let row = Row { phase, flipped };
+        self.versions.insert(row);
+        self.row = Some(row);
+    }
+
+    /// An operation takes effect. `no` is the branch that says no, if it is asked and may. Returns the answers of the
+    /// branches that were asked.
+    pub fn arrive(&mut self, operation: Operation, at: At, no: Option<usize>) -> Vec<(usize, Outcome)> {
+        match at {
+            At::Branch(branch) => vec![(branch, self.ask(operation, branch, no))],
+            At::Both => {
+                let pivot = self.ask(operation, PIVOT, no);
+                let permits = decision::permits_next(operation, &pivot);
+                let debit = permits.then(|| (DEBIT, self.ask(operation, DEBIT, no)));
+                [(PIVOT, pivot)].into_iter().chain(debit).collect()
+            }
+        }
+    }
+
+    /// Whether a branch may say no: to the Try that runs, and the pivot to the Confirm that runs.
+    #[must_use]
+    pub fn may_say_no(&self, operation: Operation, branch: usize) -> bool {
+        let kind = operation == Operation::Try || (operation == Operation::Confirm && branch == PIVOT);
+        kind && fence::admit(self.fences[branch], operation) == Admission::Run
+    }
+
+    fn ask(&mut self, operation: Operation, branch: usize, no: Option<usize>) -> Outcome {
+        let (state, answer) = match fence::admit(self.fences[branch], operation) {
+            Admission::Answer(answer) => (self.fences[branch], answer),
+            Admission::Stop => (Some(FenceState::Stopped), Outcome::Done),
+            Admission::Run if no == Some(branch) && self.may_say_no(operation, branch) => match operation {
+                Operation::Try => {
+                    let refusal = if branch == DEBIT { Refusal::InsufficientFunds } else { Refusal::AccountNotFound };
+                    (Some(FenceState::Refused(refusal)), Outcome::Refused(refusal))
+                }
+                _ => {
+                    let refusal = Refusal::AccountBlocked;
+                    (Some(FenceState::Vetoed(refusal)), Outcome::Vetoed(refusal))
+                }
+            },
+            Admission::Run => (Some(self.books.run(operation, branch)), Outcome::Done),
+        };
+        self.fences[branch] = state;
+        self.cancel_accepted |= (operation, branch, &answer) == (Operation::Cancel, PIVOT, &Outcome::Done);
+        answer
+    }
+
+    /// What somebody may have seen of a fence, now or earlier.
+    pub fn looks_at(&self, branch: usize) -> impl Iterator<Item = Option<FenceState>> + use<> {
+        use FenceState::{Cancelled, Confirmed, Tried, Vetoed};
+        let now = self.fences[branch];
+        let was_tried = matches!(now, Some(Confirmed | Cancelled | Vetoed(_)));
+        [now].into_iter().chain(was_tried.then_some(Some(Tried))).chain(now.map(|_| None))
+    }
+}
+
+impl Attempt {
+    /// What a coordinator sets out to do about a transaction in this phase, if there is anything to ask of the branches.
+    #[must_use]
+    pub fn at(phase: Phase) -> Option<Self> {
+        let operation = match phase {
+            Phase::Trying => Operation::Try,
+            Phase::Confirming => Operation::Confirm,
+            Phase::Cancelling => Operation::Cancel,
+            Phase::Held | Phase::Confirmed | Phase::Cancelled => return None,
+        };
+        Some(Self { operation, answers: [None, None] })
+    }
+
+    /// A branch's answer. No answer is its own answer.
+    #[must_use]
+    pub fn answer(&self, branch: usize) -> &Outcome {
+        static NONE: Outcome = Outcome::Unknown(String::new());
+        self.answers[branch].as_ref().unwrap_or(&NONE)
+    }
+
+    /// What the answers add up to.
+    #[must_use]
+    pub fn conclusion(&self) -> Conclusion {
+        let (done, pivot) = match self.operation {
+            Operation::Try => return self.conclusion_of_tries(),
+            Operation::Confirm => (Event::AllConfirmed, decision::read_pivot(self.operation, self.answer(PIVOT))),
+            Operation::Cancel => (Event::AllCancelled, decision::read_pivot(self.operation, self.answer(PIVOT))),
+        };
+        let verdict = match pivot {
+            Verdict::Proceed => decision::read_follower(self.operation, self.answer(DEBIT)),
+            pivot => pivot,
+        };
+        match verdict {
+            Verdict::Proceed => Conclusion::Write(done),
+            Verdict::Flip(event, _) => Conclusion::Write(event),
+            Verdict::Again(_) => Conclusion::Wait,
+            Verdict::Park(_) => Conclusion::Park,
+        }
+    }
+
+    fn conclusion_of_tries(&self) -> Conclusion {
+        match decision::read_tries([self.answer(DEBIT), self.answer(PIVOT)].into_iter()) {
+            Tried::All => Conclusion::Write(Event::Tried),
+            // Somebody has cancelled a branch, so the transaction can only be cancelled: as good as a refusal.
+            Tried::Refused(_) | Tried::Cancelled => Conclusion::Write(Event::Refused),
+            Tried::Unknown(_) => Conclusion::Wait,
+            Tried::Lie(_) => Conclusion::Park,
+        }
+    }
+}
+
+impl Books {
+    /// The effect of an operation that its fence has admitted, and the state that it leaves there.
+    fn run(&mut self, operation: Operation, branch: usize) -> FenceState {
+        match operation {
+            Operation::Try => {
+                if branch == DEBIT {
+                    self.payer_available -= 1;
+                    self.payer_escrow += 1;
+                }
+                FenceState::Tried
+            }
+            Operation::Confirm => {
+                if branch == DEBIT {
+                    self.payer_escrow -= 1;
+                    self.clearing += 1;
+                } else {
+                    self.clearing -= 1;
+                    self.payee_available += 1;
+                }
+                FenceState::Confirmed
+            }
+            Operation::Cancel => {
+                if branch == DEBIT {
+                    self.payer_escrow -= 1;
+                    self.payer_available += 1;
+                }
+                FenceState::Cancelled
+            }
+        }
+    }
+
+    /// Everything there is.
+    #[must_use]
+    pub fn sum(self) -> i8 {
+        self.payer_available + self.payer_escrow + self.payee_available + self.clearing
+    }
+}
