@@ -85,7 +85,9 @@ pub fn read_follower(operation: Operation, outcome: &Outcome) -> Verdict {
     match outcome {
         Outcome::Done => Verdict::Proceed,
         Outcome::Unknown(why) => Verdict::Again(why.clone()),
-        lie => Verdict::Park(format!("a branch answered {lie:?} to {operation:?} after the pivot had answered DONE")),
+        lie => Verdict::Park(format!(
+            "a branch answered {lie:?} to {operation:?} after the pivot had answered DONE"
+        )),
     }
 }
 

@@ -130,7 +130,12 @@ impl Descriptor {
     #[must_use]
     pub fn issue(account: AccountId, amount: Amount, currency: Currency) -> Self {
         let branch = Branch { role: Role::Issue, account, amount, currency };
-        Self { branches: vec![branch], pivot: 0, due_at: Timestamp::UNIX_EPOCH, on_maturity: OnMaturity::Confirm }
+        Self {
+            branches: vec![branch],
+            pivot: 0,
+            due_at: Timestamp::UNIX_EPOCH,
+            on_maturity: OnMaturity::Confirm,
+        }
     }
 
     /// The name of the first field in which two descriptors differ, as it is called in the API.
@@ -155,7 +160,8 @@ impl Descriptor {
                 return Some(name);
             }
         }
-        let times = [("due_at", self.due_at != other.due_at), ("on_maturity", self.on_maturity != other.on_maturity)];
+        let times =
+            [("due_at", self.due_at != other.due_at), ("on_maturity", self.on_maturity != other.on_maturity)];
         times.into_iter().find(|(_, differs)| *differs).map(|(name, _)| name)
     }
 
@@ -208,7 +214,8 @@ impl Descriptor {
         Ok(Self {
             branches,
             pivot: pivot.ok_or(DescriptorError::Field("pivot"))?,
-            due_at: Timestamp::from_microsecond(descriptor.due_at).map_err(|_| DescriptorError::Field("due_at"))?,
+            due_at: Timestamp::from_microsecond(descriptor.due_at)
+                .map_err(|_| DescriptorError::Field("due_at"))?,
             on_maturity,
         })
     }
@@ -306,7 +313,10 @@ mod tests {
         assert_eq!(one.first_difference(&one.clone()), None);
         assert_eq!(one.first_difference(&hold("x", "b", 1, 1_000, OnMaturity::Confirm)), Some("payer"));
         assert_eq!(one.first_difference(&hold("a", "x", 1, 1_000, OnMaturity::Confirm)), Some("payee"));
-        assert_eq!(one.first_difference(&hold("a", "b", 2, 1_000, OnMaturity::Confirm)), Some("amount.value"));
+        assert_eq!(
+            one.first_difference(&hold("a", "b", 2, 1_000, OnMaturity::Confirm)),
+            Some("amount.value")
+        );
         assert_eq!(one.first_difference(&hold("a", "b", 1, 2_000, OnMaturity::Confirm)), Some("due_at"));
         assert_eq!(one.first_difference(&hold("a", "b", 1, 1_000, OnMaturity::Cancel)), Some("on_maturity"));
     }

@@ -143,7 +143,10 @@ mod tests {
             .skip(1)
             .map(|line| {
                 let cells: Vec<_> = line.trim_end_matches(" |").split(" | ").map(str::to_owned).collect();
-                (cells[0].trim_matches('`').to_owned(), [cells[1].clone(), cells[2].clone(), cells[3].clone()])
+                (
+                    cells[0].trim_matches('`').to_owned(),
+                    [cells[1].clone(), cells[2].clone(), cells[3].clone()],
+                )
             })
             .collect()
     }
@@ -173,7 +176,9 @@ mod tests {
                 FenceState::from_number(n, None).or_else(|| FenceState::from_number(n, Some(NO))).unwrap()
             });
             assert!(fence.is_some() || state == "absent");
-            for (operation, cell) in [Operation::Try, Operation::Confirm, Operation::Cancel].into_iter().zip(cells) {
+            for (operation, cell) in
+                [Operation::Try, Operation::Confirm, Operation::Cancel].into_iter().zip(cells)
+            {
                 assert_eq!(shown(&admit(fence, operation)), cell, "{state} {operation:?}");
             }
         }
@@ -182,7 +187,8 @@ mod tests {
     #[test]
     fn states_read_back_from_their_numbers() {
         for number in 1..=6 {
-            let state = FenceState::from_number(number, None).or(FenceState::from_number(number, Some(NO))).unwrap();
+            let state =
+                FenceState::from_number(number, None).or(FenceState::from_number(number, Some(NO))).unwrap();
 
             assert_eq!(state.number(), number);
             assert_eq!(FenceState::from_number(state.number(), state.refusal()), Some(state));

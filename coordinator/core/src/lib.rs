@@ -34,7 +34,8 @@ pub use jiff::Timestamp;
 /// None: the last microsecond of the supported range (year 9999) saturates.
 #[must_use]
 pub fn round_up(time: Timestamp) -> Timestamp {
-    let micros = time.as_nanosecond().div_euclid(1_000) + i128::from(time.as_nanosecond().rem_euclid(1_000) != 0);
+    let micros =
+        time.as_nanosecond().div_euclid(1_000) + i128::from(time.as_nanosecond().rem_euclid(1_000) != 0);
     Timestamp::from_nanosecond(micros * 1_000).unwrap_or(Timestamp::MAX)
 }
 

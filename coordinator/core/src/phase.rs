@@ -100,8 +100,8 @@ impl Phase {
     #[must_use]
     pub fn after(self, event: Event) -> Option<Self> {
         use Event::{
-            AllCancelled, AllConfirmed, CancelRequested, ConfirmRequested, MaturedToCancel, MaturedToConfirm, PivotCancelled,
-            PivotConfirmed, PivotVetoed, Refused, TimedOut, Tried,
+            AllCancelled, AllConfirmed, CancelRequested, ConfirmRequested, MaturedToCancel, MaturedToConfirm,
+            PivotCancelled, PivotConfirmed, PivotVetoed, Refused, TimedOut, Tried,
         };
         match (self, event) {
             (Self::Trying, Tried) => Some(Self::Held),
@@ -182,7 +182,11 @@ impl Event {
             Self::CancelRequested | Self::ConfirmRequested => Some(Cause::Requested),
             Self::MaturedToConfirm | Self::MaturedToCancel => Some(Cause::Matured),
             Self::PivotVetoed => Some(Cause::Vetoed),
-            Self::Tried | Self::PivotConfirmed | Self::PivotCancelled | Self::AllConfirmed | Self::AllCancelled => None,
+            Self::Tried
+            | Self::PivotConfirmed
+            | Self::PivotCancelled
+            | Self::AllConfirmed
+            | Self::AllCancelled => None,
         }
     }
 }
@@ -229,7 +233,8 @@ mod tests {
     #[test]
     fn every_event_leads_to_one_phase() {
         for event in Event::ALL {
-            let targets: std::collections::HashSet<_> = event.sources().map(|phase| phase.after(event)).collect();
+            let targets: std::collections::HashSet<_> =
+                event.sources().map(|phase| phase.after(event)).collect();
 
             assert_eq!(targets.len(), 1, "{event:?}");
             assert_eq!(targets.into_iter().next().flatten(), Some(event.target()));

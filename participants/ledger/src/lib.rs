@@ -1,1 +1,17 @@
-//! x
+//! A ledger shard: the participant that keeps accounts on one PostgreSQL server.
+//!
+//! [`books`] decides, as a pure function over the rows of a batch; [`executor`] reads and locks those rows, writes what was
+//! decided with one statement, and commits; [`Shard`] is the handle that the engine and the API hold. [`audit`] checks the
+//! books. All SQL on a shard's tables stands in this crate; it knows nothing of the coordinator or of gRPC.
+
+pub mod audit;
+pub mod books;
+pub mod executor;
+mod reads;
+mod schema;
+mod shard;
+
+pub use books::{Account, AccountState, PostingKind};
+pub use reads::{BranchRow, PostingRow, ReadError};
+pub use schema::{SchemaError, ensure_partitions, prepare};
+pub use shard::{Shard, ShardError};

@@ -30,7 +30,10 @@ pub trait Executor: Send + 'static {
     fn connect(&mut self) -> impl Future<Output = Result<(), Failure>> + Send;
 
     /// Does all items in one transaction, or none. Answers in the order of the items, only after the commit.
-    fn run(&mut self, items: &[Self::Item]) -> impl Future<Output = Result<Vec<Self::Answer>, Failure>> + Send;
+    fn run(
+        &mut self,
+        items: &[Self::Item],
+    ) -> impl Future<Output = Result<Vec<Self::Answer>, Failure>> + Send;
 }
 
 /// Why a batch failed, by what is to be done.
@@ -88,7 +91,11 @@ struct Job<I, A> {
 
 impl<I, A> Clone for Batcher<I, A> {
     fn clone(&self) -> Self {
-        Self { name: Arc::clone(&self.name), queue: self.queue.clone(), reachable: Arc::clone(&self.reachable) }
+        Self {
+            name: Arc::clone(&self.name),
+            queue: self.queue.clone(),
+            reachable: Arc::clone(&self.reachable),
+        }
     }
 }
 
@@ -140,10 +147,13 @@ impl<I: Send + Sync + 'static, A: Send + 'static> Batcher<I, A> {
     }
 }
 
+/// The queue's far end, which executors share.
+type Queue<I, A> = Arc<Mutex<mpsc::Receiver<Job<I, A>>>>;
+
 struct Worker<E: Executor> {
     name: Arc<str>,
     executor: E,
-    waiting: Arc<Mutex<mpsc::Receiver<Job<E::Item, E::Answer>>>>,
+    waiting: Queue<E::Item, E::Answer>,
     reachable: Arc<AtomicBool>,
     limits: Limits,
 }
@@ -187,7 +197,9 @@ impl<E: Executor> Worker<E> {
                         return false;
                     }
                 }
-                Err(_) => tracing::warn!(target_name = &*self.name, "connecting takes too long; trying again"),
+                Err(_) => {
+                    tracing::warn!(target_name = &*self.name, "connecting takes too long; trying again")
+                }
             }
             tokio::time::sleep(Backoff::CONNECTION.delay(attempt)).await;
         }
@@ -228,7 +240,12 @@ impl<E: Executor> Worker<E> {
                     }
                 }
                 Err(Failure::Disconnected(why)) => {
-                    tracing::warn!(target_name = &*self.name, why, items = items.len(), "a batch has no answer");
+                    tracing::warn!(
+                        target_name = &*self.name,
+                        why,
+                        items = items.len(),
+                        "a batch has no answer"
+                    );
                     for answer in answers {
                         let _ = answer.send(Err(self.unknown(&why)));
                     }
@@ -262,7 +279,10 @@ impl<E: Executor> Worker<E> {
                 Ok(Err(Failure::Conflict(why))) => last = Failure::Conflict(why),
                 Ok(result) => return result,
                 Err(_) => {
-                    return Err(Failure::Disconnected(format!("no answer for {} s", self.limits.patience.as_secs())));
+                    return Err(Failure::Disconnected(format!(
+                        "no answer for {} s",
+                        self.limits.patience.as_secs()
+                    )));
                 }
             }
         }
@@ -323,7 +343,16 @@ mod tests {
 
     fn doubler() -> (Doubler, Arc<std::sync::Mutex<Vec<usize>>>) {
         let batches = Arc::new(std::sync::Mutex::new(Vec::new()));
-        (Doubler { batches: Arc::clone(&batches), lost: 0, conflicts: 0, gate: None, started: Arc::default() }, batches)
+        (
+            Doubler {
+                batches: Arc::clone(&batches),
+                lost: 0,
+                conflicts: 0,
+                gate: None,
+                started: Arc::default(),
+            },
+            batches,
+        )
     }
 
     #[tokio::test]
@@ -334,10 +363,12 @@ mod tests {
         let started = Arc::clone(&executor.started);
         let batcher = Batcher::start("doubler", vec![executor], Limits::default());
 
-        let call = |n| tokio::spawn({
-            let batcher = batcher.clone();
-            async move { batcher.call(n).await }
-        });
+        let call = |n| {
+            tokio::spawn({
+                let batcher = batcher.clone();
+                async move { batcher.call(n).await }
+            })
+        };
         let first = call(100);
         while !started.load(Ordering::SeqCst) {
             tokio::task::yield_now().await;
@@ -349,7 +380,9 @@ mod tests {
         gate.add_permits(2);
         let answers = join_all([first].into_iter().chain(others)).await;
 
-        assert!(answers.into_iter().enumerate().all(|(n, answer)| answer.unwrap() == Ok((n as u32 + 100) * 2)));
+        assert!(
+            answers.into_iter().enumerate().all(|(n, answer)| answer.unwrap() == Ok((n as u32 + 100) * 2))
+        );
         assert_eq!(*batches.lock().unwrap(), [1, 99]);
     }
 

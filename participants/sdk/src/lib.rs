@@ -8,8 +8,8 @@
 //! This crate compiles without the coordinator and holds no SQL of either side's tables.
 
 pub mod batch;
-pub mod partitions;
 pub mod participant;
+pub mod partitions;
 pub mod retry;
 pub mod session;
 

@@ -135,7 +135,9 @@ impl Session {
     pub fn settle(&mut self) -> Result<(), Failure> {
         if self.live()?.in_doubt.load(Ordering::SeqCst) {
             self.live = None;
-            return Err(Failure::Disconnected("the server could not say whether a commit is replicated".into()));
+            return Err(Failure::Disconnected(
+                "the server could not say whether a commit is replicated".into(),
+            ));
         }
         Ok(())
     }

@@ -3,8 +3,8 @@
 //! A claim is its name and a predicate on one state. How a state came about is not known here; what of the past matters
 //! to a claim, the state carries.
 
-use crate::world::{Attempt, Books, DEBIT, Loss, PIVOT, World};
 use crate::Search;
+use crate::world::{Attempt, Books, DEBIT, Loss, PIVOT, World};
 use stateright::Property;
 use tcc_core::FenceState::{Cancelled, Confirmed, Refused, Stopped, Tried, Vetoed};
 use tcc_core::{FenceState, OnMaturity, Operation, Outcome, Phase};
@@ -56,7 +56,7 @@ fn must_hold() -> Vec<Property<Search>> {
 fn must_happen() -> Vec<Property<Search>> {
     vec![
         // Every phase.
-        sometimes("TRYING again", |_, w| in_phase(w, Phase::Trying) && w.versions.len() > 1),
+        sometimes("TRYING again", |_, w| in_phase(w, Phase::Trying) && w.versions().count() > 1),
         sometimes("HELD", |_, w| in_phase(w, Phase::Held)),
         sometimes("CONFIRMING", |_, w| in_phase(w, Phase::Confirming)),
         sometimes("CONFIRMED", |_, w| in_phase(w, Phase::Confirmed)),
@@ -90,7 +90,8 @@ fn must_happen() -> Vec<Property<Search>> {
         }),
         // Races.
         sometimes("one coordinator confirms what the other cancels", |_, w| {
-            let at = |operation| w.coordinators.iter().flatten().any(|attempt| attempt.operation == operation);
+            let at =
+                |operation| w.coordinators.iter().flatten().any(|attempt| attempt.operation == operation);
             at(Operation::Confirm) && at(Operation::Cancel)
         }),
         sometimes("of Confirm and Cancel at the pivot, Confirm wins", |_, w| {
@@ -103,7 +104,8 @@ fn must_happen() -> Vec<Property<Search>> {
             w.row.is_some_and(|row| row.flipped && row.phase == Phase::Confirming)
         }),
         sometimes("the pivot turns CONFIRMING round, by a cancel", |_, w| {
-            w.row.is_some_and(|row| row.flipped && row.phase == Phase::Cancelling) && w.fences[PIVOT] == Some(Cancelled)
+            w.row.is_some_and(|row| row.flipped && row.phase == Phase::Cancelling)
+                && w.fences[PIVOT] == Some(Cancelled)
         }),
         sometimes("the pivot turns CONFIRMING round, by a veto", |_, w| {
             w.row.is_some_and(|row| row.flipped && row.phase == Phase::Cancelling)
@@ -147,7 +149,7 @@ fn is_cancelled(fence: FenceState) -> bool {
 }
 
 fn asked_both_ways(world: &World) -> bool {
-    [Operation::Confirm, Operation::Cancel].into_iter().all(|operation| world.sent.contains(&(operation, PIVOT)))
+    [Operation::Confirm, Operation::Cancel].into_iter().all(|operation| world.sent[operation as usize][PIVOT])
 }
 
 fn answered(world: &World, operation: Operation, branch: usize, answer: &Outcome) -> bool {

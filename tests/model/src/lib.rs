@@ -4,7 +4,8 @@
 //! here and not in production. Around them it makes the world as bad as it gets: messages that are lost, late for ever,
 //! repeated and out of order; two coordinators, either of which may act on a row that it read long ago, and crash at any
 //! point; a client that asks for anything at any time; a payee who is blocked and unblocked; and a coordinator database
-//! that once loses its last commits, or the whole row. [`claims`] says what must hold in every state that this leads to.
+//! that loses its last commits, or the whole row, any number of times. [`claims`] says what must hold in every state that
+//! this leads to.
 //!
 //! It is kept small by leaving memory out wherever leaving it out only adds behaviour:
 //!
@@ -23,10 +24,9 @@
 pub mod claims;
 pub mod world;
 
-use stateright::{Model, Property};
-use std::collections::BTreeSet;
+use stateright::{Checker as _, HasDiscoveries, Model, Path, Property};
 use tcc_core::decision::{self, Verdict};
-use tcc_core::{Event, FenceState, OnMaturity, Operation, Phase};
+use tcc_core::{Event, FenceState, OnMaturity, Operation, Outcome, Phase};
 use world::{At, Attempt, Conclusion, DEBIT, Loss, PIVOT, Row, World};
 
 /// What is searched.
@@ -35,7 +35,7 @@ pub struct Search {
     /// Whether Confirm and Cancel go to the pivot first, and only its answer permits the other branch to follow. If not,
     /// the coordinator's row alone decides, and both branches are asked at once.
     pub pivot_rule: bool,
-    /// Whether the coordinator's database may once lose its last commits, or the row.
+    /// Whether the coordinators' database may lose its last commits, or the row.
     pub commits_are_lost: bool,
 }
 
@@ -48,7 +48,7 @@ pub enum Step {
     CancelHold,
     /// The client asks for the payment.
     ConfirmHold,
-    /// The client repeats its CreateHold, with the same id.
+    /// The client repeats its CreateHold, with the same id, and the row is new.
     CreateHold,
     /// The scheduler sees that the hold is due.
     Mature,
@@ -80,10 +80,58 @@ pub enum Step {
 }
 
 impl Search {
-    /// The protocol as the product has it, in the world as it may become.
+    /// The protocol as the product has it, in a world where everything fails that may.
     #[must_use]
     pub fn product() -> Self {
         Self { pivot_rule: true, commits_are_lost: true }
+    }
+
+    /// The shortest way to a state that breaks a claim, if there is any.
+    ///
+    /// # Panics
+    ///
+    /// If the search itself does.
+    #[must_use]
+    pub fn shortest_way_to_break(self, claim: &'static str) -> Option<Path<World, Step>> {
+        let mut shortest: Option<Path<World, Step>> = None;
+        loop {
+            let mut builder = self.checker().finish_when(HasDiscoveries::AnyOf([claim].into()));
+            // The checker keeps the last way that it finds, not the first. So look for a shorter one until there is none.
+            if let Some(path) = &shortest {
+                builder = builder.target_max_depth(path.clone().into_states().len());
+            }
+            match builder.spawn_bfs().join().discovery(claim) {
+                Some(path) => shortest = Some(path),
+                None => return shortest,
+            }
+        }
+    }
+
+    /// What becomes of a world in which nothing more goes wrong: every message is lost, every coordinator has crashed, and
+    /// then one of them finds the transaction and goes on with it until there is nothing to do.
+    #[must_use]
+    pub fn recovered(&self, world: &World) -> World {
+        let mut world =
+            World { due: true, coordinators: [None, None], sent: Default::default(), ..world.clone() };
+        // The longest way has five turns: sweep, mature, confirm, turn round, cancel.
+        for _ in 0..5 {
+            let steps = match world.row.map(|row| row.phase) {
+                None => vec![Step::Sweep(world.fences)],
+                Some(Phase::Held) => vec![Step::Mature],
+                Some(phase) => {
+                    let Some(Attempt { operation, .. }) = Attempt::at(phase) else { break };
+                    let ask = |branch| {
+                        let (at, no, heard_by) = (At::Branch(branch), None, Some(0));
+                        Step::Arrive { operation, at, no, heard_by }
+                    };
+                    vec![Step::TakeUp(0, phase), ask(PIVOT), ask(DEBIT), Step::Write(0)]
+                }
+            };
+            for step in steps {
+                self.happen(&mut world, step);
+            }
+        }
+        world
     }
 }
 
@@ -95,26 +143,25 @@ impl Model for Search {
         [OnMaturity::Confirm, OnMaturity::Cancel].map(World::created).into()
     }
 
-    /// Everything that might happen. Some of it cannot, which `next_state` knows.
+    /// Everything that might happen. Some of it cannot, which [`Search::happen`] knows.
     fn actions(&self, world: &World, steps: &mut Vec<Step>) {
         if world.parked {
             return;
         }
         steps.extend([Step::TimePasses, Step::CancelHold, Step::ConfirmHold, Step::CreateHold, Step::Mature]);
-        for &(operation, branch) in &world.sent {
-            self.arrivals(world, operation, At::Branch(branch), &[branch], steps);
+        for (operation, branch) in world.sent() {
+            arrivals(world, operation, At::Branch(branch), &[branch], steps);
             // Where the row alone decides, there is no order for one local transaction to keep.
             if branch == PIVOT && self.pivot_rule {
-                self.arrivals(world, operation, At::Both, &[PIVOT, DEBIT], steps);
+                arrivals(world, operation, At::Both, &[PIVOT, DEBIT], steps);
             }
         }
         for coordinator in 0..world.coordinators.len() {
-            let phases: BTreeSet<_> = world.versions.iter().map(|row| row.phase).collect();
-            steps.extend(phases.into_iter().map(|phase| Step::TakeUp(coordinator, phase)));
+            steps.extend(world.versions().map(|row| Step::TakeUp(coordinator, row.phase)));
             steps.extend([Step::Write(coordinator), Step::TimeOut(coordinator), Step::Crash(coordinator)]);
         }
         if self.commits_are_lost {
-            steps.extend(world.versions.iter().copied().map(Step::Rewind));
+            steps.extend(world.versions().map(Step::Rewind));
             steps.push(Step::Vanish);
             for debit in world.looks_at(DEBIT) {
                 steps.extend(world.looks_at(PIVOT).map(|pivot| Step::Sweep([debit, pivot])));
@@ -124,9 +171,22 @@ impl Model for Search {
 
     fn next_state(&self, before: &World, step: Step) -> Option<World> {
         let mut world = before.clone();
+        self.happen(&mut world, step);
+        world.sort_coordinators();
+        (world != *before).then_some(world)
+    }
+
+    fn properties(&self) -> Vec<Property<Self>> {
+        claims::all()
+    }
+}
+
+impl Search {
+    /// Changes nothing, if the step cannot happen.
+    fn happen(&self, world: &mut World, step: Step) {
         match step {
             Step::TimePasses => world.due = true,
-            // The store compares the time in the statement that writes.
+            // The store compares the time in the statement that writes, so a client is never admitted late.
             Step::CancelHold if !world.due => {
                 world.apply(Event::CancelRequested);
             }
@@ -145,77 +205,39 @@ impl Model for Search {
             }
             Step::TakeUp(coordinator, phase) if world.coordinators[coordinator].is_none() => {
                 world.coordinators[coordinator] = Attempt::at(phase);
-                self.send(&mut world, coordinator);
+                self.send(world, coordinator);
             }
-            Step::Arrive { operation, at, no, heard_by } => {
-                let mut answers = world.arrive(operation, at, no).into_iter();
+            Step::Arrive { operation, at, no, heard_by } if world.was_sent(operation, at) => {
+                let answers = world.arrive(operation, at, no);
                 if let Some(coordinator) = heard_by {
-                    answers.try_for_each(|(branch, answer)| {
-                        let attempt = world.coordinators[coordinator].as_mut()?;
-                        if attempt.operation != operation || !self.awaits(attempt, branch) {
-                            return None;
-                        }
-                        attempt.answers[branch] = Some(answer);
-                        Some(())
-                    })?;
-                    self.send(&mut world, coordinator);
+                    answers.into_iter().for_each(|answer| self.hear(world, coordinator, operation, answer));
                 }
             }
-            Step::Write(coordinator) => match world.coordinators[coordinator].take()?.conclusion() {
-                Conclusion::Wait => return None,
-                Conclusion::Write(event) => {
-                    world.apply(event);
-                }
-                Conclusion::Park => world.parked = true,
-            },
+            Step::Write(coordinator) => self.write(world, coordinator),
             Step::TimeOut(coordinator) => {
-                let attempt = world.coordinators[coordinator].take()?;
-                if attempt.operation != Operation::Try || attempt.conclusion() != Conclusion::Wait {
-                    return None;
+                let waits = |attempt: &mut Attempt| {
+                    attempt.operation == Operation::Try && attempt.conclusion() == Conclusion::Wait
+                };
+                if world.coordinators[coordinator].take_if(waits).is_some() {
+                    world.apply(Event::TimedOut);
                 }
-                world.apply(Event::TimedOut);
             }
             Step::Crash(coordinator) => world.coordinators[coordinator] = None,
-            Step::Rewind(row) if world.loss == Loss::Nothing => {
+            Step::Rewind(row) => {
                 world.row = Some(row);
                 world.loss = Loss::LastCommits;
             }
-            Step::Vanish if world.loss == Loss::Nothing => {
+            Step::Vanish => {
                 world.row = None;
                 world.loss = Loss::Row;
             }
             Step::Sweep(seen) if world.row.is_none() => {
-                world.write(swept(seen)?, false);
-                world.loss = Loss::RowThenSwept;
+                if let Some(phase) = swept(seen) {
+                    world.write(phase, false);
+                    world.loss = Loss::RowThenSwept;
+                }
             }
-            _ => return None,
-        }
-        (world != *before).then_some(world)
-    }
-
-    fn properties(&self) -> Vec<Property<Self>> {
-        claims::all()
-    }
-}
-
-/// The phase of a row that the orphan sweep rebuilds; `None` if it saw no open branch to rebuild it for.
-fn swept(seen: [Option<FenceState>; 2]) -> Option<Phase> {
-    use FenceState::{Confirmed, Tried};
-    match (seen[DEBIT], seen[PIVOT]) {
-        (Some(Tried), Some(Tried)) => Some(Phase::Held),
-        (Some(Tried), Some(Confirmed)) => Some(Phase::Confirming),
-        (Some(Tried), _) | (_, Some(Tried)) => Some(Phase::Cancelling),
-        _ => None,
-    }
-}
-
-impl Search {
-    /// The ways in which an operation can arrive: one of the branches may say no, somebody may hear the answer.
-    fn arrivals(&self, world: &World, operation: Operation, at: At, asked: &[usize], steps: &mut Vec<Step>) {
-        let may_say_no = asked.iter().copied().filter(|branch| world.may_say_no(operation, *branch));
-        for no in may_say_no.map(Some).chain([None]) {
-            let hearers = [None, Some(0), Some(1)];
-            steps.extend(hearers.map(|heard_by| Step::Arrive { operation, at, no, heard_by }));
+            _ => {}
         }
     }
 
@@ -231,39 +253,59 @@ impl Search {
     /// Sends what a coordinator waits for. What was sent before is sent again, which changes nothing here.
     fn send(&self, world: &mut World, coordinator: usize) {
         if let Some(attempt) = &world.coordinators[coordinator] {
-            let asked = [PIVOT, DEBIT].into_iter().filter(|branch| self.awaits(attempt, *branch));
-            world.sent.extend(asked.map(|branch| (attempt.operation, branch)));
+            for branch in [PIVOT, DEBIT].into_iter().filter(|branch| self.awaits(attempt, *branch)) {
+                world.sent[attempt.operation as usize][branch] = true;
+            }
         }
     }
 
-    /// What becomes of a world in which nothing more goes wrong: every message is lost, every coordinator has crashed, and
-    /// then one of them finds the transaction and goes on with it until there is nothing to do.
-    #[must_use]
-    pub fn recovered(&self, world: &World) -> World {
-        let mut world = World { due: true, coordinators: [None, None], sent: BTreeSet::new(), ..world.clone() };
-        // The longest way: sweep, mature, confirm, turn round, cancel.
-        for _ in 0..6 {
-            let steps = match world.row.map(|row| row.phase) {
-                None => vec![Step::Sweep(world.fences)],
-                Some(Phase::Held) => vec![Step::Mature],
-                Some(phase) => {
-                    let Some(Attempt { operation, .. }) = Attempt::at(phase) else { break };
-                    let ask = |branch| Step::Arrive {
-                        operation,
-                        at: At::Branch(branch),
-                        no: None,
-                        heard_by: Some(0),
-                    };
-                    vec![Step::TakeUp(0, phase), ask(PIVOT), ask(DEBIT), Step::Write(0)]
-                }
-            };
-            for step in steps {
-                world = self.next_state(&world, step).unwrap_or(world);
-            }
+    /// An answer that its coordinator does not wait for is lost.
+    fn hear(
+        &self,
+        world: &mut World,
+        coordinator: usize,
+        operation: Operation,
+        (branch, answer): (usize, Outcome),
+    ) {
+        if let Some(attempt) = &mut world.coordinators[coordinator]
+            && attempt.operation == operation
+            && self.awaits(attempt, branch)
+        {
+            attempt.answers[branch] = Some(answer);
+            self.send(world, coordinator);
         }
-        world
+    }
+
+    /// A coordinator is done with what it took up. It will read the row again.
+    fn write(&self, world: &mut World, coordinator: usize) {
+        let concluded = |attempt: &mut Attempt| attempt.conclusion() != Conclusion::Wait;
+        let Some(attempt) = world.coordinators[coordinator].take_if(concluded) else { return };
+        match attempt.conclusion() {
+            Conclusion::Wait => {}
+            Conclusion::Write(event) => {
+                world.apply(event);
+            }
+            Conclusion::Park => world.parked = true,
+        }
     }
 }
 
-#[cfg(test)]
-mod tests;
+/// The ways in which an operation can arrive: a branch may say no, and a coordinator may hear the answers.
+fn arrivals(world: &World, operation: Operation, at: At, asked: &[usize], steps: &mut Vec<Step>) {
+    let may_say_no = asked.iter().copied().filter(|branch| world.may_say_no(operation, *branch));
+    for no in may_say_no.map(Some).chain([None]) {
+        let hearers = [None, Some(0), Some(1)];
+        steps.extend(hearers.map(|heard_by| Step::Arrive { operation, at, no, heard_by }));
+    }
+}
+
+/// The phase of a row that the orphan sweep rebuilds; `None` if it saw no open branch to rebuild it for.
+fn swept(seen: [Option<FenceState>; 2]) -> Option<Phase> {
+    use FenceState::{Confirmed, Tried};
+    match (seen[DEBIT], seen[PIVOT]) {
+        (Some(Tried), Some(Tried)) => Some(Phase::Held),
+        (Some(Tried), Some(Confirmed)) => Some(Phase::Confirming),
+        (Some(Tried), _) | (_, Some(Tried)) => Some(Phase::Cancelling),
+        _ => None,
+    }
+}

@@ -3,9 +3,11 @@
 //! The row changes only by compare-and-set along `Phase::after`, a fence only as `fence::admit` says, as in the product.
 //! What a coordinator or the network does with that is not known here.
 
-use std::collections::BTreeSet;
+use std::cmp::Reverse;
 use tcc_core::decision::{self, Tried, Verdict};
-use tcc_core::{Admission, Event, FenceState, OnMaturity, Operation, Outcome, Phase, Refusal, descriptor, fence};
+use tcc_core::{
+    Admission, Event, FenceState, OnMaturity, Operation, Outcome, Phase, Refusal, descriptor, fence,
+};
 
 /// The index of the branch that freezes the payer's unit, then takes it.
 pub const DEBIT: usize = descriptor::DEBIT as usize;
@@ -21,14 +23,14 @@ pub struct World {
     pub due: bool,
     /// The coordinators' row, unless it was lost.
     pub row: Option<Row>,
-    /// Every version that the row ever had.
-    pub versions: BTreeSet<Row>,
+    /// Every version that the row ever had, by phase and flip.
+    pub versions: [[bool; 2]; 6],
     /// What the coordinators' database has lost.
     pub loss: Loss,
     /// What each coordinator has in memory.
     pub coordinators: [Option<Attempt>; 2],
-    /// Every operation ever sent, and the branch it was sent to.
-    pub sent: BTreeSet<(Operation, usize)>,
+    /// Every operation ever sent, by operation and branch.
+    pub sent: [[bool; 2]; 3],
     /// Each branch's fence.
     pub fences: [Option<FenceState>; 2],
     /// Where the one unit is.
@@ -111,21 +113,22 @@ impl World {
     /// A hold whose CreateHold has just been accepted.
     #[must_use]
     pub fn created(on_maturity: OnMaturity) -> Self {
-        let row = Row { phase: Phase::Trying, flipped: false };
-        Self {
+        let mut world = Self {
             on_maturity,
             due: false,
-            row: Some(row),
-            versions: [row].into(),
+            row: None,
+            versions: [[false; 2]; 6],
             loss: Loss::Nothing,
             coordinators: [None, None],
-            sent: BTreeSet::new(),
+            sent: [[false; 2]; 3],
             fences: [None, None],
             books: Books { payer_available: 1, payer_escrow: 0, payee_available: 0, clearing: 0 },
             confirm_accepted: false,
             cancel_accepted: false,
             parked: false,
-        }
+        };
+        world.write(Phase::Trying, false);
+        world
     }
 
     /// Compare-and-set: whether the event had a meaning in the row's phase, which then has changed.
@@ -142,9 +145,32 @@ impl World {
 
     /// Makes a version of the row the current one.
     pub fn write(&mut self, phase: Phase, flipped: bool) {
-        let row = Row { phase, flipped };
-        self.versions.insert(row);
-        self.row = Some(row);
+        self.versions[phase as usize][usize::from(flipped)] = true;
+        self.row = Some(Row { phase, flipped });
+    }
+
+    /// Every version that the row ever had.
+    pub fn versions(&self) -> impl Iterator<Item = Row> {
+        let all =
+            Phase::ALL.into_iter().flat_map(|phase| [false, true].map(|flipped| Row { phase, flipped }));
+        all.filter(|row| self.versions[row.phase as usize][usize::from(row.flipped)])
+    }
+
+    /// Every operation ever sent, and the branch that it was sent to.
+    pub fn sent(&self) -> impl Iterator<Item = (Operation, usize)> {
+        let operations = [Operation::Try, Operation::Confirm, Operation::Cancel].into_iter();
+        let all = operations.flat_map(|operation| [DEBIT, PIVOT].map(|branch| (operation, branch)));
+        all.filter(|(operation, branch)| self.sent[*operation as usize][*branch])
+    }
+
+    /// Whether an operation can arrive there. The one shard of both branches gets both with the pivot's.
+    #[must_use]
+    pub fn was_sent(&self, operation: Operation, at: At) -> bool {
+        let branch = match at {
+            At::Branch(branch) => branch,
+            At::Both => PIVOT,
+        };
+        self.sent[operation as usize][branch]
     }
 
     /// An operation takes effect. `no` is the branch that says no, if it is asked and may. Returns the answers of the
@@ -174,7 +200,8 @@ impl World {
             Admission::Stop => (Some(FenceState::Stopped), Outcome::Done),
             Admission::Run if no == Some(branch) && self.may_say_no(operation, branch) => match operation {
                 Operation::Try => {
-                    let refusal = if branch == DEBIT { Refusal::InsufficientFunds } else { Refusal::AccountNotFound };
+                    let refusal =
+                        if branch == DEBIT { Refusal::InsufficientFunds } else { Refusal::AccountNotFound };
                     (Some(FenceState::Refused(refusal)), Outcome::Refused(refusal))
                 }
                 _ => {
@@ -187,6 +214,15 @@ impl World {
         self.fences[branch] = state;
         self.cancel_accepted |= (operation, branch, &answer) == (Operation::Cancel, PIVOT, &Outcome::Done);
         answer
+    }
+
+    /// The two coordinators are alike, so which of them is the first makes no difference, but twice as many states.
+    pub fn sort_coordinators(&mut self) {
+        self.coordinators.sort_by_key(|coordinator| {
+            let answered =
+                |attempt: &Attempt| (attempt.operation, attempt.answers.each_ref().map(Option::is_some));
+            Reverse(coordinator.as_ref().map(answered))
+        });
     }
 
     /// What somebody may have seen of a fence, now or earlier.
@@ -223,8 +259,12 @@ impl Attempt {
     pub fn conclusion(&self) -> Conclusion {
         let (done, pivot) = match self.operation {
             Operation::Try => return self.conclusion_of_tries(),
-            Operation::Confirm => (Event::AllConfirmed, decision::read_pivot(self.operation, self.answer(PIVOT))),
-            Operation::Cancel => (Event::AllCancelled, decision::read_pivot(self.operation, self.answer(PIVOT))),
+            Operation::Confirm => {
+                (Event::AllConfirmed, decision::read_pivot(self.operation, self.answer(PIVOT)))
+            }
+            Operation::Cancel => {
+                (Event::AllCancelled, decision::read_pivot(self.operation, self.answer(PIVOT)))
+            }
         };
         let verdict = match pivot {
             Verdict::Proceed => decision::read_follower(self.operation, self.answer(DEBIT)),

@@ -1,0 +1,95 @@
+-- The books of one shard.
+--
+-- branch is fence and escrow in one row. posting is the immutable journal: one row names both its sides by its kind, so it
+-- balances by construction, and carries the balances after it. account is the sum of its postings, kept current.
+
+-- Which shard this is, and which of the 4096 buckets of accounts it serves. Written once.
+CREATE TABLE shard (
+    name text NOT NULL,
+    only boolean PRIMARY KEY DEFAULT true CHECK (only)
+);
+
+CREATE TABLE bucket (
+    bucket smallint PRIMARY KEY CHECK (bucket BETWEEN 0 AND 4095)
+);
+
+CREATE TABLE account (
+    id text COLLATE "C" PRIMARY KEY,
+    currency text NOT NULL,
+    available bigint NOT NULL CHECK (available >= 0),
+    held bigint NOT NULL CHECK (held >= 0),
+    -- 1 open, 2 blocked, 3 closed
+    state smallint NOT NULL CHECK (state BETWEEN 1 AND 3),
+    -- The number of postings.
+    version bigint NOT NULL CHECK (version >= 0),
+    -- recorded_at of the newest posting, so that versions and times agree.
+    posted_at timestamptz NOT NULL,
+    created_at timestamptz NOT NULL
+) WITH (fillfactor = 50);
+
+CREATE TABLE branch (
+    transaction_id uuid NOT NULL,
+    branch smallint NOT NULL,
+    -- 1 debit, 2 credit, 3 issue
+    role smallint NOT NULL CHECK (role BETWEEN 1 AND 3),
+    -- 1 tried, 2 refused, 3 confirmed, 4 cancelled, 5 vetoed, 6 stopped
+    state smallint NOT NULL CHECK (state BETWEEN 1 AND 6),
+    account text COLLATE "C" NOT NULL,
+    amount bigint NOT NULL CHECK (amount > 0),
+    -- Why it was refused or vetoed.
+    refusal text CHECK ((refusal IS NOT NULL) = (state IN (2, 5))),
+    -- The whole transaction, as coordinator/core/src/descriptor.rs encodes it.
+    descriptor bytea NOT NULL,
+    fenced_at timestamptz NOT NULL,
+    decided_at timestamptz,
+    PRIMARY KEY (transaction_id, branch)
+) PARTITION BY RANGE (transaction_id);
+
+CREATE TABLE posting (
+    account text COLLATE "C" NOT NULL,
+    version bigint NOT NULL CHECK (version > 0),
+    transaction_id uuid NOT NULL,
+    branch smallint NOT NULL,
+    -- 1 issue, 2 burn, 3 hold, 4 release, 5 settle, 6 pay; see the view entry
+    kind smallint NOT NULL CHECK (kind BETWEEN 1 AND 6),
+    amount bigint NOT NULL CHECK (amount > 0),
+    available_after bigint NOT NULL CHECK (available_after >= 0),
+    held_after bigint NOT NULL CHECK (held_after >= 0),
+    recorded_at timestamptz NOT NULL,
+    PRIMARY KEY (account, version, recorded_at)
+) PARTITION BY RANGE (recorded_at);
+
+-- Each kind of posting: which book it is taken from and which it is added to, and what it does to the account.
+CREATE TABLE posting_kind (
+    kind smallint PRIMARY KEY,
+    name text NOT NULL,
+    debit text NOT NULL,
+    credit text NOT NULL,
+    available_change smallint NOT NULL,
+    held_change smallint NOT NULL
+);
+INSERT INTO posting_kind VALUES
+    (1, 'issue', 'world', 'available', 1, 0),
+    (2, 'burn', 'available', 'world', -1, 0),
+    (3, 'hold', 'available', 'escrow', -1, 1),
+    (4, 'release', 'escrow', 'available', 1, -1),
+    (5, 'settle', 'escrow', 'clearing', 0, -1),
+    (6, 'pay', 'clearing', 'available', 1, 0);
+
+-- The journal as classical double entry: two rows for each posting, which cancel out.
+CREATE VIEW entry AS
+SELECT p.transaction_id, p.branch, p.recorded_at, k.name AS kind, s.book,
+       CASE WHEN s.book IN ('available', 'escrow') THEN p.account END AS account, s.sign * p.amount AS change
+FROM posting p
+JOIN posting_kind k USING (kind)
+CROSS JOIN LATERAL (VALUES (k.debit, -1), (k.credit, 1)) AS s (book, sign);
+
+-- Counts a write's rows inside the statement, so that the COMMIT may follow it without a round trip between.
+CREATE FUNCTION expect_rows(actual bigint, expected bigint, what text) RETURNS void
+LANGUAGE plpgsql AS $$
+BEGIN
+    IF actual <> expected THEN
+        RAISE EXCEPTION '% of % % written: somebody else changed them', actual, expected, what
+            USING ERRCODE = 'serialization_failure';
+    END IF;
+END $$;

@@ -1,0 +1,149 @@
+//! What the API and the audit read of a shard, on pooled connections of their own.
+
+use crate::{
+    books::{Account, PostingKind},
+    executor::{read_account, role_from_number},
+};
+use tcc_core::{AccountId, FenceState, Refusal, Role, Timestamp, TransactionId};
+use tokio_postgres::Client;
+use uuid::Uuid;
+
+/// Why a read failed.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// The shard does not answer, or not in time.
+    #[error("reading from shard {shard}: {cause}")]
+    Unreachable {
+        /// Which.
+        shard: String,
+        /// Why, for people.
+        cause: String,
+    },
+    /// A row that no version of this program has written.
+    #[error("a row of shard {shard} cannot be read: {what}")]
+    Damaged {
+        /// Which.
+        shard: String,
+        /// What is wrong with it.
+        what: String,
+    },
+}
+
+/// A line of an account's book.
+#[derive(Debug, Clone)]
+pub struct PostingRow {
+    /// 1, 2, 3, … of the account.
+    pub version: i64,
+    /// Because of which transaction.
+    pub transaction: TransactionId,
+    /// From where to where.
+    pub kind: PostingKind,
+    /// How much.
+    pub amount: i64,
+    /// The balance after it.
+    pub available_after: i64,
+    /// The frozen part after it.
+    pub held_after: i64,
+    /// By the shard's clock.
+    pub recorded_at: Timestamp,
+}
+
+/// A fence, as the audit pairs it with its counterpart.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BranchRow {
+    /// Of which transaction.
+    pub transaction: TransactionId,
+    /// Which of its branches.
+    pub branch: u16,
+    /// What it does.
+    pub role: Role,
+    /// How far it is.
+    pub state: FenceState,
+    /// To which account.
+    pub account: String,
+    /// How much.
+    pub amount: i64,
+    /// The transaction as this fence knows it.
+    pub descriptor: Vec<u8>,
+    /// Microseconds from its Try, or its tombstone, to now: by the shard's clock.
+    pub age_us: i64,
+}
+
+pub(crate) async fn account(client: &Client, id: &AccountId) -> Result<Option<Account>, String> {
+    let sql = "-- account
+        SELECT id, currency, available, held, state, version, posted_at, created_at FROM account WHERE id = $1";
+    let row = client.query_opt(sql, &[&id.as_str()]).await.map_err(|e| e.to_string())?;
+    row.map(|row| read_account(&row).map_err(|e| e.to_string())).transpose()
+}
+
+pub(crate) async fn postings(
+    client: &Client,
+    id: &AccountId,
+    after: i64,
+    limit: i64,
+) -> Result<Vec<PostingRow>, String> {
+    let sql = "-- postings
+        SELECT version, transaction_id, kind, amount, available_after, held_after, recorded_at
+        FROM posting WHERE account = $1 AND version > $2 ORDER BY version LIMIT $3";
+    let rows = client.query(sql, &[&id.as_str(), &after, &limit]).await.map_err(|e| e.to_string())?;
+    let posting = |row: &tokio_postgres::Row| {
+        Some(PostingRow {
+            version: row.get("version"),
+            transaction: TransactionId::from_uuid(row.get("transaction_id")).ok()?,
+            kind: PostingKind::from_number(row.get("kind"))?,
+            amount: row.get("amount"),
+            available_after: row.get("available_after"),
+            held_after: row.get("held_after"),
+            recorded_at: row.get("recorded_at"),
+        })
+    };
+    rows.iter()
+        .map(|row| posting(row).ok_or_else(|| "a posting has an unknown id or kind".to_owned()))
+        .collect()
+}
+
+/// Fences in the order of their keys. `only` restricts them to some transactions.
+pub(crate) async fn branches(
+    client: &Client,
+    after: (Uuid, i16),
+    limit: i64,
+    only: Option<&[Uuid]>,
+) -> Result<Vec<BranchRow>, String> {
+    let columns = "b.transaction_id, b.branch, b.role, b.state, b.account, b.amount, b.refusal, b.descriptor,
+        (extract(epoch FROM clock_timestamp() - b.fenced_at) * 1000000)::int8 AS age_us";
+    let rows = match only {
+        None => {
+            let sql = format!(
+                "-- branches
+                 SELECT {columns} FROM branch b WHERE (transaction_id, branch) > ($1, $2)
+                 ORDER BY transaction_id, branch LIMIT $3"
+            );
+            client.query(&sql, &[&after.0, &after.1, &limit]).await
+        }
+        Some(ids) => {
+            let sql = format!(
+                "-- branches_of
+                 SELECT {columns} FROM unnest($1::uuid[]) AS i (id) JOIN branch b ON b.transaction_id = i.id
+                 ORDER BY b.transaction_id, b.branch"
+            );
+            client.query(&sql, &[&ids]).await
+        }
+    };
+    let branch = |row: &tokio_postgres::Row| {
+        let refusal = row.get::<_, Option<&str>>("refusal").map(str::parse::<Refusal>).transpose().ok()?;
+        Some(BranchRow {
+            transaction: TransactionId::from_uuid(row.get("transaction_id")).ok()?,
+            branch: row.get::<_, i16>("branch") as u16,
+            role: role_from_number(row.get("role"))?,
+            state: FenceState::from_number(row.get("state"), refusal)?,
+            account: row.get("account"),
+            amount: row.get("amount"),
+            descriptor: row.get("descriptor"),
+            age_us: row.get("age_us"),
+        })
+    };
+    let rows = rows.map_err(|e| e.to_string())?;
+    rows.iter()
+        .map(|row| branch(row).ok_or_else(|| "a fence has an unknown id, role or state".to_owned()))
+        .collect()
+}

@@ -1,0 +1,236 @@
+//! The handle of one shard: what the engine, the API and the audit call.
+
+use crate::{
+    audit::{self, ShardAudit},
+    books::{Account, Answer, Op},
+    executor::ShardExecutor,
+    reads::{self, BranchRow, PostingRow, ReadError},
+};
+use deadpool_postgres::{
+    Manager, ManagerConfig, Object, Pool, PoolError, RecyclingMethod, Runtime, Timeouts,
+};
+use futures::future::BoxFuture;
+use std::{collections::HashSet, sync::Arc, time::Duration};
+use tcc_core::{AccountId, Currency, Outcome, Transaction};
+use tcc_participant::{
+    Batcher, Call, Participant,
+    batch::{Limits, Unknown},
+    session::bounded,
+};
+use tokio_postgres::{Config, NoTls};
+use uuid::Uuid;
+
+/// One shard, in-process. Clones share it.
+#[derive(Clone)]
+pub struct Shard {
+    name: Arc<str>,
+    operations: Batcher<Op, Answer>,
+    reads: Pool,
+    buckets: usize,
+}
+
+/// Why an account could not be opened or issued to.
+#[derive(Debug, thiserror::Error)]
+pub enum ShardError {
+    /// It may have happened; do it again.
+    #[error(transparent)]
+    Unknown(#[from] Unknown),
+    /// It cannot happen here; nothing was changed.
+    #[error("shard {shard} cannot do this: {why}")]
+    Broken {
+        /// Which.
+        shard: String,
+        /// Why, for people.
+        why: String,
+    },
+}
+
+/// Executors of one shard. With more than two the batches get smaller and everything slower.
+const EXECUTORS: usize = 2;
+
+impl Shard {
+    /// Starts the shard's executors, which connect by themselves and keep trying.
+    #[must_use]
+    pub fn start(name: &str, config: &Config, buckets: HashSet<u16>) -> Self {
+        let served = buckets.len();
+        let buckets = Arc::new(buckets);
+        let executors = (0..EXECUTORS).map(|_| ShardExecutor::new(config, Arc::clone(&buckets))).collect();
+        let operations = Batcher::start(&format!("shard {name}"), executors, Limits::default());
+        Self::with_operations(name, operations, config, served)
+    }
+
+    /// A shard whose operations go through a given batcher: the seam for tests.
+    #[must_use]
+    pub fn with_operations(
+        name: &str,
+        operations: Batcher<Op, Answer>,
+        config: &Config,
+        buckets: usize,
+    ) -> Self {
+        let manager = Manager::from_config(
+            bounded(config.clone(), "tcc-shard-reads"),
+            NoTls,
+            ManagerConfig { recycling_method: RecyclingMethod::Fast },
+        );
+        let patience = Some(Duration::from_secs(3));
+        let reads = Pool::builder(manager)
+            .max_size(8)
+            .runtime(Runtime::Tokio1)
+            .timeouts(Timeouts { wait: patience, create: patience, recycle: patience })
+            .build()
+            .expect("a pool with a runtime and time-outs is complete");
+        Self { name: name.into(), operations, reads, buckets }
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// How many operations wait for their batch.
+    #[must_use]
+    pub fn queued(&self) -> usize {
+        self.operations.queued()
+    }
+
+    /// How many buckets of accounts it serves.
+    #[must_use]
+    pub fn buckets(&self) -> usize {
+        self.buckets
+    }
+
+    /// Opens an account, or answers the one there is, whatever its currency.
+    ///
+    /// # Errors
+    ///
+    /// [`ShardError`].
+    pub async fn open(&self, id: AccountId, currency: Currency) -> Result<Account, ShardError> {
+        match self.operations.call(Op::Open(id, currency)).await? {
+            Answer::Account(account) => Ok(account),
+            other => Err(self.broken(other)),
+        }
+    }
+
+    /// Issues units to an account, once for the transaction's id. Answers the account as it is after that.
+    ///
+    /// # Errors
+    ///
+    /// [`ShardError`]. A refusal is an outcome.
+    pub async fn issue(
+        &self,
+        transaction: Arc<Transaction>,
+    ) -> Result<(Outcome, Option<Account>), ShardError> {
+        match self.operations.call(Op::Issue(transaction)).await? {
+            Answer::Issued(outcome, account) => Ok((outcome, account)),
+            other => Err(self.broken(other)),
+        }
+    }
+
+    /// Reads an account.
+    ///
+    /// # Errors
+    ///
+    /// [`ReadError`].
+    pub async fn account(&self, id: &AccountId) -> Result<Option<Account>, ReadError> {
+        let client = self.reader().await?;
+        reads::account(&client, id).await.map_err(|cause| self.unreachable(cause))
+    }
+
+    /// Reads postings of an account with a version greater than `after`, at most `limit`, oldest first.
+    ///
+    /// # Errors
+    ///
+    /// [`ReadError`].
+    pub async fn postings(
+        &self,
+        id: &AccountId,
+        after: i64,
+        limit: i64,
+    ) -> Result<Vec<PostingRow>, ReadError> {
+        let client = self.reader().await?;
+        reads::postings(&client, id, after, limit).await.map_err(|cause| self.unreachable(cause))
+    }
+
+    /// Reads fences after a key, at most `limit`, in the order of their keys.
+    ///
+    /// # Errors
+    ///
+    /// [`ReadError`].
+    pub async fn branches(&self, after: (Uuid, i16), limit: i64) -> Result<Vec<BranchRow>, ReadError> {
+        let client = self.reader().await?;
+        reads::branches(&client, after, limit, None).await.map_err(|cause| self.unreachable(cause))
+    }
+
+    /// Reads the fences of some transactions.
+    ///
+    /// # Errors
+    ///
+    /// [`ReadError`].
+    pub async fn branches_of(&self, ids: &[Uuid]) -> Result<Vec<BranchRow>, ReadError> {
+        let client = self.reader().await?;
+        reads::branches(&client, (Uuid::nil(), 0), 0, Some(ids))
+            .await
+            .map_err(|cause| self.unreachable(cause))
+    }
+
+    /// Checks the shard's books against themselves, in one consistent snapshot.
+    ///
+    /// # Errors
+    ///
+    /// [`ReadError`].
+    pub async fn audit(&self) -> Result<ShardAudit, ReadError> {
+        let mut client = self.reader().await?;
+        audit::run(&mut client).await.map_err(|cause| self.unreachable(cause.to_string()))
+    }
+
+    /// Creates partitions ahead of time.
+    ///
+    /// # Errors
+    ///
+    /// [`ReadError::Unreachable`].
+    pub async fn ensure_partitions(&self) -> Result<usize, ReadError> {
+        let client = self.reader().await?;
+        let made = async {
+            let now = client.query_one("SELECT clock_timestamp()", &[]).await?.get(0);
+            crate::schema::ensure_partitions(&client, now).await
+        };
+        made.await.map_err(|e| self.unreachable(e.to_string()))
+    }
+
+    async fn reader(&self) -> Result<Object, ReadError> {
+        self.reads.get().await.map_err(|e: PoolError| self.unreachable(e.to_string()))
+    }
+
+    fn unreachable(&self, cause: String) -> ReadError {
+        ReadError::Unreachable { shard: self.name.to_string(), cause }
+    }
+
+    fn broken(&self, answer: Answer) -> ShardError {
+        let why = match answer {
+            Answer::Broken(why) => why,
+            other => format!("an answer to another question: {other:?}"),
+        };
+        ShardError::Broken { shard: self.name.to_string(), why }
+    }
+}
+
+impl Participant for Shard {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn is_reachable(&self) -> bool {
+        self.operations.is_reachable()
+    }
+
+    fn call(&self, call: Call) -> BoxFuture<'_, Vec<Outcome>> {
+        Box::pin(async move {
+            match self.operations.call(Op::Call(call)).await {
+                Ok(Answer::Outcomes(outcomes)) => outcomes,
+                Ok(other) => vec![Outcome::Unknown(self.broken(other).to_string())],
+                Err(unknown) => vec![Outcome::Unknown(unknown.to_string())],
+            }
+        })
+    }
+}
