@@ -6,7 +6,7 @@
 -- Which shard this is, and which of the 4096 buckets of accounts it serves. Written once.
 CREATE TABLE shard (
     name text NOT NULL,
-    only boolean PRIMARY KEY DEFAULT true CHECK (only)
+    single boolean PRIMARY KEY DEFAULT true CHECK (single)
 );
 
 CREATE TABLE bucket (

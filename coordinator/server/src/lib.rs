@@ -1,1 +1,16 @@
-//! x
+//! The tcc coordinator.
+//!
+//! Calls go down, values come back up: [`api`] turns requests into domain types, [`engine`] lives transactions' lives,
+//! [`store`] keeps them, [`schedule`] wakes them. [`serve`] puts it all together, [`dev`] starts the servers that it needs
+//! on a developer's machine. The rules are not here: phases, fences and decisions stand in `tcc-core`, the ledger in
+//! `tcc-ledger`.
+
+pub mod api;
+pub mod audit;
+pub mod config;
+pub mod dev;
+pub mod engine;
+pub mod schedule;
+pub mod serve;
+pub mod shards;
+pub mod store;

@@ -1,2 +1,119 @@
-//! x
-fn main() {}
+//! `tccd`, the coordinator's daemon.
+
+use anyhow::Context as _;
+use clap::{Parser, Subcommand};
+use std::{io::Write as _, path::PathBuf};
+use tcc_coordinator::{
+    config::Config,
+    dev::Servers,
+    serve::{self, Running},
+};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+/// A Try-Confirm-Cancel coordinator for money on sharded PostgreSQL.
+#[derive(Parser)]
+#[command(name = "tccd", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Serve on the PostgreSQL servers of a configuration.
+    Serve {
+        /// The configuration; coordinator/docs/tccd.toml documents every key.
+        #[arg(long, env = "TCC_CONFIG", default_value = "tccd.toml")]
+        config: PathBuf,
+    },
+    /// Start PostgreSQL servers of its own, and serve on them. For development: needs no configuration.
+    Dev {
+        /// How many ledger shards.
+        #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=64))]
+        shards: u16,
+        /// Keeps the databases in this folder. Without it they are thrown away at the end.
+        #[arg(long)]
+        data: Option<PathBuf>,
+        /// Where the gRPC API listens.
+        #[arg(long, default_value = "127.0.0.1:7070")]
+        listen: String,
+    },
+}
+
+fn main() -> std::process::ExitCode {
+    tracing_subscriber::fmt()
+        .with_env_filter(
+            tracing_subscriber::EnvFilter::try_from_env("TCC_LOG")
+                .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info,refinery_core=warn")),
+        )
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .init();
+    match run(Cli::parse()) {
+        Ok(()) => std::process::ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("tccd: {error:#}");
+            std::process::ExitCode::FAILURE
+        }
+    }
+}
+
+#[tokio::main]
+async fn run(cli: Cli) -> anyhow::Result<()> {
+    match cli.command {
+        Command::Serve { config } => {
+            let config = Config::load(&config)?;
+            let running = serve::start(&config).await?;
+            println!("tccd: ready on http://{}", running.address);
+            until_stopped(running).await
+        }
+        Command::Dev { shards, data, listen } => {
+            let servers =
+                tokio::task::spawn_blocking(move || Servers::start(shards.into(), data.as_deref(), &[]));
+            let servers = servers.await.context("starting PostgreSQL")??;
+            let running = serve::start(&servers.config(&listen)).await?;
+            tell_how_to_reach(&servers, &running);
+            until_stopped(running).await?;
+            println!("tccd: stopping the PostgreSQL servers");
+            Ok(())
+        }
+    }
+}
+
+fn tell_how_to_reach(servers: &Servers, running: &Running) {
+    println!("tccd: ready on http://{}", running.address);
+    println!("  gRPC       grpcurl -plaintext {} list", running.address);
+    println!("  operator   tccctl --server http://{} status", running.address);
+    println!("  databases  psql '{}'", servers.coordinator.url());
+    for shard in &servers.shards {
+        println!("             psql '{}'", shard.url());
+    }
+    println!("  stop       Ctrl-C");
+    let _ = std::io::stdout().flush();
+}
+
+/// SIGTERM and Ctrl-C stop in order; a second one at once.
+async fn until_stopped(running: Running) -> anyhow::Result<()> {
+    let stop = running.stop();
+    tokio::spawn(async move {
+        wait_for_signal(&stop).await;
+        stop.cancel();
+        wait_for_signal(&CancellationToken::new()).await;
+        std::process::exit(130);
+    });
+    Ok(running.ended().await?)
+}
+
+async fn wait_for_signal(stop: &CancellationToken) {
+    let (Ok(mut terminate), Ok(mut interrupt)) =
+        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+        () = stop.cancelled() => {}
+    }
+}

@@ -4,8 +4,8 @@
 //! to a claim, the state carries.
 
 use crate::Search;
-use crate::world::{Attempt, Books, DEBIT, Loss, PIVOT, World};
-use stateright::Property;
+use crate::world::{Attempt, DEBIT, Loss, PIVOT, World};
+use stateright::{Checker, Property};
 use tcc_core::FenceState::{Cancelled, Confirmed, Refused, Stopped, Tried, Vetoed};
 use tcc_core::{FenceState, OnMaturity, Operation, Outcome, Phase};
 
@@ -20,17 +20,27 @@ pub fn all() -> Vec<Property<Search>> {
     claims
 }
 
+/// The claims that some state breaks.
+#[must_use]
+pub fn broken(checker: &impl Checker<Search>) -> Vec<&'static str> {
+    let found = checker.discoveries();
+    must_hold().iter().map(|claim| claim.name).filter(|name| found.contains_key(name)).collect()
+}
+
+/// The claims about some state that no state fulfils.
+#[must_use]
+pub fn unseen(checker: &impl Checker<Search>) -> Vec<&'static str> {
+    let found = checker.discoveries();
+    must_happen().iter().map(|claim| claim.name).filter(|name| !found.contains_key(name)).collect()
+}
+
 fn must_hold() -> Vec<Property<Search>> {
     vec![
         always(NO_UNIT_IS_CREATED, |_, w| w.books.payee_available == 0 || w.books.payer_available == 0),
         always("the payer's unit is never taken before the payee is paid", |_, w| {
             w.fences[DEBIT] != Some(Confirmed) || w.fences[PIVOT] == Some(Confirmed)
         }),
-        always("there is one unit, no balance is below zero, and clearing owes it at most once", |_, w| {
-            let Books { payer_available, payer_escrow, payee_available, clearing } = w.books;
-            let balances = [payer_available, payer_escrow, payee_available];
-            w.books.sum() == 1 && balances.into_iter().all(|b| b >= 0) && (-1..=0).contains(&clearing)
-        }),
+        always("there is one unit, and no balance is below zero", |_, w| w.books.are_kept()),
         always("an accepted cancel is never paid", |_, w| {
             !w.cancel_accepted || (w.fences[PIVOT] != Some(Confirmed) && w.books.payee_available == 0)
         }),

@@ -145,7 +145,8 @@ impl Model for Search {
 
     /// Everything that might happen. Some of it cannot, which [`Search::happen`] knows.
     fn actions(&self, world: &World, steps: &mut Vec<Step>) {
-        if world.parked {
+        // Broken already; and with books that are not kept, there would be no end of states.
+        if world.parked || !world.books.are_kept() {
             return;
         }
         steps.extend([Step::TimePasses, Step::CancelHold, Step::ConfirmHold, Step::CreateHold, Step::Mature]);
@@ -309,3 +310,6 @@ fn swept(seen: [Option<FenceState>; 2]) -> Option<Phase> {
         _ => None,
     }
 }
+
+#[cfg(test)]
+mod tests;

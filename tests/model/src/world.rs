@@ -4,6 +4,7 @@
 //! What a coordinator or the network does with that is not known here.
 
 use std::cmp::Reverse;
+use std::fmt;
 use tcc_core::decision::{self, Tried, Verdict};
 use tcc_core::{
     Admission, Event, FenceState, OnMaturity, Operation, Outcome, Phase, Refusal, descriptor, fence,
@@ -320,9 +321,27 @@ impl Books {
         }
     }
 
-    /// Everything there is.
+    /// Whether the unit is somewhere, once, and nothing is below zero but clearing, once, until the debit is settled.
     #[must_use]
-    pub fn sum(self) -> i8 {
-        self.payer_available + self.payer_escrow + self.payee_available + self.clearing
+    pub fn are_kept(&self) -> bool {
+        let Self { payer_available, payer_escrow, payee_available, clearing } = *self;
+        let sum = payer_available + payer_escrow + payee_available + clearing;
+        sum == 1
+            && payer_available.min(payer_escrow).min(payee_available) >= 0
+            && (-1..=0).contains(&clearing)
+    }
+}
+
+/// The row, the fences and the books, for people who read a way through the search.
+impl fmt::Display for World {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let row = self.row.map_or("no row".into(), |row| format!("{:?}", row.phase));
+        let fences = self.fences.map(|fence| fence.map_or("absent".into(), |state| format!("{state:?}")));
+        let Books { payer_available, payer_escrow, payee_available, clearing } = self.books;
+        write!(f, "{row}; debit {}, pivot {}; ", fences[DEBIT], fences[PIVOT])?;
+        write!(
+            f,
+            "payer {payer_available} + {payer_escrow} frozen, payee {payee_available}, clearing {clearing}"
+        )
     }
 }

@@ -1,0 +1,108 @@
+//! `HoldService`: scheduled transfers, for applications.
+
+use super::{convert, reason};
+use crate::{
+    config::Limits,
+    engine::{Created, Engine, EngineError},
+    store::Record,
+};
+use std::sync::Arc;
+use tcc_core::{Cause, Transaction, TransactionId};
+use tcc_proto::v1::{self, hold_service_server::HoldService};
+use tonic::{Request, Response, Status};
+use uuid::Uuid;
+
+/// Serves holds.
+pub struct Holds {
+    engine: Arc<Engine>,
+    limits: Limits,
+}
+
+impl Holds {
+    /// On an engine, within limits.
+    #[must_use]
+    pub fn new(engine: Arc<Engine>, limits: Limits) -> Self {
+        Self { engine, limits }
+    }
+
+    /// The hold that an id names, if it is one.
+    async fn find(&self, id: TransactionId) -> Result<Record, Status> {
+        let found = self.engine.store().get(id).await.map_err(EngineError::from)?;
+        found.ok_or_else(|| EngineError::NotFound(id).into())
+    }
+
+    /// What is known already is answered whatever its times are; only what is new must have fresh ones.
+    async fn check_times(&self, id: TransactionId, transaction: &Transaction) -> Result<(), Status> {
+        let now = self.engine.clock().now();
+        let fresh = convert::fresh_id(id, now)
+            .and_then(|()| convert::fresh_due(transaction.descriptor.due_at, now, &self.limits));
+        match fresh {
+            Ok(()) => Ok(()),
+            Err(stale) => match self.engine.store().get(id).await.map_err(EngineError::from)? {
+                Some(_) => Ok(()),
+                None => Err(stale),
+            },
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl HoldService for Holds {
+    async fn create_hold(
+        &self,
+        request: Request<v1::CreateHoldRequest>,
+    ) -> Result<Response<v1::CreateHoldResponse>, Status> {
+        let patience = convert::patience(&request);
+        let request = request.into_inner();
+        let id = match request.id.as_str() {
+            "" => mint(self.engine.clock().now()),
+            text => convert::id(text)?,
+        };
+        let transaction = Transaction::new(id, convert::hold(&request, &self.limits)?);
+        self.check_times(id, &transaction).await?;
+
+        let Created { record, replayed } = self.engine.create(transaction, patience).await?;
+        if record.standing.cause == Some(Cause::Refused) {
+            return Err(reason::refused(
+                record.standing.reason.as_deref().unwrap_or("REFUSED"),
+                id.to_string(),
+            ));
+        }
+        Ok(Response::new(v1::CreateHoldResponse { hold: Some(convert::hold_view(&record)), replayed }))
+    }
+
+    async fn get_hold(
+        &self,
+        request: Request<v1::GetHoldRequest>,
+    ) -> Result<Response<v1::GetHoldResponse>, Status> {
+        let record = self.find(convert::id(&request.get_ref().id)?).await?;
+        Ok(Response::new(v1::GetHoldResponse { hold: Some(convert::hold_view(&record)) }))
+    }
+
+    async fn cancel_hold(
+        &self,
+        request: Request<v1::CancelHoldRequest>,
+    ) -> Result<Response<v1::CancelHoldResponse>, Status> {
+        let id = convert::id(&request.get_ref().id)?;
+        let record = self.engine.cancel(id, convert::patience(&request)).await?;
+        Ok(Response::new(v1::CancelHoldResponse { hold: Some(convert::hold_view(&record)) }))
+    }
+
+    async fn confirm_hold(
+        &self,
+        request: Request<v1::ConfirmHoldRequest>,
+    ) -> Result<Response<v1::ConfirmHoldResponse>, Status> {
+        let id = convert::id(&request.get_ref().id)?;
+        let record = self.engine.confirm_now(id, convert::patience(&request)).await?;
+        Ok(Response::new(v1::ConfirmHoldResponse { hold: Some(convert::hold_view(&record)) }))
+    }
+}
+
+/// An id for a caller that has none.
+fn mint(now: tcc_core::Timestamp) -> TransactionId {
+    // The uuid crate's generator for the random part, the database's clock for the time.
+    let random = Uuid::now_v7().into_bytes();
+    let mut tail = [0; 10];
+    tail.copy_from_slice(&random[6..]);
+    TransactionId::mint(now, tail)
+}

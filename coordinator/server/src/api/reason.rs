@@ -1,0 +1,148 @@
+//! Every error of the API: its reason, its gRPC code, and what to do.
+
+use crate::{engine::EngineError, store::Record};
+use std::time::Duration;
+use tcc_core::{Event, Phase, Refusal};
+use tcc_ledger::{ReadError, ShardError};
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt as _};
+
+/// The `domain` of every `google.rpc.ErrorInfo`.
+pub const DOMAIN: &str = "tcc";
+
+/// How long a client should wait before it repeats what was not even begun.
+const RETRY_DELAY: Duration = Duration::from_millis(250);
+
+/// A status with `ErrorInfo`.
+pub fn status<'a>(
+    code: Code,
+    reason: &str,
+    message: impl Into<String>,
+    metadata: impl IntoIterator<Item = (&'a str, String)>,
+) -> Status {
+    Status::with_error_details(code, message, info(reason, metadata))
+}
+
+/// A field of the request that is wrong: INVALID_ARGUMENT with the field named.
+pub fn invalid(field: &str, reason: &str, message: impl Into<String>) -> Status {
+    let message = format!("{field}: {}", message.into());
+    let mut details = info(reason, [("field", field.to_owned())]);
+    details.add_bad_request_violation(field, &message);
+    Status::with_error_details(Code::InvalidArgument, message, details)
+}
+
+/// A refusal: FAILED_PRECONDITION, final.
+pub fn refused(reason: &str, id: String) -> Status {
+    let message = match reason.parse::<Refusal>() {
+        Ok(refusal) => explain(refusal).to_owned(),
+        Err(_) => format!("refused: {reason}"),
+    };
+    status(Code::FailedPrecondition, reason, message, [("id", id)])
+}
+
+/// Nothing was done: UNAVAILABLE, with the delay after which to repeat it.
+pub fn unavailable(reason: &str, message: impl Into<String>) -> Status {
+    let mut details = info(reason, []);
+    details.set_retry_info(Some(RETRY_DELAY));
+    Status::with_error_details(Code::Unavailable, message, details)
+}
+
+impl From<EngineError> for Status {
+    fn from(error: EngineError) -> Self {
+        let message = error.to_string();
+        match error {
+            EngineError::Overloaded => {
+                let mut details = info("OVERLOADED", []);
+                details.set_retry_info(Some(RETRY_DELAY));
+                Status::with_error_details(Code::ResourceExhausted, message, details)
+            }
+            EngineError::Draining => unavailable("DRAINING", message),
+            EngineError::Unreachable(participant) => unavailable(
+                "SHARD_UNAVAILABLE",
+                format!("shard {participant} is not reachable; nothing was done"),
+            ),
+            EngineError::IdReused { id, field } => {
+                let metadata = [("id", id.to_string()), ("field", field.to_owned())];
+                status(Code::AlreadyExists, "ID_REUSED", message, metadata)
+            }
+            EngineError::NotFound(id) => {
+                status(Code::NotFound, "HOLD_NOT_FOUND", message, [("id", id.to_string())])
+            }
+            EngineError::TooLate { asked, record } => too_late(asked, &record),
+            EngineError::OutcomeUnknown(id) => {
+                status(Code::DeadlineExceeded, "OUTCOME_UNKNOWN", message, [("id", id.to_string())])
+            }
+            EngineError::Store(cause) => {
+                tracing::warn!(%cause, "a request meets the coordinator's database down");
+                unavailable(
+                    "COORDINATOR_UNAVAILABLE",
+                    "the coordinator's database does not answer; repeat with the same id",
+                )
+            }
+        }
+    }
+}
+
+/// A hold that stands otherwise has a reason of its own for each of the two requests.
+fn too_late(asked: Event, record: &Record) -> Status {
+    let id = record.id();
+    let phase = super::convert::phase(record.standing.phase).as_str_name().trim_start_matches("PHASE_");
+    let due_at = record.transaction.descriptor.due_at;
+    let (reason, message) = match (asked, record.standing.phase) {
+        (Event::CancelRequested, Phase::Trying | Phase::Held) => (
+            "HOLD_NOT_CANCELLABLE",
+            format!("hold {id} was due at {due_at}; it can be cancelled before that only"),
+        ),
+        (Event::CancelRequested, _) => ("HOLD_NOT_CANCELLABLE", format!("hold {id} is {phase}")),
+        (_, Phase::Trying) => (
+            "HOLD_NOT_CONFIRMABLE",
+            format!("hold {id} is not held yet; repeat this when CreateHold has answered"),
+        ),
+        (_, Phase::Held) => (
+            "HOLD_NOT_CONFIRMABLE",
+            format!("hold {id} was to be released at {due_at}; it can be confirmed before that only"),
+        ),
+        _ => ("HOLD_NOT_CONFIRMABLE", format!("hold {id} is {phase}")),
+    };
+    let metadata = [("id", id.to_string()), ("phase", phase.to_owned())];
+    status(Code::FailedPrecondition, reason, message, metadata)
+}
+
+/// A ledger operation without an answer.
+pub fn of_shard(error: ShardError) -> Status {
+    tracing::warn!(%error, "a request meets a shard without an answer");
+    match error {
+        ShardError::Unknown(unknown) => unavailable(
+            "SHARD_UNAVAILABLE",
+            format!("{} does not answer; repeat with the same id", unknown.target),
+        ),
+        ShardError::Broken { shard, .. } => unavailable(
+            "SHARD_UNAVAILABLE",
+            format!("shard {shard} cannot do this at the moment; ask its operator"),
+        ),
+    }
+}
+
+/// A read without an answer.
+pub fn of_read(error: ReadError) -> Status {
+    tracing::warn!(%error, "a read fails");
+    let (ReadError::Unreachable { shard, .. } | ReadError::Damaged { shard, .. }) = error;
+    unavailable("SHARD_UNAVAILABLE", format!("shard {shard} does not answer"))
+}
+
+fn info<'a>(reason: &str, metadata: impl IntoIterator<Item = (&'a str, String)>) -> ErrorDetails {
+    let metadata: std::collections::HashMap<String, String> =
+        metadata.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
+    ErrorDetails::with_error_info(reason, DOMAIN, metadata)
+}
+
+fn explain(refusal: Refusal) -> &'static str {
+    match refusal {
+        Refusal::AccountNotFound => "one of the accounts does not exist",
+        Refusal::CurrencyMismatch => "one of the accounts has another currency",
+        Refusal::AccountBlocked => "one of the accounts is blocked",
+        Refusal::AccountClosed => "one of the accounts is closed",
+        Refusal::InsufficientFunds => "the payer has less available than the amount",
+        Refusal::BalanceOverflow => "the payee would own more than an account can hold",
+    }
+}

@@ -1,0 +1,492 @@
+//! The auditor: the books of every shard against themselves, each other and the coordinator. Reads only.
+//!
+//! It runs while everything works, so two rows of different servers are never read at one instant. The order of reading
+//! makes up for it: a phase is read before the fences, so what a final phase claims must already be true of them; and what
+//! contradicts nevertheless is only suspected, and read again, since fences only move towards their end. What still
+//! contradicts then is a finding.
+
+use crate::{
+    shards::Shards,
+    store::{Record, Store, StoreError},
+};
+use futures::future::try_join_all;
+use std::{collections::HashMap, time::Duration};
+use tcc_core::{Cause, FenceState, Phase, Role, TransactionId};
+use tcc_ledger::{BranchRow, ReadError};
+use tokio::sync::mpsc;
+use uuid::Uuid;
+
+/// What an audit tells while it runs.
+#[derive(Debug, Clone)]
+pub enum AuditEvent {
+    /// How far a step is.
+    Progress {
+        /// Which step.
+        step: String,
+        /// How much of it is done.
+        done: u64,
+    },
+    /// Something that must not be.
+    Finding(Finding),
+    /// The end.
+    Summary(Summary),
+}
+
+/// Something that must not be.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Finding {
+    /// Which invariant is broken.
+    pub kind: &'static str,
+    /// On which shard, if one.
+    pub shard: String,
+    /// Which transaction, if one.
+    pub transaction: String,
+    /// Which account, if one.
+    pub account: String,
+    /// What should be.
+    pub expected: String,
+    /// What is.
+    pub found: String,
+}
+
+/// What was looked at.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Summary {
+    /// Of the coordinator.
+    pub transactions: u64,
+    /// Fences of all shards.
+    pub branches: u64,
+    /// Accounts of all shards.
+    pub accounts: u64,
+    /// Postings of all shards.
+    pub postings: u64,
+    /// How many findings were reported.
+    pub findings: u64,
+    /// Issued minus burned, by currency, in minor units.
+    pub issued: Vec<(String, i64)>,
+}
+
+/// Why an audit could not be finished.
+#[derive(Debug, thiserror::Error)]
+pub enum AuditError {
+    /// The coordinator's database does not answer.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A shard does not answer.
+    #[error(transparent)]
+    Shard(#[from] ReadError),
+    /// Nobody listens any more.
+    #[error("the audit was given up by whoever asked for it")]
+    GivenUp,
+}
+
+/// How many transactions are read at a time.
+const PAGE: i64 = 2_000;
+/// How often, and how long apart, what is suspected is read again.
+const SECOND_LOOKS: (u32, Duration) = (5, Duration::from_millis(500));
+/// A branch without a transaction is an orphan after this; the sweep has had its chance by then.
+const ORPHAN_AFTER_US: i64 = 60_000_000;
+
+/// Runs a whole audit.
+///
+/// # Errors
+///
+/// [`AuditError`]: then the audit says nothing.
+pub async fn run(store: &Store, shards: &Shards, events: mpsc::Sender<AuditEvent>) -> Result<(), AuditError> {
+    let mut audit = Audit { store, shards, events, summary: Summary::default() };
+    audit.shards_alone().await?;
+    audit.transactions().await?;
+    audit.orphans().await?;
+    let summary = AuditEvent::Summary(audit.summary.clone());
+    audit.tell(summary).await
+}
+
+struct Audit<'a> {
+    store: &'a Store,
+    shards: &'a Shards,
+    events: mpsc::Sender<AuditEvent>,
+    summary: Summary,
+}
+
+/// The fences of one transaction, with the names of their shards.
+type Fences<'a> = Vec<(&'a str, BranchRow)>;
+
+impl<'a> Audit<'a> {
+    /// Each shard against itself, in one snapshot of its own.
+    async fn shards_alone(&mut self) -> Result<(), AuditError> {
+        let shards = self.shards;
+        let mut issued: HashMap<String, i64> = HashMap::new();
+        for shard in shards.all() {
+            self.tell(AuditEvent::Progress {
+                step: format!("books of {}", shard.name()),
+                done: self.summary.postings,
+            })
+            .await?;
+            let alone = shard.audit().await?;
+            self.summary.accounts += alone.accounts.unsigned_abs();
+            self.summary.postings += alone.postings.unsigned_abs();
+            self.summary.branches += alone.branches.unsigned_abs();
+            for (currency, amount) in alone.issued {
+                *issued.entry(currency).or_default() += amount;
+            }
+            for found in alone.findings {
+                let finding = Finding {
+                    kind: found.kind,
+                    shard: shard.name().to_owned(),
+                    transaction: found.transaction.unwrap_or_default(),
+                    account: found.account.unwrap_or_default(),
+                    expected: found.expected,
+                    found: found.found,
+                };
+                self.find(finding).await?;
+            }
+        }
+        self.summary.issued = issued.into_iter().collect();
+        self.summary.issued.sort();
+        Ok(())
+    }
+
+    /// Each transaction against its fences.
+    async fn transactions(&mut self) -> Result<(), AuditError> {
+        let mut after = Uuid::nil();
+        loop {
+            let page = self.store.page(after, PAGE).await?;
+            let Some(last) = page.last() else { return Ok(()) };
+            after = last.id().uuid();
+            self.summary.transactions += page.len() as u64;
+            let mut suspects = self.contradictions(page).await?;
+            for _ in 0..SECOND_LOOKS.0 {
+                if suspects.is_empty() {
+                    break;
+                }
+                tokio::time::sleep(SECOND_LOOKS.1).await;
+                let ids: Vec<Uuid> = suspects.keys().map(|id| id.uuid()).collect();
+                let again = self.store.get_all(&ids).await?;
+                suspects = self.contradictions(again).await?;
+            }
+            for finding in suspects.into_values().flatten() {
+                self.find(finding).await?;
+            }
+            let done = self.summary.transactions;
+            self.tell(AuditEvent::Progress { step: "transactions".into(), done }).await?;
+        }
+    }
+
+    /// What contradicts among some transactions that were read before this reads their fences.
+    async fn contradictions(
+        &self,
+        records: Vec<Record>,
+    ) -> Result<HashMap<TransactionId, Vec<Finding>>, AuditError> {
+        let ids: Vec<Uuid> = records.iter().map(|record| record.id().uuid()).collect();
+        let mut fences: HashMap<TransactionId, Fences<'a>> = HashMap::new();
+        for (shard, rows) in self.branches_of(&ids).await? {
+            for row in rows {
+                fences.entry(row.transaction).or_default().push((shard, row));
+            }
+        }
+        let suspected = records.iter().map(|record| {
+            let fences = fences.remove(&record.id()).unwrap_or_default();
+            (record.id(), contradictions(record, &fences))
+        });
+        Ok(suspected.filter(|(_, findings)| !findings.is_empty()).collect())
+    }
+
+    async fn branches_of(&self, ids: &[Uuid]) -> Result<Vec<(&'a str, Vec<BranchRow>)>, AuditError> {
+        let shards = self.shards;
+        let reads =
+            shards.all().iter().map(|shard| async move { Ok((shard.name(), shard.branches_of(ids).await?)) });
+        try_join_all(reads).await
+    }
+
+    /// Each fence must have a transaction: the row is committed before the first Try is sent.
+    async fn orphans(&mut self) -> Result<(), AuditError> {
+        let shards = self.shards;
+        for shard in shards.all() {
+            let mut after = (Uuid::nil(), 0);
+            let mut done = 0;
+            loop {
+                let page = shard.branches(after, PAGE).await?;
+                let Some(last) = page.last() else { break };
+                after = (last.transaction.uuid(), last.branch as i16);
+                done += page.len() as u64;
+                let ids: Vec<Uuid> = page.iter().map(|row| row.transaction.uuid()).collect();
+                let known: std::collections::HashSet<TransactionId> =
+                    self.store.get_all(&ids).await?.iter().map(Record::id).collect();
+                let orphans = page.iter().filter(|row| {
+                    row.role != Role::Issue
+                        && row.age_us > ORPHAN_AFTER_US
+                        && !known.contains(&row.transaction)
+                });
+                for row in orphans {
+                    let finding = Finding {
+                        kind: "ORPHAN_BRANCH",
+                        shard: shard.name().to_owned(),
+                        transaction: row.transaction.to_string(),
+                        account: row.account.clone(),
+                        expected: "a transaction of the coordinator".into(),
+                        found: format!("branch {} {:?} without one", row.branch, row.state),
+                    };
+                    self.find(finding).await?;
+                }
+                self.tell(AuditEvent::Progress { step: format!("branches of {}", shard.name()), done })
+                    .await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn find(&mut self, finding: Finding) -> Result<(), AuditError> {
+        self.summary.findings += 1;
+        self.tell(AuditEvent::Finding(finding)).await
+    }
+
+    async fn tell(&self, event: AuditEvent) -> Result<(), AuditError> {
+        self.events.send(event).await.map_err(|_| AuditError::GivenUp)
+    }
+}
+
+/// The invariants between one transaction, read first, and its fences, read after it.
+fn contradictions(record: &Record, fences: &Fences<'_>) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let transaction = &record.transaction;
+    let standing = &record.standing;
+    let mut add = |kind, shard: &str, account: &str, expected: String, found: String| {
+        let (shard, account) = (shard.to_owned(), account.to_owned());
+        findings.push(Finding {
+            kind,
+            shard,
+            transaction: transaction.id.to_string(),
+            account,
+            expected,
+            found,
+        });
+    };
+
+    for (shard, fence) in fences {
+        let Some(branch) = transaction.descriptor.branches.get(usize::from(fence.branch)) else {
+            add(
+                "UNKNOWN_BRANCH",
+                shard,
+                &fence.account,
+                "no such branch".into(),
+                format!("branch {}", fence.branch),
+            );
+            continue;
+        };
+        if fence.descriptor != transaction.encoded {
+            let expected = "the descriptor of the coordinator".into();
+            add("DESCRIPTOR_MISMATCH", shard, &fence.account, expected, "another one".into());
+        }
+        if (fence.account.as_str(), fence.amount, fence.role)
+            != (branch.account.as_str(), branch.amount.get(), branch.role)
+        {
+            let expected = format!("{:?} of {} on {}", branch.role, branch.amount.get(), branch.account);
+            let found = format!("{:?} of {} on {}", fence.role, fence.amount, fence.account);
+            add("BRANCH_MISMATCH", shard, &fence.account, expected, found);
+        }
+    }
+
+    let states: Vec<Option<FenceState>> = (0..transaction.descriptor.branches.len())
+        .map(|index| {
+            fences.iter().find(|(_, fence)| usize::from(fence.branch) == index).map(|(_, fence)| fence.state)
+        })
+        .collect();
+    let found = format!("{:?} with fences {states:?}", standing.phase);
+    let pivot = states[usize::from(transaction.descriptor.pivot)];
+    let others = || {
+        let pivot = usize::from(transaction.descriptor.pivot);
+        states.iter().enumerate().filter(move |(index, _)| *index != pivot).map(|(_, state)| *state)
+    };
+    let open_or_confirmed = |state| matches!(state, Some(FenceState::Tried | FenceState::Confirmed));
+    if pivot == Some(FenceState::Confirmed) && others().any(|state| !open_or_confirmed(state)) {
+        add("MONEY_CREATED", "", "", "every other branch tried or confirmed".into(), found.clone());
+    }
+    if pivot != Some(FenceState::Confirmed) && others().any(|state| state == Some(FenceState::Confirmed)) {
+        add("MONEY_LOST", "", "", "no branch confirmed before the pivot".into(), found.clone());
+    }
+    let undone = |state: &Option<FenceState>| {
+        matches!(
+            state,
+            Some(
+                FenceState::Refused(_) | FenceState::Cancelled | FenceState::Vetoed(_) | FenceState::Stopped
+            )
+        )
+    };
+    let was_tried = |state: &Option<FenceState>| {
+        matches!(
+            state,
+            Some(FenceState::Tried | FenceState::Confirmed | FenceState::Cancelled | FenceState::Vetoed(_))
+        )
+    };
+    let fits = match standing.phase {
+        Phase::Trying | Phase::Cancelling => true,
+        Phase::Held | Phase::Confirming => states.iter().all(was_tried),
+        Phase::Confirmed => states.iter().all(|state| *state == Some(FenceState::Confirmed)),
+        Phase::Cancelled => states.iter().all(undone),
+    };
+    if !fits {
+        let expected = match standing.phase {
+            Phase::Confirmed => "every fence confirmed",
+            Phase::Cancelled => "every fence refused, cancelled, vetoed or stopped",
+            _ => "every fence tried, or decided after that",
+        };
+        add("PHASE_MISMATCH", "", "", expected.into(), found);
+    }
+
+    let due_at = transaction.descriptor.due_at;
+    let decided_early = standing.decided_at.is_some_and(|decided| decided < due_at);
+    let decided = || format!("{:?} at {:?}", standing.phase, standing.decided_at);
+    if standing.cause == Some(Cause::Matured) && decided_early {
+        add("DECIDED_EARLY", "", "", format!("matured at {due_at} or later"), decided());
+    }
+    let cancelled = matches!(standing.phase, Phase::Cancelling | Phase::Cancelled);
+    if standing.cause == Some(Cause::Requested) && cancelled && !standing.flipped && !decided_early {
+        add("CANCELLED_LATE", "", "", format!("cancelled before {due_at}"), decided());
+    }
+    findings
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::record::Standing;
+    use std::sync::Arc;
+    use tcc_core::{
+        AccountId, Amount, Attention, Currency, Descriptor, OnMaturity, Refusal, Timestamp, Transaction,
+    };
+
+    fn record(phase: Phase, cause: Option<Cause>, decided_us: Option<i64>) -> Record {
+        let descriptor = Descriptor::hold(
+            AccountId::parse("alice").unwrap(),
+            AccountId::parse("bob").unwrap(),
+            Amount::new(5).unwrap(),
+            Currency::parse("GOLD").unwrap(),
+            Timestamp::from_microsecond(1_000).unwrap(),
+            OnMaturity::Confirm,
+        );
+        let id = TransactionId::mint(Timestamp::UNIX_EPOCH, [3; 10]);
+        let standing = Standing {
+            phase,
+            cause,
+            attention: Attention::None,
+            decided_at: decided_us.map(|us| Timestamp::from_microsecond(us).unwrap()),
+            ..Standing::begun(Timestamp::UNIX_EPOCH)
+        };
+        Record { transaction: Arc::new(Transaction::new(id, descriptor)), standing }
+    }
+
+    fn kinds(record: &Record, debit: Option<FenceState>, credit: Option<FenceState>) -> Vec<&'static str> {
+        let fence = |index: u16, state| {
+            let branch = record.transaction.branch(index);
+            let row = BranchRow {
+                transaction: record.id(),
+                branch: index,
+                role: branch.role,
+                state,
+                account: branch.account.to_string(),
+                amount: 5,
+                descriptor: record.transaction.encoded.clone(),
+                age_us: 0,
+            };
+            ("shard-0", row)
+        };
+        let fences = [debit.map(|state| fence(0, state)), credit.map(|state| fence(1, state))];
+        contradictions(record, &fences.into_iter().flatten().collect())
+            .iter()
+            .map(|finding| finding.kind)
+            .collect()
+    }
+
+    #[test]
+    fn what_the_protocol_leaves_is_no_finding() {
+        use FenceState::{Cancelled, Confirmed, Refused, Stopped, Tried, Vetoed};
+        let no = Refusal::AccountBlocked;
+        let lawful = [
+            (Phase::Trying, None, None),
+            (Phase::Trying, Some(Tried), None),
+            (Phase::Held, Some(Tried), Some(Tried)),
+            (Phase::Confirming, Some(Tried), Some(Confirmed)),
+            (Phase::Confirming, Some(Confirmed), Some(Confirmed)),
+            (Phase::Confirmed, Some(Confirmed), Some(Confirmed)),
+            (Phase::Cancelling, Some(Tried), Some(Vetoed(no))),
+            (Phase::Cancelled, Some(Refused(no)), Some(Stopped)),
+            (Phase::Cancelled, Some(Cancelled), Some(Cancelled)),
+        ];
+        for (phase, debit, credit) in lawful {
+            assert!(
+                kinds(&record(phase, None, None), debit, credit).is_empty(),
+                "{phase:?} {debit:?} {credit:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn money_that_was_created_or_lost_is_found() {
+        use FenceState::{Cancelled, Confirmed, Stopped, Tried};
+        let confirming = record(Phase::Confirming, None, None);
+
+        for debit in [None, Some(Cancelled), Some(Stopped)] {
+            assert!(kinds(&confirming, debit, Some(Confirmed)).contains(&"MONEY_CREATED"), "{debit:?}");
+        }
+        for credit in [None, Some(Tried), Some(Cancelled)] {
+            assert!(kinds(&confirming, Some(Confirmed), credit).contains(&"MONEY_LOST"), "{credit:?}");
+        }
+    }
+
+    #[test]
+    fn a_final_phase_that_its_fences_do_not_bear_out_is_found() {
+        use FenceState::{Cancelled, Confirmed, Tried};
+
+        assert_eq!(
+            kinds(&record(Phase::Confirmed, None, None), Some(Tried), Some(Confirmed)),
+            ["PHASE_MISMATCH"]
+        );
+        assert_eq!(
+            kinds(&record(Phase::Cancelled, None, None), Some(Tried), Some(Cancelled)),
+            ["PHASE_MISMATCH"]
+        );
+        assert_eq!(kinds(&record(Phase::Cancelled, None, None), None, Some(Cancelled)), ["PHASE_MISMATCH"]);
+        assert_eq!(kinds(&record(Phase::Held, None, None), None, Some(Tried)), ["PHASE_MISMATCH"]);
+    }
+
+    #[test]
+    fn a_decision_at_the_wrong_time_is_found() {
+        use FenceState::{Cancelled, Confirmed};
+        let early = record(Phase::Confirmed, Some(Cause::Matured), Some(999));
+        let late = record(Phase::Cancelled, Some(Cause::Requested), Some(1_000));
+
+        assert_eq!(kinds(&early, Some(Confirmed), Some(Confirmed)), ["DECIDED_EARLY"]);
+        assert_eq!(kinds(&late, Some(Cancelled), Some(Cancelled)), ["CANCELLED_LATE"]);
+        let in_time = record(Phase::Confirmed, Some(Cause::Requested), Some(999));
+        assert!(kinds(&in_time, Some(Confirmed), Some(Confirmed)).is_empty());
+    }
+
+    #[test]
+    fn a_branch_that_is_not_what_the_coordinator_knows_is_found() {
+        let record = record(Phase::Held, None, None);
+        let branch = record.transaction.branch(0);
+        let row = BranchRow {
+            transaction: record.id(),
+            branch: 0,
+            role: branch.role,
+            state: FenceState::Tried,
+            account: branch.account.to_string(),
+            amount: 6,
+            descriptor: vec![1],
+            age_us: 0,
+        };
+        let credit = BranchRow {
+            branch: 1,
+            role: Role::Credit,
+            account: "bob".into(),
+            amount: 5,
+            descriptor: record.transaction.encoded.clone(),
+            ..row.clone()
+        };
+
+        let found = contradictions(&record, &vec![("shard-0", row), ("shard-1", credit)]);
+
+        let kinds: Vec<_> = found.iter().map(|finding| finding.kind).collect();
+        assert_eq!(kinds, ["DESCRIPTOR_MISMATCH", "BRANCH_MISMATCH"]);
+    }
+}

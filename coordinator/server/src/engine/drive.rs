@@ -1,0 +1,214 @@
+//! One transaction, from where it stands to where it rests: held, final, put off or parked.
+
+use super::{Engine, WakeAt, participants::Part};
+use crate::store::{Advance, Defer, Record, Woken};
+use futures::future::join_all;
+use std::{sync::Arc, time::Duration};
+use tcc_core::{
+    Attention, Event, Operation, Outcome, Phase, Timestamp,
+    decision::{Tried, Verdict, read_follower, read_pivot, read_tries},
+};
+use tcc_participant::{Call, retry::Backoff};
+
+/// When Try has been without an answer for this long, it is sent once more, and then the transaction is cancelled.
+const TRY_DEADLINE_US: i64 = 60_000_000;
+/// What has been failing for this long is shown as stuck.
+const STUCK_AFTER_US: i64 = 120_000_000;
+/// So many failures of one transaction, while its participant serves others, park it.
+const PARK_AFTER: u32 = 50;
+
+/// A transaction that is being worked on.
+pub(super) struct Life<'a> {
+    engine: &'a Arc<Engine>,
+    record: Record,
+    /// The wake-up that would find this transaction if this life ended here.
+    safety: WakeAt,
+    attempts: u32,
+    failing_since: Option<Timestamp>,
+}
+
+/// How a step ended that did not move the transaction.
+enum Stop {
+    /// Someone else moved it, or the store does not answer: its row and its wake-up go on without this life.
+    Overtaken,
+    /// Try it again later.
+    Again(String),
+    /// A person is needed.
+    Park(String),
+}
+
+impl<'a> Life<'a> {
+    /// A life that begins with a row just written.
+    pub(super) fn new(engine: &'a Arc<Engine>, record: Record, safety: WakeAt) -> Self {
+        Self { engine, record, safety, attempts: 0, failing_since: None }
+    }
+
+    /// A life that goes on after a wake-up.
+    pub(super) fn woken(engine: &'a Arc<Engine>, woken: Woken) -> Self {
+        let Woken { record, wake_at, attempts, failing_since, .. } = woken;
+        Self { engine, record, safety: wake_at, attempts, failing_since }
+    }
+
+    /// As it stands.
+    pub(super) fn record(&self) -> Record {
+        self.record.clone()
+    }
+
+    /// Step by step until it rests.
+    pub(super) async fn drive(mut self) {
+        loop {
+            let step = match self.record.standing.phase {
+                Phase::Trying => self.try_step().await,
+                Phase::Confirming => self.decide_step(Operation::Confirm).await,
+                Phase::Cancelling => self.decide_step(Operation::Cancel).await,
+                Phase::Held | Phase::Confirmed | Phase::Cancelled => return,
+            };
+            if let Err(stop) = step {
+                return self.rest(stop).await;
+            }
+        }
+    }
+
+    /// The first step alone, so that a client can be answered before the rest. `None` if it came to rest.
+    pub(super) async fn try_branches(mut self) -> Option<Self> {
+        match self.try_step().await {
+            Ok(()) => Some(self),
+            Err(stop) => {
+                self.rest(stop).await;
+                None
+            }
+        }
+    }
+
+    /// TRYING: every branch, all at once.
+    async fn try_step(&mut self) -> Result<(), Stop> {
+        let parts = self.engine.participants.parts(&self.record.transaction);
+        let answers = join_all(parts.iter().map(|part| self.ask(part, Operation::Try))).await;
+        match read_tries(answers.iter().flatten()) {
+            Tried::All => self.advance(Event::Tried, None).await,
+            Tried::Refused(refusal) => self.advance(Event::Refused, Some(refusal.code())).await,
+            // Only a row that was lost and made anew is still TRYING when its fences are cancelled.
+            Tried::Cancelled => self.advance(Event::Refused, Some("ALREADY_CANCELLED")).await,
+            Tried::Unknown(_) if self.is_past_try_deadline() => self.advance(Event::TimedOut, None).await,
+            Tried::Unknown(why) => Err(Stop::Again(why)),
+            Tried::Lie(what) => Err(Stop::Park(what)),
+        }
+    }
+
+    /// CONFIRMING or CANCELLING: the pivot first. Only its answer permits the others to follow.
+    async fn decide_step(&mut self, operation: Operation) -> Result<(), Stop> {
+        let parts = self.engine.participants.parts(&self.record.transaction);
+        let (pivot, followers) = parts.split_first().expect("a transaction has a pivot");
+
+        let mut answers = self.ask(pivot, operation).await.into_iter();
+        let decision = answers.next().unwrap_or_else(|| Outcome::Unknown("no answer from the pivot".into()));
+        match read_pivot(operation, &decision) {
+            Verdict::Proceed => {}
+            Verdict::Flip(event, reason) => {
+                return self.advance(event, reason.map(tcc_core::Refusal::code)).await;
+            }
+            Verdict::Again(why) => return Err(Stop::Again(why)),
+            Verdict::Park(what) => return Err(Stop::Park(what)),
+        }
+
+        let beside: Vec<Outcome> = answers.collect();
+        let followed = join_all(followers.iter().map(|part| self.ask(part, operation))).await;
+        let mut again = None;
+        for outcome in beside.iter().chain(followed.iter().flatten()) {
+            match read_follower(operation, outcome) {
+                Verdict::Proceed => {}
+                Verdict::Again(why) => again = Some(why),
+                Verdict::Flip(..) => {
+                    return Err(Stop::Park(format!("{outcome:?} from a branch that has no say")));
+                }
+                Verdict::Park(what) => return Err(Stop::Park(what)),
+            }
+        }
+        let answered = 1 + beside.len() + followed.iter().map(Vec::len).sum::<usize>();
+        if let Some(why) = again {
+            return Err(Stop::Again(why));
+        }
+        if answered < self.record.transaction.descriptor.branches.len() {
+            return Err(Stop::Again("a branch was not asked".into()));
+        }
+        let event = match operation {
+            Operation::Confirm => Event::AllConfirmed,
+            Operation::Cancel | Operation::Try => Event::AllCancelled,
+        };
+        self.advance(event, None).await
+    }
+
+    async fn ask(&self, part: &Part<'_>, operation: Operation) -> Vec<Outcome> {
+        let transaction = Arc::clone(&self.record.transaction);
+        part.participant.call(Call { operation, transaction, branches: part.branches.clone() }).await
+    }
+
+    /// Moves the row, if nobody else has.
+    async fn advance(&mut self, event: Event, reason: Option<&'static str>) -> Result<(), Stop> {
+        let id = self.record.id();
+        let advance = Advance { id, event, reason: reason.map(str::to_owned) };
+        match self.engine.store.advance.call(advance).await {
+            Ok(Some(advanced)) => {
+                self.record.standing = advanced.standing;
+                self.replace_safety(advanced.wake_at);
+                (self.attempts, self.failing_since) = (0, None);
+                Ok(())
+            }
+            Ok(None) if event.is_flip() && self.record.standing.flipped => {
+                Err(Stop::Park(format!("the pivot turned the decision round twice: {event:?}")))
+            }
+            Ok(None) | Err(_) => Err(Stop::Overtaken),
+        }
+    }
+
+    async fn rest(mut self, stop: Stop) {
+        let id = self.record.id();
+        let (attention, delay, error) = match stop {
+            Stop::Overtaken => return,
+            Stop::Park(what) => (Attention::Parked, None, what),
+            Stop::Again(why) if self.attempts + 1 >= PARK_AFTER && self.is_served() => {
+                (Attention::Parked, None, format!("{PARK_AFTER} failures, the last one: {why}"))
+            }
+            Stop::Again(why) => {
+                let now = self.engine.clock.now_us();
+                let since = self.failing_since.map_or(now, Timestamp::as_microsecond);
+                let stuck = now - since >= STUCK_AFTER_US;
+                let attention = if stuck { Attention::Stuck } else { Attention::Retrying };
+                (attention, Some(self.delay()), why)
+            }
+        };
+        if attention == Attention::Parked {
+            tracing::error!(%id, phase = ?self.record.standing.phase, error, "parked: an operator is needed");
+        } else {
+            tracing::info!(%id, phase = ?self.record.standing.phase, error, attempts = self.attempts + 1, "put off");
+        }
+        // If this fails, the wake-up of the statement before it is still there.
+        if let Ok(wake_at) = self.engine.store.defer.call(Defer { id, attention, delay, error }).await {
+            self.replace_safety(wake_at);
+        }
+    }
+
+    /// The next wake-up takes the place of the one before.
+    fn replace_safety(&mut self, wake_at: WakeAt) {
+        let id = self.record.id();
+        if let Some(at) = wake_at {
+            self.engine.timers.arm(at, id);
+        }
+        if let Some(at) = std::mem::replace(&mut self.safety, wake_at).filter(|at| Some(*at) != wake_at) {
+            self.engine.timers.settle(at, id);
+        }
+    }
+
+    fn delay(&self) -> Duration {
+        Backoff::TRANSACTION.delay(self.attempts)
+    }
+
+    fn is_past_try_deadline(&self) -> bool {
+        self.engine.clock.now_us() - self.record.standing.created_at.as_microsecond() >= TRY_DEADLINE_US
+    }
+
+    /// Whether every participant serves others, so that the fault is this transaction's.
+    fn is_served(&self) -> bool {
+        self.engine.participants.unreachable(&self.record.transaction).is_none()
+    }
+}

@@ -1,0 +1,448 @@
+//! A transaction's life, as straight-line code: [`create`](Engine::create), [`cancel`](Engine::cancel),
+//! [`confirm_now`](Engine::confirm_now), and [`look`](Engine::look), which goes on with whatever a wake-up finds.
+//!
+//! What these await (a move of the store, a call to a participant) goes through batchers, so that a thousand lives share
+//! one commit. Every life runs in a task of the engine: a client that hangs up stops nothing. There is one recovery path,
+//! and it is the normal one: load the row, ask the protocol what is next, do it. What cannot be done now is put off with a
+//! wake-up; nothing is ever retried in a loop here.
+//!
+//! The engine holds no truth. It may be killed between any two lines, and two of them may work on one transaction.
+
+mod drive;
+pub mod participants;
+
+pub use participants::Participants;
+
+use crate::{
+    schedule::{Clock, Entry, Timers},
+    store::{Advance, Begin, Record, Store, StoreError, record::Standing},
+};
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+use tcc_core::{Event, OnMaturity, Phase, Timestamp, Transaction, TransactionId};
+use tcc_participant::retry::Backoff;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio_util::task::TaskTracker;
+
+/// How many creations may be under way before further ones are turned away.
+const CREATIONS: usize = 4_096;
+/// How many lives may be driven by wake-ups at a time. The rest of what is due waits in the ring.
+const LIVES: usize = 8_192;
+/// A wake-up for a transaction that is being worked on comes back after this.
+const BUSY_US: i64 = 100_000;
+/// A wake-up that the store could not answer comes back after this.
+const STORE_DOWN_US: i64 = 500_000;
+
+/// The engine. Shared by everything that serves.
+pub struct Engine {
+    store: Store,
+    participants: Participants,
+    timers: Timers,
+    clock: Clock,
+    creations: Arc<Semaphore>,
+    lives: Arc<Semaphore>,
+    tasks: TaskTracker,
+    draining: AtomicBool,
+    active: Mutex<HashMap<TransactionId, usize>>,
+}
+
+/// What became of a creation.
+#[derive(Debug, Clone)]
+pub struct Created {
+    /// The transaction as it stands: held, or decided already.
+    pub record: Record,
+    /// Its id was known before, with the same body.
+    pub replayed: bool,
+}
+
+/// Why the engine did not do what a client asked.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// Too much is under way. Nothing was done.
+    #[error("too many creations are under way")]
+    Overloaded,
+    /// It is shutting down. Nothing was done.
+    #[error("this instance is shutting down")]
+    Draining,
+    /// A participant that the transaction needs does not answer. Nothing was done.
+    #[error("{0} is not reachable")]
+    Unreachable(String),
+    /// The id belongs to a transaction with another body.
+    #[error("id {id} was used before with another {field}")]
+    IdReused {
+        /// Which id.
+        id: TransactionId,
+        /// The first field that differs.
+        field: &'static str,
+    },
+    /// There is no such transaction.
+    #[error("there is no hold {0}")]
+    NotFound(TransactionId),
+    /// The transaction is in a phase in which this cannot be asked any more.
+    #[error("hold {} is {:?}", .record.id(), .record.standing.phase)]
+    TooLate {
+        /// What was asked.
+        asked: Event,
+        /// As it stands.
+        record: Box<Record>,
+    },
+    /// The time for waiting is over. It goes on.
+    #[error("no answer in time; the outcome of {0} is not known yet")]
+    OutcomeUnknown(TransactionId),
+    /// The coordinator's database does not answer. What was asked may have been done.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl Engine {
+    /// Puts an engine together. It works once its timers fire into [`Engine::look`].
+    #[must_use]
+    pub fn new(store: Store, participants: Participants, timers: Timers, clock: Clock) -> Arc<Self> {
+        Arc::new(Self {
+            store,
+            participants,
+            timers,
+            clock,
+            creations: Arc::new(Semaphore::new(CREATIONS)),
+            lives: Arc::new(Semaphore::new(LIVES)),
+            tasks: TaskTracker::new(),
+            draining: AtomicBool::new(false),
+            active: Mutex::default(),
+        })
+    }
+
+    /// The coordinator database's clock.
+    #[must_use]
+    pub fn clock(&self) -> &Clock {
+        &self.clock
+    }
+
+    /// The store, for reads.
+    #[must_use]
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// How many transactions are being worked on.
+    #[must_use]
+    pub fn active(&self) -> usize {
+        self.active.lock().expect("no holder panics").len()
+    }
+
+    /// Whether it takes no new work.
+    #[must_use]
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
+
+    /// Takes no new work, and waits for what is under way, at most `patience`. What is left is found by its wake-ups.
+    pub async fn drain(&self, patience: Duration) {
+        self.draining.store(true, Ordering::Relaxed);
+        self.tasks.close();
+        if tokio::time::timeout(patience, self.tasks.wait()).await.is_err() {
+            tracing::warn!(
+                active = self.active(),
+                "stopping with work under way; it is resumed at the next start"
+            );
+        }
+    }
+
+    /// Records a transaction, tries its branches, and answers once it is held or refused.
+    ///
+    /// # Errors
+    ///
+    /// [`EngineError`]. After [`EngineError::OutcomeUnknown`] and [`EngineError::Store`] it may go on all the same; the same
+    /// id finds it.
+    pub async fn create(
+        self: &Arc<Self>,
+        transaction: Transaction,
+        patience: Duration,
+    ) -> Result<Created, EngineError> {
+        if self.is_draining() {
+            return Err(EngineError::Draining);
+        }
+        let admitted =
+            Arc::clone(&self.creations).try_acquire_owned().map_err(|_| EngineError::Overloaded)?;
+        if let Some(name) = self.participants.unreachable(&transaction) {
+            // What is known is answered whatever its participants do.
+            return match self.store.get(transaction.id).await? {
+                Some(record) => self.replay(&transaction, record, patience).await,
+                None => Err(EngineError::Unreachable(name)),
+            };
+        }
+        let transaction = Arc::new(transaction);
+        let (answer, answered) = oneshot::channel();
+        self.spawn(Arc::clone(self).begin(Arc::clone(&transaction), admitted, answer));
+        let deadline = tokio::time::Instant::now() + patience;
+        match tokio::time::timeout_at(deadline, answered).await {
+            Ok(Ok(Begun::Stands(record))) => Ok(Created { record, replayed: false }),
+            // From here on its row says how it goes.
+            Ok(Ok(Begun::Slow)) => {
+                let record = self.watch_try(transaction.id, deadline - tokio::time::Instant::now()).await?;
+                Ok(Created { record, replayed: false })
+            }
+            Ok(Ok(Begun::Known)) => {
+                let id = transaction.id;
+                let record = self.store.get(id).await?.ok_or(EngineError::OutcomeUnknown(id))?;
+                self.replay(&transaction, record, deadline - tokio::time::Instant::now()).await
+            }
+            Ok(Err(_)) | Err(_) => Err(EngineError::OutcomeUnknown(transaction.id)),
+        }
+    }
+
+    /// Cancels before the due time. Answers CANCELLED only when it is; otherwise as it stands when `patience` ends.
+    ///
+    /// # Errors
+    ///
+    /// [`EngineError::NotFound`], [`EngineError::TooLate`], [`EngineError::Draining`], [`EngineError::Store`].
+    pub async fn cancel(
+        self: &Arc<Self>,
+        id: TransactionId,
+        patience: Duration,
+    ) -> Result<Record, EngineError> {
+        let record = self.decide(id, Event::CancelRequested, patience).await?;
+        match record.standing.phase {
+            Phase::Cancelling | Phase::Cancelled => Ok(record),
+            // Due, and to be released anyway: that is on its way.
+            Phase::Trying | Phase::Held
+                if record.transaction.descriptor.on_maturity == OnMaturity::Cancel =>
+            {
+                let at_rest = self.watch(id, patience, |standing| standing.phase.is_final()).await?;
+                at_rest.ok_or(EngineError::NotFound(id))
+            }
+            _ => Err(EngineError::TooLate { asked: Event::CancelRequested, record: Box::new(record) }),
+        }
+    }
+
+    /// Pays now. Answers CONFIRMED only when it is; otherwise as it stands when `patience` ends.
+    ///
+    /// # Errors
+    ///
+    /// As [`Engine::cancel`].
+    pub async fn confirm_now(
+        self: &Arc<Self>,
+        id: TransactionId,
+        patience: Duration,
+    ) -> Result<Record, EngineError> {
+        let record = self.decide(id, Event::ConfirmRequested, patience).await?;
+        match record.standing.phase {
+            Phase::Confirming | Phase::Confirmed => Ok(record),
+            _ => Err(EngineError::TooLate { asked: Event::ConfirmRequested, record: Box::new(record) }),
+        }
+    }
+
+    /// Goes on with what a wake-up names. Returns when it has been looked at or handed to a task; waits while too much is
+    /// under way.
+    pub async fn look(self: &Arc<Self>, entry: Entry) {
+        let Ok(permit) = Arc::clone(&self.lives).acquire_owned().await else { return };
+        if self.is_draining() {
+            return;
+        }
+        if self.is_active(entry.id) {
+            return self.timers.put_back(entry, self.clock.now_us() + BUSY_US);
+        }
+        self.spawn(Arc::clone(self).wake(entry, permit));
+    }
+
+    /// From the first row to HELD or a refusal, and on from there.
+    async fn begin(
+        self: Arc<Self>,
+        transaction: Arc<Transaction>,
+        admitted: OwnedSemaphorePermit,
+        answer: oneshot::Sender<Begun>,
+    ) {
+        let id = transaction.id;
+        let _active = self.activate(id);
+        let mut attempts = 0;
+        let begun = loop {
+            match self.store.begin.call(Begin(Arc::clone(&transaction))).await {
+                Ok(begun) => break begun,
+                // Nobody waits any more, and whether it was recorded is not known: if so, its wake-up finds it.
+                Err(_) if answer.is_closed() => return,
+                Err(unknown) => tracing::debug!(%id, %unknown, "beginning again"),
+            }
+            tokio::time::sleep(Backoff::CONNECTION.delay(attempts)).await;
+            attempts += 1;
+        };
+        let life = match begun {
+            Some(begun) => {
+                self.timers.arm(begun.wake_at, id);
+                let record = Record { transaction, standing: Standing::begun(begun.created_at) };
+                drive::Life::new(&self, record, Some(begun.wake_at))
+            }
+            // An attempt without an answer had recorded it after all.
+            None if attempts > 0 => match self.store.get(id).await {
+                Ok(Some(record))
+                    if record.transaction == transaction && record.standing.phase == Phase::Trying =>
+                {
+                    drive::Life::new(&self, record, None)
+                }
+                _ => {
+                    let _ = answer.send(Begun::Known);
+                    return;
+                }
+            },
+            None => {
+                let _ = answer.send(Begun::Known);
+                return;
+            }
+        };
+        let life = life.try_branches().await;
+        drop(admitted);
+        // A client that no longer waits is no reason to stop.
+        let _ = answer.send(life.as_ref().map_or(Begun::Slow, |life| Begun::Stands(life.record())));
+        if let Some(life) = life {
+            life.drive().await;
+        }
+    }
+
+    /// Asks the row for an event on a client's behalf, and sees it through.
+    async fn decide(
+        self: &Arc<Self>,
+        id: TransactionId,
+        event: Event,
+        patience: Duration,
+    ) -> Result<Record, EngineError> {
+        if self.is_draining() {
+            return Err(EngineError::Draining);
+        }
+        let deadline = tokio::time::Instant::now() + patience;
+        let record = self.store.get(id).await?.ok_or(EngineError::NotFound(id))?;
+        let advance = Advance { id, event, reason: None };
+        let advanced =
+            self.store.advance.call(advance).await.map_err(|e| StoreError::Unreachable(e.to_string()))?;
+        if let Some(advanced) = advanced {
+            if let Some(at) = advanced.wake_at {
+                self.timers.arm(at, id);
+            }
+            let record = Record { transaction: record.transaction, standing: advanced.standing };
+            let engine = Arc::clone(self);
+            self.spawn(async move {
+                let _active = engine.activate(id);
+                drive::Life::new(&engine, record, advanced.wake_at).drive().await;
+            });
+        }
+        // Whoever moved it, it is watched until it is final or the patience ends.
+        let goes_on = |standing: &Standing| !matches!(standing.phase, Phase::Confirming | Phase::Cancelling);
+        let record = self.watch(id, deadline - tokio::time::Instant::now(), goes_on).await?;
+        record.ok_or(EngineError::NotFound(id))
+    }
+
+    /// What is there under a creation's id: the same body is answered as it stands, another one is refused.
+    async fn replay(
+        &self,
+        asked: &Transaction,
+        found: Record,
+        patience: Duration,
+    ) -> Result<Created, EngineError> {
+        let id = asked.id;
+        if let Some(field) = asked.descriptor.first_difference(&found.transaction.descriptor) {
+            return Err(EngineError::IdReused { id, field });
+        }
+        let record = self.watch_try(id, patience).await?;
+        Ok(Created { record, replayed: true })
+    }
+
+    /// Waits until Try has an answer.
+    async fn watch_try(&self, id: TransactionId, patience: Duration) -> Result<Record, EngineError> {
+        let record = self.watch(id, patience, |standing| standing.phase != Phase::Trying).await?;
+        record.filter(|record| record.standing.phase != Phase::Trying).ok_or(EngineError::OutcomeUnknown(id))
+    }
+
+    /// Reads a row until it is as wanted or the patience ends, less and less often.
+    async fn watch(
+        &self,
+        id: TransactionId,
+        patience: Duration,
+        wanted: impl Fn(&Standing) -> bool,
+    ) -> Result<Option<Record>, EngineError> {
+        let deadline = tokio::time::Instant::now() + patience;
+        let mut pause = Duration::from_millis(2);
+        loop {
+            let record = self.store.get(id).await?;
+            let now = tokio::time::Instant::now();
+            match record {
+                Some(record) if !wanted(&record.standing) && now < deadline => {
+                    tokio::time::sleep(pause.min(deadline - now)).await;
+                    pause = (pause * 2).min(Duration::from_secs(1));
+                }
+                record => return Ok(record),
+            }
+        }
+    }
+
+    /// Looks at one transaction, and sees it through.
+    async fn wake(self: Arc<Self>, entry: Entry, _permit: OwnedSemaphorePermit) {
+        let _active = self.activate(entry.id);
+        let woken = match self.store.wake.call(entry.id).await {
+            Ok(Some(woken)) => woken,
+            Ok(None) => return self.timers.done(entry),
+            Err(_) => return self.timers.put_back(entry, self.clock.now_us() + STORE_DOWN_US),
+        };
+        let due_us = woken.record.transaction.descriptor.due_at.as_microsecond();
+        let is_early = woken.record.standing.phase == Phase::Held
+            && due_us <= entry.at_us
+            && woken.now.as_microsecond() < due_us;
+        if is_early {
+            // Due by the clock here, not yet by the database's, which counts.
+            return self.timers.put_back(entry, self.clock.now_us() + (due_us - woken.now.as_microsecond()));
+        }
+        if let Some(at) = woken.wake_at {
+            self.timers.arm(at, entry.id);
+        }
+        self.timers.done(entry);
+        if woken.record.standing.phase != Phase::Held {
+            drive::Life::woken(&self, woken).drive().await;
+        }
+    }
+
+    fn spawn(&self, life: impl Future<Output = ()> + Send + 'static) {
+        self.tasks.spawn(life);
+    }
+
+    fn is_active(&self, id: TransactionId) -> bool {
+        self.active.lock().expect("no holder panics").contains_key(&id)
+    }
+
+    fn activate(self: &Arc<Self>, id: TransactionId) -> Active {
+        *self.active.lock().expect("no holder panics").entry(id).or_default() += 1;
+        Active { engine: Arc::clone(self), id }
+    }
+}
+
+/// How a creation began.
+enum Begun {
+    /// Try has an answer: as it stands.
+    Stands(Record),
+    /// Try has no answer yet.
+    Slow,
+    /// The id was there before.
+    Known,
+}
+
+/// A transaction is being worked on as long as this lives.
+struct Active {
+    engine: Arc<Engine>,
+    id: TransactionId,
+}
+
+impl Drop for Active {
+    fn drop(&mut self) {
+        let mut active = self.engine.active.lock().expect("no holder panics");
+        if let Some(count) = active.get_mut(&self.id) {
+            *count -= 1;
+            if *count == 0 {
+                active.remove(&self.id);
+            }
+        }
+    }
+}
+
+/// When a wake-up was left, and where.
+type WakeAt = Option<Timestamp>;

@@ -1,0 +1,322 @@
+//! A whole coordinator, put together: databases prepared, shards and timers started, the API served, all of it stopped in
+//! order.
+
+use crate::{
+    api::{Holds, Ledger, Operator},
+    config::Config,
+    engine::{Engine, Participants},
+    schedule::{Scheduler, Timers, scheduler},
+    shards::Shards,
+    store::{self, Store},
+};
+use std::{
+    net::SocketAddr,
+    sync::{Arc, atomic::AtomicU64},
+    time::Duration,
+};
+use tcc_core::Timestamp;
+use tcc_ledger::Shard;
+use tcc_participant::{Failure, Participant, session::bounded};
+use tcc_proto::v1::{
+    hold_service_server::HoldServiceServer, ledger_service_server::LedgerServiceServer,
+    operator_service_server::OperatorServiceServer,
+};
+use tokio::net::TcpListener;
+use tokio_postgres::NoTls;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::{Server, server::TcpIncoming};
+use tonic_health::server::HealthReporter;
+use uuid::Uuid;
+
+/// How long what is under way may take to finish when a coordinator stops.
+const DRAIN: Duration = Duration::from_secs(10);
+/// How long clients may take to close their connections after that.
+const HANG_UP: Duration = Duration::from_secs(2);
+/// How often partitions are made ahead of time.
+const PARTITIONS: Duration = Duration::from_secs(3_600);
+/// Requests are small: an id, two accounts, an amount.
+const MAX_REQUEST: usize = 64 * 1024;
+
+/// Why a coordinator does not start, or stopped by itself.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// A url in the configuration cannot be read.
+    #[error(
+        "the url of {which} is wrong: {source}; write it as key=value pairs (host=… user=… dbname=…) or postgresql://…"
+    )]
+    Url {
+        /// The coordinator or which shard.
+        which: String,
+        /// What is wrong.
+        source: tokio_postgres::Error,
+    },
+    /// A database does not answer.
+    #[error("cannot reach the database of {which}: {why}; is PostgreSQL running there, and may tccd log in?")]
+    Unreachable {
+        /// The coordinator or which shard.
+        which: String,
+        /// Why.
+        why: String,
+    },
+    /// The coordinator's database cannot be used.
+    #[error(transparent)]
+    Store(#[from] store::schema::SchemaError),
+    /// A shard's database cannot be used.
+    #[error(transparent)]
+    Shard(#[from] tcc_ledger::SchemaError),
+    /// The slots cannot be taken.
+    #[error("cannot take the slots: {0}")]
+    Slots(Failure),
+    /// The address cannot be listened on.
+    #[error("cannot listen on {address}: {source}")]
+    Listen {
+        /// Which.
+        address: String,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The server broke down.
+    #[error("serving: {0}")]
+    Serve(#[from] tonic::transport::Error),
+    /// The reflection service cannot be built.
+    #[error("reflection: {0}")]
+    Reflection(#[from] tonic_reflection::server::Error),
+    /// Another instance took the slots.
+    #[error("another tccd has started on the same coordinator database; one instance at a time serves it")]
+    Overtaken,
+}
+
+/// What the status tells beside what the engine knows.
+pub struct Vitals {
+    /// This instance.
+    pub instance: Uuid,
+    /// When it started, by the coordinator database's clock.
+    pub started_at: Timestamp,
+    /// Its ring.
+    pub timers: Timers,
+    /// Wake-ups that only the verify pass found.
+    pub missed: Arc<AtomicU64>,
+}
+
+/// A coordinator that serves.
+pub struct Running {
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// Its engine.
+    pub engine: Arc<Engine>,
+    /// Its ring.
+    pub timers: Timers,
+    /// Wake-ups that only the verify pass found.
+    pub missed: Arc<AtomicU64>,
+    stop: CancellationToken,
+    serving: tokio::task::JoinHandle<Result<(), ServeError>>,
+}
+
+impl Running {
+    /// A token that stops it, in order.
+    #[must_use]
+    pub fn stop(&self) -> CancellationToken {
+        self.stop.clone()
+    }
+
+    /// Waits until it has stopped.
+    ///
+    /// # Errors
+    ///
+    /// [`ServeError`], if it was not asked to.
+    pub async fn ended(self) -> Result<(), ServeError> {
+        self.serving.await.expect("the serving task does not panic")
+    }
+}
+
+/// What the tests may put between the engine and its participants.
+pub type Between = Box<dyn Fn(Arc<dyn Participant>) -> Arc<dyn Participant> + Send>;
+
+/// Starts a coordinator. It serves when this returns.
+///
+/// # Errors
+///
+/// [`ServeError`].
+pub async fn start(config: &Config) -> Result<Running, ServeError> {
+    start_with(config, Box::new(|participant| participant), |store| store).await
+}
+
+/// As [`start`], with something put between the engine and its participants, or its store: the seams for tests.
+///
+/// # Errors
+///
+/// [`ServeError`].
+pub async fn start_with(
+    config: &Config,
+    between: Between,
+    change_store: impl FnOnce(Store) -> Store,
+) -> Result<Running, ServeError> {
+    let coordinator = database("the coordinator", &config.coordinator.url)?;
+    let names: Vec<String> = config.shards.iter().map(|shard| shard.name.clone()).collect();
+    let mut client = connect("the coordinator", &coordinator).await?;
+    let map = store::schema::prepare(&mut client, &names).await?;
+
+    let mut shards = Vec::new();
+    for shard in &config.shards {
+        let which = format!("shard {}", shard.name);
+        let database = database(&which, &shard.url)?;
+        let buckets = map[&shard.name].clone();
+        match connect(&which, &database).await {
+            Ok(mut client) => tcc_ledger::prepare(&mut client, &shard.name, &buckets).await?,
+            // The others serve without it; it joins when it is back.
+            Err(error) => tracing::warn!(%error, "starting without a shard"),
+        }
+        shards.push(Shard::start(&shard.name, &database, buckets));
+    }
+
+    let listener = TcpListener::bind(&config.listen).await;
+    let listen = |source| ServeError::Listen { address: config.listen.clone(), source };
+    let listener = listener.map_err(listen)?;
+    let address = listener.local_addr().map_err(listen)?;
+
+    let instance = Uuid::now_v7();
+    let scheduler =
+        Scheduler::start(&coordinator, instance, &address.to_string()).await.map_err(ServeError::Slots)?;
+    let (timers, clock, missed) = (scheduler.timers(), scheduler.clock(), scheduler.missed());
+    let vitals = Arc::new(Vitals {
+        instance,
+        started_at: clock.now(),
+        timers: timers.clone(),
+        missed: Arc::clone(&missed),
+    });
+    let participants =
+        shards.iter().map(|shard| between(Arc::new(shard.clone()) as Arc<dyn Participant>)).collect();
+    let participants = Participants::new(participants, &map);
+    let store = change_store(Store::start(&coordinator));
+    let engine = Engine::new(store, participants, timers.clone(), clock.clone());
+    let shards = Arc::new(Shards::new(shards, &map));
+
+    let stop = CancellationToken::new();
+    let firing = {
+        let engine = Arc::clone(&engine);
+        let look = move |entry| {
+            let engine = Arc::clone(&engine);
+            async move { engine.look(entry).await }
+        };
+        tokio::spawn(scheduler::fire(timers.clone(), clock, stop.clone(), look))
+    };
+    tokio::spawn(keep_partitions(engine.store().clone(), Arc::clone(&shards), stop.clone()));
+    let api = Api { engine: Arc::clone(&engine), shards, vitals, config: config.clone() };
+    let serving = tokio::spawn(serve(api, listener, scheduler, firing, stop.clone()));
+    Ok(Running { address, engine, timers, missed, stop, serving })
+}
+
+struct Api {
+    engine: Arc<Engine>,
+    shards: Arc<Shards>,
+    vitals: Arc<Vitals>,
+    config: Config,
+}
+
+/// Serves until asked to stop or overtaken; then stops in order: readiness, new work, work under way, connections, slots.
+async fn serve(
+    api: Api,
+    listener: TcpListener,
+    scheduler: Scheduler,
+    firing: tokio::task::JoinHandle<()>,
+    stop: CancellationToken,
+) -> Result<(), ServeError> {
+    let Api { engine, shards, vitals, config } = api;
+    let (health, health_service) = tonic_health::server::health_reporter();
+    set_health(&health, true).await;
+    let descriptors = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(tcc_proto::FILE_DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    let limits = &config.limits;
+    let holds = Holds::new(Arc::clone(&engine), limits.clone());
+    let ledger = Ledger::new(Arc::clone(&shards), Arc::clone(&engine), limits.clone());
+    let operator = Operator::new(Arc::clone(&engine), shards, vitals);
+    let hang_up = CancellationToken::new();
+    let server = Server::builder()
+        .tcp_nodelay(true)
+        .http2_keepalive_interval(Some(Duration::from_secs(20)))
+        .max_concurrent_streams(1_024)
+        .add_service(HoldServiceServer::new(holds).max_decoding_message_size(MAX_REQUEST))
+        .add_service(LedgerServiceServer::new(ledger).max_decoding_message_size(MAX_REQUEST))
+        .add_service(OperatorServiceServer::new(operator).max_decoding_message_size(MAX_REQUEST))
+        .add_service(health_service)
+        .add_service(descriptors().build_v1()?)
+        .add_service(descriptors().build_v1alpha()?)
+        .serve_with_incoming_shutdown(
+            TcpIncoming::from(listener).with_nodelay(Some(true)),
+            hang_up.clone().cancelled_owned(),
+        );
+    let server = tokio::spawn(server);
+
+    let scheduler_stop = CancellationToken::new();
+    let mut scheduling = tokio::spawn(scheduler.run(scheduler_stop.clone()));
+    let overtaken = tokio::select! {
+        () = stop.cancelled() => false,
+        ended = &mut scheduling => ended.is_ok_and(|ended| ended == scheduler::Ended::Overtaken),
+    };
+    stop.cancel();
+    tracing::info!(overtaken, "stopping: no new work, finishing what is under way");
+    set_health(&health, false).await;
+    let _ = firing.await;
+    engine.drain(DRAIN).await;
+    scheduler_stop.cancel();
+    if !scheduling.is_finished() {
+        let _ = scheduling.await;
+    }
+    hang_up.cancel();
+    if let Ok(Ok(served)) = tokio::time::timeout(HANG_UP, server).await {
+        served?;
+    }
+    if overtaken { Err(ServeError::Overtaken) } else { Ok(()) }
+}
+
+async fn set_health(health: &HealthReporter, serving: bool) {
+    let status =
+        if serving { tonic_health::ServingStatus::Serving } else { tonic_health::ServingStatus::NotServing };
+    for service in ["", "tcc.v1.HoldService", "tcc.v1.LedgerService", "tcc.v1.OperatorService"] {
+        health.set_service_status(service, status).await;
+    }
+}
+
+/// Makes partitions ahead of time, on the coordinator's database and every shard.
+async fn keep_partitions(store: Store, shards: Arc<Shards>, stop: CancellationToken) {
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(PARTITIONS) => {}
+            () = stop.cancelled() => return,
+        }
+        let made = async {
+            let now = store.now().await?;
+            Ok::<_, store::StoreError>(store::schema::ensure_partitions(&**store.reader().await?, now).await?)
+        };
+        if let Err(error) = made.await {
+            tracing::error!(%error, "cannot make partitions ahead of time; trying again in an hour");
+        }
+        for shard in shards.all() {
+            if let Err(error) = shard.ensure_partitions().await {
+                tracing::error!(%error, "cannot make partitions ahead of time; trying again in an hour");
+            }
+        }
+    }
+}
+
+fn database(which: &str, url: &str) -> Result<tokio_postgres::Config, ServeError> {
+    url.parse().map_err(|source| ServeError::Url { which: which.to_owned(), source })
+}
+
+async fn connect(
+    which: &str,
+    database: &tokio_postgres::Config,
+) -> Result<tokio_postgres::Client, ServeError> {
+    let unreachable = |error: tokio_postgres::Error| ServeError::Unreachable {
+        which: which.to_owned(),
+        why: tcc_participant::session::sort(&error).to_string(),
+    };
+    let (client, connection) =
+        bounded(database.clone(), "tccd-setup").connect(NoTls).await.map_err(unreachable)?;
+    tokio::spawn(connection);
+    store::schema::check_version(&client).await?;
+    Ok(client)
+}

@@ -1,0 +1,96 @@
+//! A transaction's first row, and the wake-up that finds it again if everything else is lost.
+
+use super::RETRY_INTERVAL;
+use std::{collections::HashMap, sync::Arc};
+use tcc_core::{Timestamp, Transaction};
+use tcc_participant::{
+    Executor, Failure, Session,
+    session::{Plans, sort},
+};
+use tokio_postgres::Config;
+use uuid::Uuid;
+
+const BEGIN: &str = "\
+-- begin
+WITH clock AS MATERIALIZED (SELECT clock_timestamp() AS now, clock_timestamp() + $6::float8 * interval '1 second' AS wake_at),
+begun AS (
+    INSERT INTO transaction (id, phase, on_maturity, due_at, created_at, descriptor)
+    SELECT i.id, 1, i.on_maturity, i.due_at, clock.now, i.descriptor
+    FROM clock, unnest($1::uuid[], $2::int2[], $3::timestamptz[], $4::bytea[]) AS i (id, on_maturity, due_at, descriptor)
+    ON CONFLICT (id) DO NOTHING
+    RETURNING id, created_at
+),
+woken AS (
+    INSERT INTO wakeup (wake_at, transaction_id, slot)
+    SELECT clock.wake_at, i.id, i.slot
+    FROM clock, unnest($1::uuid[], $5::int2[]) AS i (id, slot) JOIN begun USING (id)
+)
+SELECT begun.id, begun.created_at, clock.wake_at FROM begun, clock";
+
+/// Asks for a transaction to be recorded as TRYING.
+#[derive(Debug, Clone)]
+pub struct Begin(pub Arc<Transaction>);
+
+/// It was recorded. (`None` instead of it: the id was there before.)
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Begun {
+    /// By the database's clock.
+    pub created_at: Timestamp,
+    /// Of its wake-up.
+    pub wake_at: Timestamp,
+}
+
+/// Inserts batches.
+pub struct BeginExecutor {
+    session: Session,
+}
+
+impl BeginExecutor {
+    /// Not connected yet.
+    #[must_use]
+    pub fn new(config: &Config) -> Self {
+        Self { session: Session::new(config, "tccd-begin", Plans::Generic) }
+    }
+}
+
+impl Executor for BeginExecutor {
+    type Item = Begin;
+    type Answer = Option<Begun>;
+
+    async fn connect(&mut self) -> Result<(), Failure> {
+        self.session.connect(&[BEGIN]).await
+    }
+
+    async fn run(&mut self, items: &[Begin]) -> Result<Vec<Option<Begun>>, Failure> {
+        // The same id twice in one batch is inserted once; sorted, so that two batches cannot deadlock.
+        let mut sorted: Vec<&Transaction> = items.iter().map(|item| &*item.0).collect();
+        sorted.sort_by_key(|transaction| transaction.id);
+        sorted.dedup_by_key(|transaction| transaction.id);
+        let ids: Vec<Uuid> = sorted.iter().map(|t| t.id.uuid()).collect();
+        let on_maturity: Vec<i16> = sorted.iter().map(|t| t.descriptor.on_maturity.number()).collect();
+        let due_at: Vec<Timestamp> = sorted.iter().map(|t| t.descriptor.due_at).collect();
+        let descriptors: Vec<&[u8]> = sorted.iter().map(|t| t.encoded.as_slice()).collect();
+        let slots: Vec<i16> = sorted.iter().map(|t| i16::from(t.id.slot())).collect();
+
+        let statement = self.session.statement(BEGIN)?;
+        let rows = self
+            .session
+            .client()?
+            .query(
+                statement,
+                &[&ids, &on_maturity, &due_at, &descriptors, &slots, &RETRY_INTERVAL.as_secs_f64()],
+            )
+            .await
+            .map_err(|e| sort(&e))?;
+        self.session.settle()?;
+
+        let mut begun: HashMap<Uuid, Begun> = rows
+            .iter()
+            .map(|row| {
+                (row.get("id"), Begun { created_at: row.get("created_at"), wake_at: row.get("wake_at") })
+            })
+            .collect();
+        // Of several callers with one id, the first one began it.
+        Ok(items.iter().map(|item| begun.remove(&item.0.id.uuid())).collect())
+    }
+}

@@ -1,0 +1,108 @@
+//! The coordinator's database: one file per statement that changes it, each with its parameters and its row.
+//!
+//! Four batchers do all the writing: [`begin`] inserts transactions, [`advance`] moves their phases, [`wake`] looks at what
+//! is due and claims it, [`defer`] puts off what could not be done. Every write of a phase is a compare-and-set whose
+//! guards come from `Phase::after`, and every statement that leaves a transaction non-final leaves a wake-up for it. Reads
+//! use a pool of their own. SQL on these tables stands here and in `schedule`, nowhere else.
+
+pub mod advance;
+pub mod begin;
+pub mod defer;
+pub mod read;
+pub mod record;
+pub mod schema;
+pub mod wake;
+
+pub use advance::{Advance, Advanced};
+pub use begin::Begin;
+pub use defer::Defer;
+pub use record::Record;
+pub use wake::Woken;
+
+use deadpool_postgres::{Manager, ManagerConfig, Object, Pool, RecyclingMethod, Runtime, Timeouts};
+use std::time::Duration;
+use tcc_core::TransactionId;
+use tcc_participant::{Batcher, batch::Limits, session::bounded};
+use tokio_postgres::{Config, NoTls};
+
+/// How far ahead a wake-up may lie. A later due time is armed again on the way there.
+pub const WAKE_HORIZON: jiff::SignedDuration = jiff::SignedDuration::from_hours(90 * 24);
+
+/// A transaction that is left non-final is looked at again after this, if nothing else happens: the try deadline, too.
+pub const RETRY_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Why the coordinator's database did not do what it was asked to.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// It does not answer, or not in time.
+    #[error("coordinator database: {0}")]
+    Unreachable(String),
+    /// A row that no version of this program has written.
+    #[error("a row of the coordinator's database cannot be read: {0}")]
+    Damaged(String),
+}
+
+/// The coordinator's database. Clones share it.
+#[derive(Clone)]
+pub struct Store {
+    /// Inserts transactions.
+    pub begin: Batcher<Begin, Option<begin::Begun>>,
+    /// Moves phases.
+    pub advance: Batcher<Advance, Option<Advanced>>,
+    /// Looks at what is due.
+    pub wake: Batcher<TransactionId, Option<Woken>>,
+    /// Puts off what could not be done.
+    pub defer: Batcher<Defer, defer::Deferred>,
+    /// For reads.
+    pub pool: Pool,
+}
+
+impl Store {
+    /// Starts the batchers, which connect by themselves and keep trying.
+    #[must_use]
+    pub fn start(config: &Config) -> Self {
+        Self {
+            begin: Batcher::start("begin", vec![begin::BeginExecutor::new(config)], Limits::default()),
+            advance: Batcher::start(
+                "advance",
+                vec![advance::AdvanceExecutor::new(config)],
+                Limits::default(),
+            ),
+            wake: Batcher::start("wake", vec![wake::WakeExecutor::new(config)], Limits::default()),
+            defer: Batcher::start("defer", vec![defer::DeferExecutor::new(config)], Limits::default()),
+            pool: reads(config),
+        }
+    }
+
+    /// A connection for reading.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Unreachable`] after three seconds.
+    pub async fn reader(&self) -> Result<Object, StoreError> {
+        self.pool.get().await.map_err(|e| StoreError::Unreachable(e.to_string()))
+    }
+}
+
+/// A pool for reads: connections are made when needed, and nobody waits longer than three seconds for one.
+#[must_use]
+pub fn reads(config: &Config) -> Pool {
+    let manager = Manager::from_config(
+        bounded(config.clone(), "tccd-reads"),
+        NoTls,
+        ManagerConfig { recycling_method: RecyclingMethod::Fast },
+    );
+    let patience = Some(Duration::from_secs(3));
+    Pool::builder(manager)
+        .max_size(8)
+        .runtime(Runtime::Tokio1)
+        .timeouts(Timeouts { wait: patience, create: patience, recycle: patience })
+        .build()
+        .expect("a pool with a runtime and time-outs is complete")
+}
+
+impl From<tokio_postgres::Error> for StoreError {
+    fn from(error: tokio_postgres::Error) -> Self {
+        Self::Unreachable(tcc_participant::session::sort(&error).to_string())
+    }
+}

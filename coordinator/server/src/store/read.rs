@@ -1,0 +1,103 @@
+//! What the API, the status and the audit read.
+
+use super::{Record, Store, StoreError, record::standing};
+use tcc_core::{Attention, Timestamp, TransactionId};
+use uuid::Uuid;
+
+const GET: &str =
+    concat!("-- get\nSELECT ", standing!(), ", t.id, t.descriptor FROM transaction t WHERE t.id = $1");
+
+const PAGE: &str = concat!(
+    "-- page\nSELECT ",
+    standing!(),
+    ", t.id, t.descriptor FROM transaction t WHERE t.id > $1 ORDER BY t.id LIMIT $2"
+);
+
+const GET_ALL: &str = concat!(
+    "-- get_all\nSELECT ",
+    standing!(),
+    ", t.id, t.descriptor FROM unnest($1::uuid[]) AS i (id) JOIN transaction t ON t.id = i.id ORDER BY t.id"
+);
+
+const ATTENTION: &str = "\
+-- attention
+SELECT DISTINCT ON (kind) kind, count(*) OVER (PARTITION BY kind) AS transactions, since,
+       extract(epoch FROM clock_timestamp() - since)::float8 AS age_s, transaction_id, last_error
+FROM attention ORDER BY kind, since";
+
+/// The transactions with one kind of attention.
+#[derive(Debug, Clone)]
+pub struct AttentionSummary {
+    /// Which kind.
+    pub kind: Attention,
+    /// How many.
+    pub transactions: i64,
+    /// Since when the oldest of them has been failing, in seconds.
+    pub oldest_s: f64,
+    /// The oldest of them.
+    pub example: Uuid,
+    /// What is wrong with it.
+    pub error: String,
+}
+
+impl Store {
+    /// One transaction.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`].
+    pub async fn get(&self, id: TransactionId) -> Result<Option<Record>, StoreError> {
+        let client = self.reader().await?;
+        let statement = client.prepare_cached(GET).await?;
+        client.query_opt(&statement, &[&id.uuid()]).await?.map(|row| Record::read(&row)).transpose()
+    }
+
+    /// Transactions after an id, at most `limit`, in the order of their ids.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`].
+    pub async fn page(&self, after: Uuid, limit: i64) -> Result<Vec<Record>, StoreError> {
+        let client = self.reader().await?;
+        client.query(PAGE, &[&after, &limit]).await?.iter().map(Record::read).collect()
+    }
+
+    /// Those of the given transactions that there are.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`].
+    pub async fn get_all(&self, ids: &[Uuid]) -> Result<Vec<Record>, StoreError> {
+        let client = self.reader().await?;
+        client.query(GET_ALL, &[&ids]).await?.iter().map(Record::read).collect()
+    }
+
+    /// The database's clock.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`].
+    pub async fn now(&self) -> Result<Timestamp, StoreError> {
+        Ok(self.reader().await?.query_one("SELECT clock_timestamp()", &[]).await?.get(0))
+    }
+
+    /// What needs looking at, by kind.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`].
+    pub async fn attention(&self) -> Result<Vec<AttentionSummary>, StoreError> {
+        let client = self.reader().await?;
+        let summary = |row: &tokio_postgres::Row| {
+            Ok(AttentionSummary {
+                kind: Attention::from_number(row.get("kind"))
+                    .ok_or_else(|| StoreError::Damaged("unknown attention".into()))?,
+                transactions: row.get("transactions"),
+                oldest_s: row.get("age_s"),
+                example: row.get("transaction_id"),
+                error: row.get("last_error"),
+            })
+        };
+        client.query(ATTENTION, &[]).await?.iter().map(summary).collect()
+    }
+}

@@ -1,0 +1,97 @@
+//! A transaction's row as a value.
+
+use super::StoreError;
+use std::sync::Arc;
+use tcc_core::{Attention, Cause, Phase, Timestamp, Transaction, TransactionId};
+use tokio_postgres::Row;
+
+/// A transaction and where it stands.
+#[derive(Debug, Clone)]
+pub struct Record {
+    /// What it is; never changes.
+    pub transaction: Arc<Transaction>,
+    /// Where it stands, and when it came there.
+    pub standing: Standing,
+}
+
+/// The part of a row that changes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Standing {
+    /// Its phase.
+    pub phase: Phase,
+    /// Why it was decided, once it is.
+    pub cause: Option<Cause>,
+    /// Why it was refused or vetoed.
+    pub reason: Option<String>,
+    /// Whether it needs looking at.
+    pub attention: Attention,
+    /// Whether the pivot turned its decision round.
+    pub flipped: bool,
+    /// When it was accepted, by the database's clock, as all of these.
+    pub created_at: Timestamp,
+    /// When every branch was tried.
+    pub held_at: Option<Timestamp>,
+    /// When it was decided.
+    pub decided_at: Option<Timestamp>,
+    /// When it became final.
+    pub settled_at: Option<Timestamp>,
+}
+
+/// The columns of [`Standing`], in SQL, of the table alias `t`.
+macro_rules! standing {
+    () => {
+        "t.phase, t.cause, t.reason, t.attention, t.flipped, t.created_at, t.held_at, t.decided_at, t.settled_at"
+    };
+}
+pub(crate) use standing;
+
+impl Record {
+    /// Reads a row of `id`, `descriptor` and the columns of [`Standing`].
+    pub(super) fn read(row: &Row) -> Result<Self, StoreError> {
+        let damaged = |what: String| StoreError::Damaged(what);
+        let id = TransactionId::from_uuid(row.get("id")).map_err(|e| damaged(e.to_string()))?;
+        let transaction =
+            Transaction::decode(id, row.get("descriptor")).map_err(|e| damaged(format!("{id}: {e}")))?;
+        Ok(Self { transaction: Arc::new(transaction), standing: Standing::read(row)? })
+    }
+
+    /// Its id.
+    #[must_use]
+    pub fn id(&self) -> TransactionId {
+        self.transaction.id
+    }
+}
+
+impl Standing {
+    /// How a transaction stands that was just inserted.
+    #[must_use]
+    pub fn begun(created_at: Timestamp) -> Self {
+        Self {
+            phase: Phase::Trying,
+            cause: None,
+            reason: None,
+            attention: Attention::None,
+            flipped: false,
+            created_at,
+            held_at: None,
+            decided_at: None,
+            settled_at: None,
+        }
+    }
+
+    pub(super) fn read(row: &Row) -> Result<Self, StoreError> {
+        let damaged = |what: &str| StoreError::Damaged(format!("unknown {what}"));
+        let cause: Option<i16> = row.get("cause");
+        Ok(Self {
+            phase: Phase::from_number(row.get("phase")).ok_or_else(|| damaged("phase"))?,
+            cause: cause.map(|n| Cause::from_number(n).ok_or_else(|| damaged("cause"))).transpose()?,
+            reason: row.get("reason"),
+            attention: Attention::from_number(row.get("attention")).ok_or_else(|| damaged("attention"))?,
+            flipped: row.get("flipped"),
+            created_at: row.get("created_at"),
+            held_at: row.get("held_at"),
+            decided_at: row.get("decided_at"),
+            settled_at: row.get("settled_at"),
+        })
+    }
+}

@@ -1,0 +1,120 @@
+//! The coordinator's tables: migrations under a lock, the map of buckets written once, partitions ahead of time.
+
+use super::WAKE_HORIZON;
+use std::collections::{HashMap, HashSet};
+use tcc_core::{BUCKETS, Timestamp};
+use tcc_participant::partitions::{Key, Scheme, WEEK};
+use tokio_postgres::Client;
+
+mod embedded {
+    refinery::embed_migrations!("../../migrations/coordinator");
+}
+
+/// Why the coordinator's database cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum SchemaError {
+    /// A statement failed.
+    #[error("coordinator database: {0}")]
+    Database(#[from] tokio_postgres::Error),
+    /// A migration failed, or one that was applied has changed.
+    #[error("migrating the coordinator's database: {0}")]
+    Migration(#[from] refinery::Error),
+    /// The configuration names other shards than the map, which is fixed.
+    #[error(
+        "the configuration names the shards {configured:?}, but accounts are mapped to {mapped:?}; \
+         the map is fixed when a coordinator first starts, because moving accounts means moving their fences"
+    )]
+    OtherShards {
+        /// As configured, sorted.
+        configured: Vec<String>,
+        /// As the map has them, sorted.
+        mapped: Vec<String>,
+    },
+    /// The server is older than this program can use.
+    #[error("PostgreSQL {0} is too old: tcc needs version 15 or newer")]
+    TooOld(String),
+}
+
+/// The advisory lock that keeps two migrations apart.
+const MIGRATION_LOCK: i64 = 0x7463_635f_636f_6f72;
+
+const TRANSACTION: Scheme =
+    Scheme { parent: "transaction", key: Key::Id, width: WEEK, storage: "fillfactor = 50" };
+const WAKEUP: Scheme =
+    Scheme { parent: "wakeup", key: Key::Time, width: jiff::SignedDuration::from_hours(6), storage: "" };
+
+/// Migrates the database, and reads the map of buckets, which is written when there is none. Safe to run by several at once.
+///
+/// # Errors
+///
+/// [`SchemaError`].
+pub async fn prepare(
+    client: &mut Client,
+    shards: &[String],
+) -> Result<HashMap<String, HashSet<u16>>, SchemaError> {
+    check_version(client).await?;
+    client.execute("SELECT pg_advisory_lock($1)", &[&MIGRATION_LOCK]).await?;
+    let prepared = prepare_locked(client, shards).await;
+    client.execute("SELECT pg_advisory_unlock($1)", &[&MIGRATION_LOCK]).await?;
+    prepared
+}
+
+/// Makes sure that a server is new enough.
+///
+/// # Errors
+///
+/// [`SchemaError::TooOld`].
+pub async fn check_version(client: &Client) -> Result<(), SchemaError> {
+    let row = client
+        .query_one(
+            "SELECT current_setting('server_version_num')::int4, current_setting('server_version')",
+            &[],
+        )
+        .await?;
+    if row.get::<_, i32>(0) < 150_000 {
+        return Err(SchemaError::TooOld(row.get(1)));
+    }
+    Ok(())
+}
+
+async fn prepare_locked(
+    client: &mut Client,
+    shards: &[String],
+) -> Result<HashMap<String, HashSet<u16>>, SchemaError> {
+    embedded::migrations::runner().set_abort_divergent(true).run_async(client).await?;
+    let now: Timestamp = client.query_one("SELECT clock_timestamp()", &[]).await?.get(0);
+    ensure_partitions(client, now).await?;
+
+    client
+        .execute(
+            "-- map_buckets
+             WITH named AS (INSERT INTO shard SELECT unnest($1::text[]) WHERE NOT EXISTS (SELECT FROM shard) RETURNING 1)
+             INSERT INTO bucket SELECT n, ($1::text[])[n % cardinality($1::text[]) + 1]
+             FROM generate_series(0, $2::int4 - 1) AS n WHERE EXISTS (SELECT FROM named)",
+            &[&shards, &i32::from(BUCKETS)],
+        )
+        .await?;
+    let mut map: HashMap<String, HashSet<u16>> = HashMap::new();
+    for row in client.query("SELECT shard, bucket FROM bucket", &[]).await? {
+        map.entry(row.get(0)).or_default().insert(row.get::<_, i16>(1) as u16);
+    }
+    let mut mapped: Vec<String> = map.keys().cloned().collect();
+    let mut configured = shards.to_vec();
+    mapped.sort();
+    configured.sort();
+    if mapped != configured {
+        return Err(SchemaError::OtherShards { configured, mapped });
+    }
+    Ok(map)
+}
+
+/// Creates the partitions of the next weeks, and those of the wake-ups as far as they may lie ahead.
+///
+/// # Errors
+///
+/// PostgreSQL's.
+pub async fn ensure_partitions(client: &Client, now: Timestamp) -> Result<usize, tokio_postgres::Error> {
+    let day = jiff::SignedDuration::from_hours(24);
+    let ids = TRANSACTION.create(client, now - day - day, now + WEEK + WEEK).await?;
+    Ok(ids + WAKEUP.create(client, now - day, now + WAKE_HORIZON + day * 3).await?)
+}

@@ -1,0 +1,71 @@
+-- The coordinator's memory: the schedule and the clients' view. The participants' fences are the truth.
+
+-- Partitioned by week of the id, each with fillfactor 50, so that a change of phase finds room on its page (HOT). For the
+-- same reason no index, and no partial index, mentions the phase.
+CREATE TABLE transaction (
+    id uuid PRIMARY KEY,
+    -- 1 trying, 2 held, 3 confirming, 4 confirmed, 5 cancelling, 6 cancelled
+    phase smallint NOT NULL CHECK (phase BETWEEN 1 AND 6),
+    -- What happens at due_at: 1 confirm, 2 cancel
+    on_maturity smallint NOT NULL CHECK (on_maturity IN (1, 2)),
+    -- 1 refused, 2 vetoed, 3 requested, 4 timed out, 5 matured, 6 operator
+    cause smallint CHECK (cause BETWEEN 1 AND 6),
+    -- 0 none, 1 retrying, 2 stuck, 3 parked, 4 paused
+    attention smallint NOT NULL DEFAULT 0 CHECK (attention BETWEEN 0 AND 4),
+    -- The pivot turned the decision round. That happens once at most.
+    flipped boolean NOT NULL DEFAULT false,
+    due_at timestamptz NOT NULL,
+    created_at timestamptz NOT NULL,
+    held_at timestamptz,
+    decided_at timestamptz,
+    settled_at timestamptz,
+    -- Why it was refused or vetoed.
+    reason text,
+    -- The whole transaction, as coordinator/core/src/descriptor.rs encodes it.
+    descriptor bytea NOT NULL
+) PARTITION BY RANGE (id);
+
+-- The maturity index: look at this transaction at this time. Insert-only; space comes back by dropping whole partitions.
+CREATE TABLE wakeup (
+    wake_at timestamptz NOT NULL,
+    transaction_id uuid NOT NULL,
+    slot smallint NOT NULL
+) PARTITION BY RANGE (wake_at);
+CREATE INDEX wakeup_by_slot ON wakeup (slot, wake_at, transaction_id);
+
+-- A running tccd. Its lease is by this database's clock.
+CREATE TABLE instance (
+    id uuid PRIMARY KEY,
+    address text NOT NULL,
+    started_at timestamptz NOT NULL,
+    lease_until timestamptz NOT NULL
+) WITH (fillfactor = 10);
+
+-- The 256 slots of the id space: who serves the wake-ups, and up to when everything has been looked at.
+CREATE TABLE slot (
+    slot smallint PRIMARY KEY CHECK (slot BETWEEN 0 AND 255),
+    owner uuid,
+    epoch bigint NOT NULL DEFAULT 0,
+    watermark timestamptz NOT NULL
+) WITH (fillfactor = 20);
+INSERT INTO slot (slot, watermark) SELECT n, clock_timestamp() FROM generate_series(0, 255) AS n;
+
+-- Which shard serves which bucket of accounts. Fixed once written.
+CREATE TABLE shard (
+    name text PRIMARY KEY
+);
+CREATE TABLE bucket (
+    bucket smallint PRIMARY KEY CHECK (bucket BETWEEN 0 AND 4095),
+    shard text NOT NULL REFERENCES shard
+);
+
+-- Transactions that need looking at, and why.
+CREATE TABLE attention (
+    transaction_id uuid PRIMARY KEY,
+    -- As transaction.attention.
+    kind smallint NOT NULL CHECK (kind BETWEEN 1 AND 4),
+    since timestamptz NOT NULL,
+    attempts integer NOT NULL,
+    last_error text NOT NULL,
+    next_try timestamptz
+) WITH (fillfactor = 50);
