@@ -1,1 +1,283 @@
-//! x
+//! The harness: a whole system on real PostgreSQL for each test, and a client that speaks to it like anybody else.
+//!
+//! One throw-away server holds the databases of a system, so a test starts in a second and nothing is shared between tests.
+//! The server of a test runs without fsync, since killing a coordinator does not need it; the demo and whatever crashes
+//! PostgreSQL keep it on.
+
+pub mod gate;
+pub mod process;
+
+use jiff::{SignedDuration, Timestamp};
+use std::time::Duration;
+use tcc_coordinator::{
+    config::{Config, Database, ShardConfig},
+    dev::{Cluster, Options},
+    serve::{self, Running},
+};
+use tcc_proto::v1::{
+    self, hold_service_client::HoldServiceClient, ledger_service_client::LedgerServiceClient,
+    operator_service_client::OperatorServiceClient,
+};
+use tonic::{Status, transport::Channel};
+use tonic_types::StatusExt as _;
+use uuid::Uuid;
+
+/// The currency of every test.
+pub const GOLD: &str = "GOLD";
+/// No test waits longer than this for anything.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A PostgreSQL server with the databases of a coordinator and its shards.
+pub struct System {
+    /// The server.
+    pub cluster: Cluster,
+    /// What a coordinator on it is configured with.
+    pub config: Config,
+}
+
+impl System {
+    /// A system of two shards.
+    pub async fn start() -> Self {
+        Self::with(2, &["fsync=off", "full_page_writes=off", "synchronous_commit=off"]).await
+    }
+
+    /// A system of so many shards, on a server with these settings.
+    pub async fn with(shards: usize, settings: &[&str]) -> Self {
+        let settings = settings.iter().map(|&setting| setting.to_owned()).collect();
+        let start = move || Cluster::start(&Options { data: None, settings });
+        let cluster = tokio::task::spawn_blocking(start).await.unwrap().expect("PostgreSQL starts");
+        let admin = connect(&cluster.url()).await;
+        let url = |name: &str| cluster.url().replace("dbname=postgres", &format!("dbname={name}"));
+        let names: Vec<String> = (0..shards).map(|n| format!("shard-{n}")).collect();
+        for database in names.iter().map(String::as_str).chain(["coordinator"]) {
+            admin.batch_execute(&format!("CREATE DATABASE \"{database}\"")).await.expect("a database is created");
+        }
+        let config = Config {
+            listen: "127.0.0.1:0".into(),
+            coordinator: Database { url: url("coordinator") },
+            shards: names.iter().map(|name| ShardConfig { name: name.clone(), url: url(name) }).collect(),
+            ..Config::default()
+        };
+        Self { cluster, config }
+    }
+
+    /// A coordinator on it, in this process.
+    pub async fn coordinator(&self) -> Coordinator {
+        Coordinator::on(serve::start(&self.config).await.expect("the coordinator starts")).await
+    }
+
+    /// A connection to the coordinator's database.
+    pub async fn sql(&self) -> tokio_postgres::Client {
+        connect(&self.config.coordinator.url).await
+    }
+
+    /// A connection to a shard's database.
+    pub async fn shard_sql(&self, shard: usize) -> tokio_postgres::Client {
+        connect(&self.config.shards[shard].url).await
+    }
+}
+
+/// A plain connection.
+pub async fn connect(url: &str) -> tokio_postgres::Client {
+    let (client, connection) = tokio_postgres::connect(url, tokio_postgres::NoTls).await.expect("PostgreSQL answers");
+    tokio::spawn(connection);
+    client
+}
+
+/// A coordinator in this process, and a client of it.
+pub struct Coordinator {
+    /// What runs.
+    pub running: Running,
+    /// Speaks to it over gRPC.
+    pub client: Client,
+}
+
+impl Coordinator {
+    /// A client for a coordinator that runs.
+    pub async fn on(running: Running) -> Self {
+        let client = Client::connect(&format!("http://{}", running.address)).await;
+        Self { running, client }
+    }
+
+    /// Stops it in order.
+    pub async fn stop(self) {
+        self.running.stop().cancel();
+        self.running.ended().await.expect("it was asked to stop");
+    }
+}
+
+/// A client of the API.
+#[derive(Clone)]
+pub struct Client {
+    /// Of holds.
+    pub holds: HoldServiceClient<Channel>,
+    /// Of accounts.
+    pub ledger: LedgerServiceClient<Channel>,
+    /// Of the operator's view.
+    pub operator: OperatorServiceClient<Channel>,
+}
+
+impl Client {
+    /// To a server's address.
+    pub async fn connect(address: &str) -> Self {
+        let endpoint = Channel::from_shared(address.to_owned()).expect("an address");
+        let channel = endpoint.connect().await.expect("the coordinator listens");
+        Self {
+            holds: HoldServiceClient::new(channel.clone()),
+            ledger: LedgerServiceClient::new(channel.clone()),
+            operator: OperatorServiceClient::new(channel),
+        }
+    }
+
+    /// Opens an account, and issues to it unless that is nothing.
+    pub async fn account(&mut self, id: &str, funds: i64) {
+        let request = v1::CreateAccountRequest { id: id.into(), currency: GOLD.into() };
+        self.ledger.create_account(request).await.expect("the account is opened");
+        if funds > 0 {
+            let amount = Some(amount(funds));
+            let request = v1::IssueRequest { id: new_id(), account: id.into(), amount };
+            self.ledger.issue(request).await.expect("the units are issued");
+        }
+    }
+
+    /// Asks for a hold.
+    pub async fn create(&mut self, request: &v1::CreateHoldRequest) -> Result<v1::CreateHoldResponse, Status> {
+        Ok(self.holds.create_hold(request.clone()).await?.into_inner())
+    }
+
+    /// A hold that must be there.
+    pub async fn hold(&mut self, id: &str) -> v1::Hold {
+        let response = self.holds.get_hold(v1::GetHoldRequest { id: id.into() }).await.expect("the hold is there");
+        response.into_inner().hold.expect("an answer has a hold")
+    }
+
+    /// Cancels.
+    pub async fn cancel(&mut self, id: &str) -> Result<v1::Hold, Status> {
+        let response = self.holds.cancel_hold(v1::CancelHoldRequest { id: id.into() }).await?;
+        Ok(response.into_inner().hold.expect("an answer has a hold"))
+    }
+
+    /// Confirms before its time.
+    pub async fn confirm(&mut self, id: &str) -> Result<v1::Hold, Status> {
+        let response = self.holds.confirm_hold(v1::ConfirmHoldRequest { id: id.into() }).await?;
+        Ok(response.into_inner().hold.expect("an answer has a hold"))
+    }
+
+    /// Available and held of an account.
+    pub async fn balances(&mut self, id: &str) -> (i64, i64) {
+        let response = self.ledger.get_account(v1::GetAccountRequest { id: id.into() }).await;
+        let account = response.expect("the account is there").into_inner().account.expect("an answer has an account");
+        (account.available, account.held)
+    }
+
+    /// Waits until a hold is in one of some phases.
+    pub async fn until(&mut self, id: &str, phases: &[v1::Phase]) -> v1::Hold {
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        loop {
+            let hold = self.hold(id).await;
+            if phases.contains(&hold.phase()) {
+                return hold;
+            }
+            assert!(tokio::time::Instant::now() < deadline, "hold {id} stays {:?}", hold.phase());
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// Waits until a hold is final.
+    pub async fn until_final(&mut self, id: &str) -> v1::Hold {
+        self.until(id, &[v1::Phase::Confirmed, v1::Phase::Cancelled]).await
+    }
+
+    /// Runs an audit, which must come to its end. Answers its findings and its summary.
+    pub async fn audit(&mut self) -> (Vec<v1::AuditFinding>, v1::AuditSummary) {
+        use v1::run_audit_response::Event;
+        let mut stream = self.operator.run_audit(v1::RunAuditRequest {}).await.expect("the audit runs").into_inner();
+        let (mut findings, mut summary) = (Vec::new(), None);
+        while let Some(message) = stream.message().await.expect("the audit comes to its end") {
+            match message.event {
+                Some(Event::Finding(finding)) => findings.push(finding),
+                Some(Event::Summary(all)) => summary = Some(all),
+                Some(Event::Progress(_)) | None => {}
+            }
+        }
+        (findings, summary.expect("an audit ends with a summary"))
+    }
+
+    /// Runs an audit that must find nothing.
+    pub async fn audit_is_clean(&mut self) -> v1::AuditSummary {
+        let (findings, summary) = self.audit().await;
+        assert!(findings.is_empty(), "{findings:#?}");
+        summary
+    }
+}
+
+/// A new UUIDv7.
+#[must_use]
+pub fn new_id() -> String {
+    Uuid::now_v7().to_string()
+}
+
+/// An amount of the tests' currency.
+#[must_use]
+pub fn amount(value: i64) -> v1::Amount {
+    v1::Amount { value, currency: GOLD.into() }
+}
+
+/// A hold that pays when it is due, so long from now.
+#[must_use]
+pub fn hold_due_in(payer: &str, payee: &str, value: i64, delay: SignedDuration) -> v1::CreateHoldRequest {
+    v1::CreateHoldRequest {
+        id: new_id(),
+        payer: payer.into(),
+        payee: payee.into(),
+        amount: Some(amount(value)),
+        due_at: Some(time(Timestamp::now() + delay)),
+        on_maturity: v1::OnMaturity::Confirm.into(),
+    }
+}
+
+/// A hold that pays in an hour: it stays held while a test runs.
+#[must_use]
+pub fn hold(payer: &str, payee: &str, value: i64) -> v1::CreateHoldRequest {
+    hold_due_in(payer, payee, value, SignedDuration::from_hours(1))
+}
+
+/// A time as protobuf has it.
+#[must_use]
+pub fn time(time: Timestamp) -> prost_types::Timestamp {
+    prost_types::Timestamp { seconds: time.as_second(), nanos: time.subsec_nanosecond() }
+}
+
+/// The time that protobuf means.
+#[must_use]
+pub fn from_proto(time: &prost_types::Timestamp) -> Timestamp {
+    Timestamp::new(time.seconds, time.nanos).expect("the server sends valid times")
+}
+
+/// The reason of an error, which every error has.
+#[must_use]
+pub fn reason(status: &Status) -> String {
+    status.get_details_error_info().map(|info| info.reason).unwrap_or_else(|| format!("no reason: {status:?}"))
+}
+
+/// Two account ids that live on different shards of a system of two, the first one on shard 0.
+#[must_use]
+pub fn on_two_shards(prefix: &str) -> (String, String) {
+    (on_shard(prefix, 0), on_shard(prefix, 1))
+}
+
+/// An account id that lives on a shard of a system of two.
+#[must_use]
+pub fn on_shard(prefix: &str, shard: u16) -> String {
+    let bucket = |id: &String| tcc_core::bucket_of(&tcc_core::AccountId::parse(id).expect("an account id"));
+    (0..).map(|n| format!("{prefix}-{n}")).find(|id| bucket(id) % 2 == shard).expect("half of all ids do")
+}
+
+/// Waits until something is so.
+pub async fn until<F: Future<Output = bool>>(what: &str, mut is_so: impl FnMut() -> F) {
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    while !is_so().await {
+        assert!(tokio::time::Instant::now() < deadline, "waited in vain until {what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}

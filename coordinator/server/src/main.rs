@@ -53,7 +53,7 @@ fn main() -> std::process::ExitCode {
     match run(Cli::parse()) {
         Ok(()) => std::process::ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("tccd: {error:#}");
+            eprintln!("tccd: {error}");
             std::process::ExitCode::FAILURE
         }
     }

@@ -49,6 +49,9 @@ fn must_hold() -> Vec<Property<Search>> {
             w.fences[PIVOT] != Some(Confirmed) || matured || w.confirm_accepted
         }),
         always("nothing parks", |_, w| !w.parked),
+        always("HELD says that both branches were tried", |_, w| {
+            !in_phase(w, Phase::Held) || w.fences.into_iter().all(|f| f.is_some_and(was_tried))
+        }),
         always("CONFIRMED says that both branches are confirmed", |_, w| {
             !in_phase(w, Phase::Confirmed) || w.fences == [Some(Confirmed); 2]
         }),
@@ -151,6 +154,10 @@ fn must_happen() -> Vec<Property<Search>> {
 
 fn in_phase(world: &World, phase: Phase) -> bool {
     world.row.is_some_and(|row| row.phase == phase)
+}
+
+fn was_tried(fence: FenceState) -> bool {
+    matches!(fence, Tried | Confirmed | Cancelled | Vetoed(_))
 }
 
 /// Whether nothing can confirm the branch any more.

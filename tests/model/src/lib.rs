@@ -157,9 +157,11 @@ impl Model for Search {
                 arrivals(world, operation, At::Both, &[PIVOT, DEBIT], steps);
             }
         }
-        for coordinator in 0..world.coordinators.len() {
-            steps.extend(world.versions().map(|row| Step::TakeUp(coordinator, row.phase)));
-            steps.extend([Step::Write(coordinator), Step::TimeOut(coordinator), Step::Crash(coordinator)]);
+        for (i, coordinator) in world.coordinators.iter().enumerate() {
+            match coordinator {
+                None => steps.extend(world.versions().map(|row| Step::TakeUp(i, row.phase))),
+                Some(_) => steps.extend([Step::Write(i), Step::TimeOut(i), Step::Crash(i)]),
+            }
         }
         if self.commits_are_lost {
             steps.extend(world.versions().map(Step::Rewind));
@@ -295,7 +297,8 @@ impl Search {
 fn arrivals(world: &World, operation: Operation, at: At, asked: &[usize], steps: &mut Vec<Step>) {
     let may_say_no = asked.iter().copied().filter(|branch| world.may_say_no(operation, *branch));
     for no in may_say_no.map(Some).chain([None]) {
-        let hearers = [None, Some(0), Some(1)];
+        let works = |i: &usize| world.coordinators[*i].as_ref().is_some_and(|a| a.operation == operation);
+        let hearers = (0..world.coordinators.len()).filter(works).map(Some).chain([None]);
         steps.extend(hearers.map(|heard_by| Step::Arrive { operation, at, no, heard_by }));
     }
 }

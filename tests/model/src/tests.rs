@@ -7,7 +7,7 @@ use stateright::{Checker as _, HasDiscoveries, Model as _};
 fn nothing_that_can_happen_to_a_hold_breaks_a_claim() {
     let search = Search::product();
 
-    let checker = search.checker().finish_when(HasDiscoveries::AnyFailures).spawn_bfs().join();
+    let checker = search.checker().finish_when(HasDiscoveries::AnyFailures).threads(2).spawn_bfs().join();
 
     checker.assert_properties();
 }

@@ -1,0 +1,289 @@
+//! What can go wrong, what it is called, what to do about it, and the exit code.
+//!
+//! A server's error is taken apart once, here: gRPC code, `google.rpc.ErrorInfo`, message. The one distinction that
+//! decides is between "no" and "not known". A refusal is an answer; a deadline, a lost connection or an unreachable shard
+//! is none, and whatever was asked for may have happened. It keeps out printing.
+
+use serde::Serialize;
+use std::{collections::BTreeMap, error::Error, io, process::ExitCode, time::Duration};
+use tonic::{Code, Status, TimeoutExpired};
+use tonic_types::StatusExt as _;
+use uuid::Uuid;
+
+/// How a command went, for scripts. A wrong command line is 2; clap says that itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exit {
+    /// As asked.
+    Done = 0,
+    /// The server refused, or failed.
+    Failed = 1,
+    /// The audit found something.
+    Findings = 3,
+    /// The server cannot be reached, or the outcome is not known.
+    Unknown = 4,
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        (exit as u8).into()
+    }
+}
+
+/// Why there is nothing to print on stdout.
+///
+/// It serializes as what `-o json` shows inside of `error`.
+#[derive(Debug, Serialize)]
+pub struct Failure {
+    /// What to exit with.
+    #[serde(skip)]
+    pub exit: Exit,
+    /// The name of the gRPC code, such as `FAILED_PRECONDITION`.
+    code: &'static str,
+    /// From `ErrorInfo`, such as `INSUFFICIENT_FUNDS`.
+    reason: Option<String>,
+    /// For people.
+    message: String,
+    /// From `ErrorInfo`.
+    metadata: BTreeMap<String, String>,
+    /// One line about what to do, where that is known.
+    #[serde(skip)]
+    pub hint: Option<String>,
+    /// The id to repeat the command with.
+    #[serde(skip)]
+    pub id: Option<Uuid>,
+}
+
+impl Failure {
+    /// Nobody answers there: nothing was asked, so nothing happened.
+    pub fn unreachable(server: &str, error: &(dyn Error + 'static)) -> Box<Self> {
+        let message = format!("cannot connect to {server}: {}", root_cause(error));
+        let mut failure = Self::new(Code::Unavailable, message);
+        failure.hint = Some(format!("is tccd running at {server}? Otherwise set --server or TCC_SERVER"));
+        failure
+    }
+
+    /// The server, or the connection to it, said no or nothing.
+    pub fn of_status(server: &str, status: &Status) -> Box<Self> {
+        let code = code_of(status);
+        let message = match (status.message(), status.source()) {
+            _ if is_timeout(status) => format!("{server} did not answer in time"),
+            (message, Some(error)) => format!("{message}: {}", root_cause(error)),
+            ("", None) => code.description().to_owned(),
+            (message, None) => message.to_owned(),
+        };
+        let mut failure = Self::new(code, message);
+        if let Some(info) = status.get_details_error_info() {
+            failure.reason = Some(info.reason).filter(|reason| !reason.is_empty());
+            failure.metadata = info.metadata.into_iter().collect();
+        }
+        // A status that did not come from the server was made when the connection broke. The request may have arrived.
+        if status.source().is_some() {
+            failure.exit = Exit::Unknown;
+        }
+        let retry_delay = status.get_details_retry_info().and_then(|info| info.retry_delay);
+        failure.hint = failure.advice(code, server, retry_delay);
+        failure
+    }
+
+    /// The deadline of a call that only this side watches.
+    pub fn too_late(server_is_to: &str, timeout: Duration) -> Box<Self> {
+        Self::new(Code::DeadlineExceeded, format!("{server_is_to} took longer than {} s", timeout.as_secs()))
+    }
+
+    /// The server said OK, but not what this command asks for.
+    pub fn incomplete(what_is_missing: &str) -> Box<Self> {
+        Self::new(Code::Internal, format!("the server's answer has no {what_is_missing}"))
+    }
+
+    /// Nobody reads what is printed.
+    pub fn unwritable(error: &io::Error) -> Box<Self> {
+        Self::new(Code::Internal, format!("cannot write to stdout: {error}"))
+    }
+
+    /// As people read it: `<message> (REASON)`.
+    pub fn text(&self) -> String {
+        format!("{} ({})", self.message, self.reason())
+    }
+
+    /// The reason, or the code of an error without one.
+    pub fn reason(&self) -> &str {
+        self.reason.as_deref().unwrap_or(self.code)
+    }
+
+    fn new(code: Code, message: String) -> Box<Self> {
+        Box::new(Self {
+            exit: exit_of(code),
+            code: code_name(code),
+            reason: None,
+            message,
+            metadata: BTreeMap::new(),
+            hint: None,
+            id: None,
+        })
+    }
+
+    fn advice(&self, code: Code, server: &str, retry_delay: Option<Duration>) -> Option<String> {
+        let named = |key: &str, placeholder: &'static str| {
+            self.metadata.get(key).map_or(placeholder, String::as_str).to_owned()
+        };
+        let advice = match (self.reason(), code) {
+            ("ACCOUNT_NOT_FOUND", _) => {
+                format!("open it with: tccctl accounts create {} CURRENCY", named("account", "ID"))
+            }
+            ("ACCOUNT_EXISTS", _) => format!("look at it with: tccctl accounts get {}", named("id", "ID")),
+            ("HOLD_NOT_CANCELLABLE", _) => {
+                format!("see how it ends with: tccctl holds get {} --watch", named("id", "ID"))
+            }
+            ("ID_TIME_OUT_OF_RANGE", _) => {
+                "compare the clock of this machine with database_time of: tccctl status".to_owned()
+            }
+            (_, Code::Unimplemented) => format!("is it a tccd of this version that listens at {server}?"),
+            _ => match (self.exit, code, retry_delay) {
+                (_, Code::Unavailable | Code::ResourceExhausted, Some(delay)) => {
+                    format!("wait {} s, then repeat the command", delay.as_secs_f32())
+                }
+                (Exit::Unknown, ..) => "it may have happened; repeating the command is safe".to_owned(),
+                _ => return None,
+            },
+        };
+        Some(advice)
+    }
+}
+
+fn exit_of(code: Code) -> Exit {
+    match code {
+        Code::Ok => Exit::Done,
+        // This side never cancels, so CANCELLED is a call that the server's side gave up.
+        Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled => Exit::Unknown,
+        _ => Exit::Failed,
+    }
+}
+
+/// tonic calls a deadline that passed CANCELLED, on either side.
+fn code_of(status: &Status) -> Code {
+    if is_timeout(status) { Code::DeadlineExceeded } else { status.code() }
+}
+
+fn is_timeout(status: &Status) -> bool {
+    status.code() == Code::Cancelled && status.message() == TimeoutExpired(()).to_string()
+}
+
+fn code_name(code: Code) -> &'static str {
+    match code {
+        Code::Ok => "OK",
+        Code::Cancelled => "CANCELLED",
+        Code::Unknown => "UNKNOWN",
+        Code::InvalidArgument => "INVALID_ARGUMENT",
+        Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
+        Code::NotFound => "NOT_FOUND",
+        Code::AlreadyExists => "ALREADY_EXISTS",
+        Code::PermissionDenied => "PERMISSION_DENIED",
+        Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
+        Code::FailedPrecondition => "FAILED_PRECONDITION",
+        Code::Aborted => "ABORTED",
+        Code::OutOfRange => "OUT_OF_RANGE",
+        Code::Unimplemented => "UNIMPLEMENTED",
+        Code::Internal => "INTERNAL",
+        Code::Unavailable => "UNAVAILABLE",
+        Code::DataLoss => "DATA_LOSS",
+        Code::Unauthenticated => "UNAUTHENTICATED",
+    }
+}
+
+/// The innermost error: "Connection refused", where the outer ones say "transport error".
+fn root_cause(error: &(dyn Error + 'static)) -> String {
+    std::iter::successors(Some(error), |error| error.source()).last().map(ToString::to_string).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+    use tonic_types::ErrorDetails;
+
+    const SERVER: &str = "http://127.0.0.1:7070";
+
+    fn refusal(code: Code, reason: &str, metadata: &[(&str, &str)]) -> Status {
+        let metadata: Vec<_> = metadata.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+        Status::with_error_details(code, "no", ErrorDetails::with_error_info(reason, "tcc", metadata))
+    }
+
+    #[test]
+    fn a_refusal_is_1_and_an_unknown_outcome_is_4() {
+        for code in 1..=16 {
+            let code = Code::from_i32(code);
+            let unknown = matches!(code, Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled);
+            let expected = if unknown { Exit::Unknown } else { Exit::Failed };
+
+            assert_eq!(Failure::of_status(SERVER, &Status::new(code, "no")).exit, expected, "{code:?}");
+        }
+    }
+
+    #[test]
+    fn a_connection_that_breaks_during_a_call_leaves_the_outcome_unknown() {
+        let mut status = Status::new(Code::Unknown, "h2 protocol error");
+        status.set_source(Arc::new(io::Error::from(io::ErrorKind::ConnectionReset)));
+
+        let failure = Failure::of_status(SERVER, &status);
+
+        assert_eq!(failure.exit, Exit::Unknown);
+        assert_eq!(failure.text(), "h2 protocol error: connection reset (UNKNOWN)");
+        assert!(failure.hint.unwrap().starts_with("it may have happened"));
+    }
+
+    #[test]
+    fn a_deadline_is_called_a_deadline() {
+        let failure = Failure::of_status(SERVER, &Status::cancelled("Timeout expired"));
+
+        assert_eq!(failure.exit, Exit::Unknown);
+        assert_eq!(failure.text(), "http://127.0.0.1:7070 did not answer in time (DEADLINE_EXCEEDED)");
+    }
+
+    #[test]
+    fn the_reason_comes_from_error_info() {
+        let status = refusal(Code::FailedPrecondition, "INSUFFICIENT_FUNDS", &[("b", "2"), ("a", "1")]);
+
+        let failure = Failure::of_status(SERVER, &status);
+
+        assert_eq!(failure.text(), "no (INSUFFICIENT_FUNDS)");
+        assert_eq!(
+            serde_json::to_string(&failure).unwrap(),
+            r#"{"code":"FAILED_PRECONDITION","reason":"INSUFFICIENT_FUNDS","message":"no","metadata":{"a":"1","b":"2"}}"#
+        );
+        assert_eq!(failure.hint, None);
+    }
+
+    #[test]
+    fn an_error_without_error_info_goes_by_its_code() {
+        let failure = Failure::of_status(SERVER, &Status::unimplemented(""));
+
+        assert_eq!(failure.text(), "Operation is not implemented or not supported (UNIMPLEMENTED)");
+        assert!(failure.hint.unwrap().contains(SERVER));
+    }
+
+    #[test]
+    fn advice_names_what_the_server_named() {
+        let not_found = refusal(Code::NotFound, "ACCOUNT_NOT_FOUND", &[("account", "alice")]);
+        let paid = refusal(Code::FailedPrecondition, "HOLD_NOT_CANCELLABLE", &[("id", "7")]);
+
+        assert_eq!(
+            Failure::of_status(SERVER, &not_found).hint.unwrap(),
+            "open it with: tccctl accounts create alice CURRENCY"
+        );
+        assert_eq!(
+            Failure::of_status(SERVER, &paid).hint.unwrap(),
+            "see how it ends with: tccctl holds get 7 --watch"
+        );
+    }
+
+    #[test]
+    fn the_servers_wish_to_be_left_alone_is_passed_on() {
+        let mut details = ErrorDetails::with_error_info("OVERLOADED", "tcc", []);
+        details.set_retry_info(Some(Duration::from_millis(250)));
+        let status = Status::with_error_details(Code::ResourceExhausted, "too much", details);
+
+        let failure = Failure::of_status(SERVER, &status);
+
+        assert_eq!((failure.exit, failure.hint.as_deref()), (Exit::Failed, Some("wait 0.25 s, then repeat the command")));
+    }
+}

@@ -1,0 +1,64 @@
+//! The way to the server: one connection, one deadline a call.
+//!
+//! Connecting is a step of its own, so that "nobody listens there" is told apart from "no answer came". It keeps out
+//! retries: a command that meets an unknown outcome says so and leaves the decision to whoever called it. Only a watch
+//! asks again by itself, because reading changes nothing.
+
+use crate::errors::Failure;
+use std::time::Duration;
+use tonic::{
+    Request, Status,
+    transport::{Channel, Endpoint, Uri},
+};
+
+/// For one call, if `--timeout` does not say otherwise.
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
+/// How often a silent connection is asked for a sign of life, and how long that may take. An audit may be silent for
+/// long, and must not wait for ever for a machine that is gone.
+const KEEP_ALIVE: Duration = Duration::from_secs(10);
+
+/// Which server to talk to, and how long to wait for it.
+pub struct Session {
+    server: String,
+    endpoint: Endpoint,
+    timeout: Option<Duration>,
+}
+
+impl Session {
+    /// Connects to nothing yet.
+    pub fn new(server: Uri, timeout: Option<Duration>) -> Self {
+        let name = server.to_string().trim_end_matches('/').to_owned();
+        let endpoint = Endpoint::from(server)
+            .connect_timeout(timeout.unwrap_or(DEFAULT_TIMEOUT))
+            .http2_keep_alive_interval(KEEP_ALIVE)
+            .keep_alive_timeout(KEEP_ALIVE);
+        Self { server: name, endpoint, timeout }
+    }
+
+    /// Connects. A connection lost later is made anew by the next call.
+    pub async fn connect(&self) -> Result<Channel, Box<Failure>> {
+        self.endpoint.connect().await.map_err(|error| Failure::unreachable(&self.server, &error))
+    }
+
+    /// How long one call may take.
+    pub fn timeout(&self) -> Duration {
+        self.timeout.unwrap_or(DEFAULT_TIMEOUT)
+    }
+
+    /// How long a call without a natural limit may take: `None` unless the caller set one.
+    pub fn chosen_timeout(&self) -> Option<Duration> {
+        self.timeout
+    }
+
+    /// A message with the deadline of a call. The server sees it, too.
+    pub fn request<T>(&self, message: T) -> Request<T> {
+        let mut request = Request::new(message);
+        request.set_timeout(self.timeout());
+        request
+    }
+
+    /// What an error of this server means.
+    pub fn failure(&self, status: Status) -> Box<Failure> {
+        Failure::of_status(&self.server, &status)
+    }
+}

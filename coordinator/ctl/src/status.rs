@@ -1,0 +1,216 @@
+//! `tccctl status`: one screen about the coordinator, its shards, and what needs a person.
+//!
+//! It shows what the server says of itself and keeps out judgements: whether a backlog is normal is for whoever knows the
+//! load, or for an alert rule.
+
+use crate::{
+    errors::{Exit, Failure},
+    output::{Int64, Output, Span, elapsed, fields, name, or_dash, rows, time},
+    session::Session,
+};
+use serde::Serialize;
+use std::fmt;
+use tcc_proto::v1::{self, operator_service_client::OperatorServiceClient};
+
+/// Shows how the coordinator and its shards are.
+pub async fn show(session: &Session, output: &Output) -> Result<Exit, Box<Failure>> {
+    let mut client = OperatorServiceClient::new(session.connect().await?);
+    let answer = client.get_status(session.request(v1::GetStatusRequest {})).await;
+    output.show(&Status::from(answer.map_err(|status| session.failure(status))?.into_inner()))?;
+    Ok(Exit::Done)
+}
+
+#[derive(Debug, Serialize)]
+struct Status {
+    version: String,
+    instance: String,
+    started_at: Option<String>,
+    draining: bool,
+    database_time: Option<String>,
+    watermark: Option<String>,
+    #[serde(skip)]
+    behind: Option<Span>,
+    armed: Int64,
+    active: Int64,
+    missed: Int64,
+    shards: Vec<Shard>,
+    attention: Vec<Attention>,
+}
+
+#[derive(Debug, Serialize)]
+struct Shard {
+    name: String,
+    reachable: bool,
+    queued: Int64,
+    buckets: i32,
+}
+
+#[derive(Debug, Serialize)]
+struct Attention {
+    attention: String,
+    transactions: Int64,
+    oldest: Option<Span>,
+    example_id: String,
+    example_error: String,
+}
+
+impl From<v1::GetStatusResponse> for Status {
+    fn from(status: v1::GetStatusResponse) -> Self {
+        let behind = match (&status.database_time, &status.watermark) {
+            (Some(now), Some(watermark)) => elapsed(now, watermark).map(Span::from),
+            _ => None,
+        };
+        Self {
+            version: status.version,
+            instance: status.instance,
+            started_at: status.started_at.as_ref().map(time),
+            draining: status.draining,
+            database_time: status.database_time.as_ref().map(time),
+            watermark: status.watermark.as_ref().map(time),
+            behind,
+            armed: Int64(status.armed),
+            active: Int64(status.active),
+            missed: Int64(status.missed),
+            shards: status.shards.into_iter().map(Shard::from).collect(),
+            attention: status.attention.into_iter().map(Attention::from).collect(),
+        }
+    }
+}
+
+impl From<v1::ShardStatus> for Shard {
+    fn from(shard: v1::ShardStatus) -> Self {
+        Self {
+            name: shard.name,
+            reachable: shard.reachable,
+            queued: Int64(shard.queued),
+            buckets: shard.buckets,
+        }
+    }
+}
+
+impl From<v1::AttentionCount> for Attention {
+    fn from(count: v1::AttentionCount) -> Self {
+        Self {
+            attention: name(count.attention, "ATTENTION_", v1::Attention::as_str_name),
+            transactions: Int64(count.transactions),
+            oldest: count.oldest.as_ref().map(Span::from),
+            example_id: count.example_id,
+            example_error: count.example_error,
+        }
+    }
+}
+
+impl fmt::Display for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut watermark = or_dash(self.watermark.as_deref());
+        if let Some(behind) = self.behind {
+            watermark.push_str(&format!(" (behind by {behind})"));
+        }
+        f.write_str(&fields([
+            ("version", or_dash(Some(&self.version))),
+            ("instance", or_dash(Some(&self.instance))),
+            ("started_at", or_dash(self.started_at.as_deref())),
+            ("draining", self.draining.to_string()),
+            ("database_time", or_dash(self.database_time.as_deref())),
+            ("watermark", watermark),
+            ("armed", self.armed.to_string()),
+            ("active", self.active.to_string()),
+            ("missed", self.missed.to_string()),
+        ]))?;
+        let shards = self.shards.iter().map(|shard| {
+            [
+                shard.name.clone(),
+                shard.reachable.to_string(),
+                shard.queued.to_string(),
+                shard.buckets.to_string(),
+            ]
+        });
+        write!(f, "\n\n{}", rows(["SHARD", "REACHABLE", ">QUEUED", ">BUCKETS"], shards))?;
+        if self.attention.is_empty() {
+            return Ok(());
+        }
+        let attention = self.attention.iter().map(|count| {
+            [
+                count.attention.clone(),
+                count.transactions.to_string(),
+                or_dash(count.oldest.map(|oldest| oldest.to_string()).as_deref()),
+                or_dash(Some(&count.example_id)),
+                or_dash(Some(&count.example_error)),
+            ]
+        });
+        write!(f, "\n\n{}", rows(["ATTENTION", ">TRANSACTIONS", ">OLDEST", "EXAMPLE", "ERROR"], attention))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use prost_types::{Duration, Timestamp};
+
+    fn answer() -> v1::GetStatusResponse {
+        v1::GetStatusResponse {
+            version: "0.1.0".into(),
+            instance: "tccd-1".into(),
+            started_at: Some(Timestamp { seconds: 1_790_000_000, nanos: 0 }),
+            draining: false,
+            database_time: Some(Timestamp { seconds: 1_790_000_060, nanos: 0 }),
+            watermark: Some(Timestamp { seconds: 1_790_000_059, nanos: 800_000_000 }),
+            armed: 12,
+            active: 3,
+            missed: 0,
+            shards: vec![v1::ShardStatus { name: "shard-0".into(), reachable: true, queued: 7, buckets: 4096 }],
+            attention: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn status_for_people_ends_with_the_shards_when_nothing_needs_attention() {
+        let expected = "\
+version        0.1.0
+instance       tccd-1
+started_at     2026-09-21T14:13:20.000000Z
+draining       false
+database_time  2026-09-21T14:14:20.000000Z
+watermark      2026-09-21T14:14:19.800000Z (behind by 200ms)
+armed          12
+active         3
+missed         0
+
+SHARD    REACHABLE  QUEUED  BUCKETS
+shard-0  true            7     4096";
+
+        assert_eq!(Status::from(answer()).to_string(), expected);
+    }
+
+    #[test]
+    fn what_needs_attention_stands_below_the_shards() {
+        let mut answer = answer();
+        answer.attention.push(v1::AttentionCount {
+            attention: v1::Attention::Stuck.into(),
+            transactions: 2,
+            oldest: Some(Duration { seconds: 760, nanos: 0 }),
+            example_id: "019b2c3d-4e5f-7a6b-8c9d-0e1f2a3b4c5d".into(),
+            example_error: "connection\nrefused".into(),
+        });
+
+        let text = Status::from(answer).to_string();
+
+        let expected = "
+
+ATTENTION  TRANSACTIONS   OLDEST  EXAMPLE                               ERROR
+STUCK                 2  12m 40s  019b2c3d-4e5f-7a6b-8c9d-0e1f2a3b4c5d  connection refused";
+        assert!(text.ends_with(expected), "{text}");
+    }
+
+    #[test]
+    fn status_for_scripts_is_the_answer_with_the_protos_names() {
+        let expected = concat!(
+            r#"{"version":"0.1.0","instance":"tccd-1","started_at":"2026-09-21T14:13:20.000000Z","draining":false,"#,
+            r#""database_time":"2026-09-21T14:14:20.000000Z","watermark":"2026-09-21T14:14:19.800000Z","#,
+            r#""armed":"12","active":"3","missed":"0","#,
+            r#""shards":[{"name":"shard-0","reachable":true,"queued":"7","buckets":4096}],"attention":[]}"#
+        );
+
+        assert_eq!(serde_json::to_string(&Status::from(answer())).unwrap(), expected);
+    }
+}

@@ -1,0 +1,175 @@
+//! A real `tccd` process, which can be killed like one.
+//!
+//! Tests and the demo start it on servers that run already, kill it with SIGKILL at a moment of their choice, and start it
+//! again with the same configuration on the same port, as an init system would. Nothing of the coordinator is linked in here
+//! but the form of its configuration: what is known about the process comes over its standard output, its exit status and
+//! its API. Its log goes to a file beside its configuration, and into the errors of this module.
+
+use anyhow::{Context as _, bail, ensure};
+use std::{
+    env, fs,
+    fs::File,
+    net::TcpListener,
+    path::PathBuf,
+    process::{ExitStatus, Stdio},
+    time::Duration,
+};
+use tcc_coordinator::config::Config;
+use tempfile::TempDir;
+use tokio::{
+    io::{AsyncBufReadExt as _, BufReader, Lines},
+    process::{Child, ChildStdout, Command},
+    time::timeout,
+};
+
+/// How long it may take from the start to the line that says it serves.
+const START: Duration = Duration::from_secs(60);
+/// That line, up to the address.
+const READY: &str = "tccd: ready on ";
+/// So many lines of its log stand in an error.
+const TAIL: usize = 40;
+
+/// A `tccd serve`, from [`Tccd::start`] until it is dropped, which kills it.
+pub struct Tccd {
+    program: PathBuf,
+    /// Holds its configuration and its log; removed with the handle.
+    folder: TempDir,
+    url: String,
+    child: Option<Child>,
+}
+
+impl Tccd {
+    /// Starts it and waits until it serves. If `config` asks for port 0, a free port is chosen here, so that every later
+    /// start has the same.
+    ///
+    /// # Errors
+    ///
+    /// If `tccd` is not built, or does not get ready within a minute; the error ends with its log.
+    pub async fn start(config: &Config) -> anyhow::Result<Self> {
+        let mut config = config.clone();
+        if let Some(host) = config.listen.strip_suffix(":0") {
+            config.listen = free_address(host)?;
+        }
+        let folder = tempfile::Builder::new().prefix("tccd-").tempdir().context("making a folder for tccd")?;
+        let text = toml::to_string(&config).context("writing tccd's configuration")?;
+        fs::write(folder.path().join("tccd.toml"), text).context("writing tccd's configuration")?;
+        let url = format!("http://{}", config.listen);
+        let mut tccd = Self { program: find_program()?, folder, url, child: None };
+        tccd.restart().await?;
+        Ok(tccd)
+    }
+
+    /// Where its API is: `http://127.0.0.1:PORT`.
+    #[must_use]
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// Its process id, while it runs.
+    #[must_use]
+    pub fn id(&self) -> Option<u32> {
+        self.child.as_ref().and_then(Child::id)
+    }
+
+    /// Kills it with SIGKILL and returns when it is gone.
+    ///
+    /// # Errors
+    ///
+    /// If it does not run.
+    pub async fn kill(&mut self) -> anyhow::Result<()> {
+        let mut child = self.child.take().context("tccd does not run")?;
+        child.kill().await.context("killing tccd")
+    }
+
+    /// Sends SIGTERM and returns how it ended.
+    ///
+    /// # Errors
+    ///
+    /// If it does not run, or has not ended after `patience`; then it is killed.
+    pub async fn terminate(&mut self, patience: Duration) -> anyhow::Result<ExitStatus> {
+        let mut child = self.child.take().context("tccd does not run")?;
+        let id = child.id().context("tccd has ended by itself")?.to_string();
+        let sent = Command::new("kill").args(["-TERM", &id]).status().await.context("running kill")?;
+        ensure!(sent.success(), "kill -TERM {id} failed");
+        match timeout(patience, child.wait()).await {
+            Ok(status) => status.context("waiting for tccd"),
+            Err(_) => {
+                child.kill().await.context("killing tccd")?;
+                bail!("tccd was still there {patience:?} after SIGTERM. Its log ends:\n{}", self.log_tail())
+            }
+        }
+    }
+
+    /// Starts it again after [`Tccd::kill`] or [`Tccd::terminate`], and waits until it serves.
+    ///
+    /// # Errors
+    ///
+    /// As [`Tccd::start`], or if it runs.
+    pub async fn restart(&mut self) -> anyhow::Result<()> {
+        ensure!(self.child.is_none(), "tccd runs already");
+        let log = File::options().create(true).append(true).open(self.log_path()).context("opening tccd's log")?;
+        let mut child = Command::new(&self.program)
+            .arg("serve")
+            .arg("--config")
+            .arg(self.folder.path().join("tccd.toml"))
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(log)
+            // Ctrl-C on the terminal is for whoever holds this handle, and not for tccd behind its back.
+            .process_group(0)
+            .kill_on_drop(true)
+            .spawn()
+            .with_context(|| format!("starting {}", self.program.display()))?;
+        let stdout = child.stdout.take().context("tccd has no standard output")?;
+        let mut lines = BufReader::new(stdout).lines();
+
+        match timeout(START, wait_ready(&mut lines)).await {
+            Ok(Ok(url)) => ensure!(url == self.url, "tccd serves on {url} instead of {}", self.url),
+            Ok(Err(error)) => bail!("{error:#}. Its log ends:\n{}", self.log_tail()),
+            Err(_) => bail!("tccd is not ready after {START:?}. Its log ends:\n{}", self.log_tail()),
+        }
+        // Whatever else it prints is read on, so that it can never block on a full pipe or die of a closed one.
+        tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
+        self.child = Some(child);
+        Ok(())
+    }
+
+    /// The last lines of its log, over all its starts.
+    #[must_use]
+    pub fn log_tail(&self) -> String {
+        let log = fs::read(self.log_path()).unwrap_or_default();
+        let log = String::from_utf8_lossy(&log);
+        let lines: Vec<&str> = log.lines().collect();
+        lines[lines.len().saturating_sub(TAIL)..].join("\n")
+    }
+
+    fn log_path(&self) -> PathBuf {
+        self.folder.path().join("tccd.log")
+    }
+}
+
+async fn wait_ready(lines: &mut Lines<BufReader<ChildStdout>>) -> anyhow::Result<String> {
+    while let Some(line) = lines.next_line().await.context("reading what tccd prints")? {
+        if let Some(url) = line.strip_prefix(READY) {
+            return Ok(url.trim().to_owned());
+        }
+    }
+    bail!("tccd ended before it was ready")
+}
+
+/// An address with a port that is free at this moment.
+fn free_address(host: &str) -> anyhow::Result<String> {
+    let probe = TcpListener::bind((host, 0)).with_context(|| format!("finding a free port on {host}"))?;
+    Ok(probe.local_addr().context("finding a free port")?.to_string())
+}
+
+/// `tccd` beside the running program, or one folder up: tests run in `deps`.
+fn find_program() -> anyhow::Result<PathBuf> {
+    let me = env::current_exe().context("finding the running program")?;
+    let name = format!("tccd{}", env::consts::EXE_SUFFIX);
+    let found = me.ancestors().skip(1).take(2).map(|folder| folder.join(&name)).find(|path| path.is_file());
+    found.with_context(|| {
+        let folder = me.parent().unwrap_or(&me).display();
+        format!("there is no tccd in {folder}: build it in the same profile with `cargo build -p tcc-coordinator`")
+    })
+}
