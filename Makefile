@@ -1,4 +1,29 @@
-# tcc: every command does its own set-up.
-.PHONY: model
+# tcc: every target does its own set-up.
+#
+#   make demo               schedule, cancel, pay, kill, recover: on three throw-away PostgreSQL servers
+#   make demo INPUT=FILE    the same on a CSV of orders (order,payer,payee,amount,...)
+#   make test               every test
+#   make model              the exhaustive search of the protocol
+#   make lint               formatting, clippy and documentation, warnings are errors
+
+CARGO ?= cargo
+.PHONY: demo test model lint setup
+
+setup:
+	@coordinator/ops/ensure-postgres
+
+demo: setup
+	@$(CARGO) build --release --locked -p tcc-coordinator -p tcc-ctl -p tcc-tests --bins
+	@target/release/tcc-demo $(if $(INPUT),--input $(INPUT))
+
+test: setup
+	$(CARGO) build --locked --workspace --bins
+	$(CARGO) test --locked --workspace
+
 model:
-	cargo run --release --locked --quiet -p tcc-model
+	@$(CARGO) run --release --locked --quiet -p tcc-model
+
+lint:
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --no-deps --quiet

@@ -85,11 +85,6 @@ impl Failure {
         failure
     }
 
-    /// The deadline of a call that only this side watches.
-    pub fn too_late(server_is_to: &str, timeout: Duration) -> Box<Self> {
-        Self::new(Code::DeadlineExceeded, format!("{server_is_to} took longer than {} s", timeout.as_secs()))
-    }
-
     /// The server said OK, but not what this command asks for.
     pub fn incomplete(what_is_missing: &str) -> Box<Self> {
         Self::new(Code::Internal, format!("the server's answer has no {what_is_missing}"))
@@ -142,7 +137,7 @@ impl Failure {
                 (_, Code::Unavailable | Code::ResourceExhausted, Some(delay)) => {
                     format!("wait {} s, then repeat the command", delay.as_secs_f32())
                 }
-                (Exit::Unknown, ..) => "it may have happened; repeating the command is safe".to_owned(),
+                (Exit::Unknown, ..) => "the outcome is not known; repeating the command is safe".to_owned(),
                 _ => return None,
             },
         };
@@ -192,19 +187,24 @@ fn code_name(code: Code) -> &'static str {
 
 /// The innermost error: "Connection refused", where the outer ones say "transport error".
 fn root_cause(error: &(dyn Error + 'static)) -> String {
-    std::iter::successors(Some(error), |error| error.source()).last().map(ToString::to_string).unwrap_or_default()
+    let mut cause = error;
+    while let Some(deeper) = cause.source() {
+        cause = deeper;
+    }
+    cause.to_string()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::Arc;
+    use std::{collections::HashMap, sync::Arc};
     use tonic_types::ErrorDetails;
 
     const SERVER: &str = "http://127.0.0.1:7070";
 
     fn refusal(code: Code, reason: &str, metadata: &[(&str, &str)]) -> Status {
-        let metadata: Vec<_> = metadata.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+        let own = |(key, value): &(&str, &str)| ((*key).to_owned(), (*value).to_owned());
+        let metadata: HashMap<_, _> = metadata.iter().map(own).collect();
         Status::with_error_details(code, "no", ErrorDetails::with_error_info(reason, "tcc", metadata))
     }
 
@@ -228,7 +228,7 @@ mod tests {
 
         assert_eq!(failure.exit, Exit::Unknown);
         assert_eq!(failure.text(), "h2 protocol error: connection reset (UNKNOWN)");
-        assert!(failure.hint.unwrap().starts_with("it may have happened"));
+        assert!(failure.hint.unwrap().starts_with("the outcome is not known"));
     }
 
     #[test]
@@ -284,6 +284,9 @@ mod tests {
 
         let failure = Failure::of_status(SERVER, &status);
 
-        assert_eq!((failure.exit, failure.hint.as_deref()), (Exit::Failed, Some("wait 0.25 s, then repeat the command")));
+        assert_eq!(
+            (failure.exit, failure.hint.as_deref()),
+            (Exit::Failed, Some("wait 0.25 s, then repeat the command"))
+        );
     }
 }

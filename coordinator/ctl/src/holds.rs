@@ -78,7 +78,9 @@ pub async fn cancel(session: &Session, output: &Output, id: Uuid) -> Result<Exit
     if hold.phase == phase_name(Phase::Cancelled.into()) {
         return Ok(Exit::Done);
     }
-    output.remark(&format!("it is not known yet whether it is cancelled; see with: tccctl holds get {id} --watch"));
+    output.remark(&format!(
+        "it is not known yet whether it is cancelled; see with: tccctl holds get {id} --watch"
+    ));
     Ok(Exit::Unknown)
 }
 
@@ -192,7 +194,7 @@ mod tests {
     use prost_types::Timestamp;
 
     fn refused() -> Hold {
-        let at = |seconds| Some(Timestamp { seconds: 1_790_000_000 + seconds, nanos: 0 });
+        let at = |seconds: i64| Some(Timestamp { seconds: 1_790_000_000 + seconds, nanos: 0 });
         Hold::from(v1::Hold {
             id: "019b2c3d-4e5f-7a6b-8c9d-0e1f2a3b4c5d".into(),
             phase: Phase::Cancelled.into(),
@@ -248,9 +250,13 @@ settled_at   2026-09-21T14:13:22.000000Z";
 
     #[test]
     fn a_step_of_a_watch_says_since_when_and_why() {
-        let held = Hold { phase: "HELD".into(), cause: "UNSPECIFIED".into(), reason: String::new(), ..refused() };
+        let held =
+            Hold { phase: "HELD".into(), cause: "UNSPECIFIED".into(), reason: String::new(), ..refused() };
 
-        assert_eq!(Step(&refused()).to_string(), "2026-09-21T14:13:22.000000Z  CANCELLED  REFUSED  INSUFFICIENT_FUNDS");
+        assert_eq!(
+            Step(&refused()).to_string(),
+            "2026-09-21T14:13:22.000000Z  CANCELLED  REFUSED  INSUFFICIENT_FUNDS"
+        );
         assert_eq!(Step(&held).to_string(), "-  HELD");
     }
 

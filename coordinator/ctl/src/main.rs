@@ -164,7 +164,9 @@ async fn run(noun: Noun, session: &Session, output: &Output) -> Result<Exit, Box
             Accounts::Issue { account, amount, currency, id } => {
                 accounts::issue(session, output, account, amount, currency, id).await
             }
-            Accounts::Postings { id, after, limit } => accounts::postings(session, output, id, after, limit).await,
+            Accounts::Postings { id, after, limit } => {
+                accounts::postings(session, output, id, after, limit).await
+            }
         },
         Noun::Holds(verb) => match verb {
             Holds::Get { id, watch: false } => holds::get(session, output, id).await,
@@ -205,7 +207,9 @@ mod tests {
     use clap::{CommandFactory as _, error::ErrorKind};
 
     fn error_of(args: &[&str]) -> (ErrorKind, String) {
-        let Err(error) = Cli::try_parse_from([&["tccctl"], args].concat()) else { panic!("{args:?} is accepted") };
+        let Err(error) = Cli::try_parse_from([&["tccctl"], args].concat()) else {
+            panic!("{args:?} is accepted")
+        };
         (error.kind(), error.to_string())
     }
 
@@ -240,7 +244,9 @@ mod tests {
         for good in ["http://127.0.0.1:7070", "http://[::1]:7070/", "http://tcc.internal"] {
             assert!(server(good).is_ok(), "{good}");
         }
-        for wrong in ["127.0.0.1:7070", "localhost", "https://tcc:7070", "http://tcc:7070/v1", "ftp://tcc", ""] {
+        for wrong in
+            ["127.0.0.1:7070", "localhost", "https://tcc:7070", "http://tcc:7070/v1", "ftp://tcc", ""]
+        {
             assert!(server(wrong).is_err(), "{wrong}");
         }
     }

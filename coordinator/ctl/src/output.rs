@@ -61,7 +61,9 @@ impl Output {
     /// Says why there is no result.
     pub fn complain(&self, failure: &Failure) {
         match self.format {
-            Format::Json => say(&json(&Complaint { error: failure, id: failure.id.map(|id| id.to_string()) })),
+            Format::Json => {
+                say(&json(&Complaint { error: failure, id: failure.id.map(|id| id.to_string()) }))
+            }
             Format::Table => {
                 self.remark(&failure.text());
                 if let Some(hint) = &failure.hint {
@@ -241,8 +243,14 @@ mod tests {
     #[test]
     fn a_time_is_rfc_3339_with_microseconds() {
         assert_eq!(time(&Timestamp { seconds: 0, nanos: 0 }), "1970-01-01T00:00:00.000000Z");
-        assert_eq!(time(&Timestamp { seconds: 1_790_000_000, nanos: 123_456_789 }), "2026-09-21T14:13:20.123456Z");
-        assert_eq!(time(&Timestamp { seconds: i64::MAX, nanos: 1 }), "9223372036854775807 s and 1 ns after 1970");
+        assert_eq!(
+            time(&Timestamp { seconds: 1_790_000_000, nanos: 123_456_789 }),
+            "2026-09-21T14:13:20.123456Z"
+        );
+        assert_eq!(
+            time(&Timestamp { seconds: i64::MAX, nanos: 1 }),
+            "9223372036854775807 s and 1 ns after 1970"
+        );
     }
 
     #[test]

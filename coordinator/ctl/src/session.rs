@@ -45,7 +45,7 @@ impl Session {
         self.timeout.unwrap_or(DEFAULT_TIMEOUT)
     }
 
-    /// How long a call without a natural limit may take: `None` unless the caller set one.
+    /// How long the caller wants to wait, if it said so.
     pub fn chosen_timeout(&self) -> Option<Duration> {
         self.timeout
     }
@@ -54,6 +54,15 @@ impl Session {
     pub fn request<T>(&self, message: T) -> Request<T> {
         let mut request = Request::new(message);
         request.set_timeout(self.timeout());
+        request
+    }
+
+    /// A message with a deadline only if the caller set one, for what may take long.
+    pub fn unhurried_request<T>(&self, message: T) -> Request<T> {
+        let mut request = Request::new(message);
+        if let Some(timeout) = self.timeout {
+            request.set_timeout(timeout);
+        }
         request
     }
 

@@ -158,7 +158,12 @@ mod tests {
             armed: 12,
             active: 3,
             missed: 0,
-            shards: vec![v1::ShardStatus { name: "shard-0".into(), reachable: true, queued: 7, buckets: 4096 }],
+            shards: vec![v1::ShardStatus {
+                name: "shard-0".into(),
+                reachable: true,
+                queued: 7,
+                buckets: 4096,
+            }],
             attention: Vec::new(),
         }
     }

@@ -18,8 +18,8 @@
 //! - Whether an account has the funds, or is blocked, is chosen anew whenever it matters.
 //!
 //! It keeps out SQL and locks (a fence and its effect change in one step here; that they do is tested on PostgreSQL), a
-//! shard that loses commits (which no order of messages survives), leases, retention, operators, transactions of more
-//! branches, and participants with effects outside a database.
+//! shard that loses commits (which no order of messages survives), leases, retention, operators, another hold under the
+//! same id, transactions of more branches, and participants with effects outside a database.
 
 pub mod claims;
 pub mod world;
@@ -39,7 +39,7 @@ pub struct Search {
     pub commits_are_lost: bool,
 }
 
-/// Something that happens.
+/// Something that happens. Coordinators have the numbers that they have in the world before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
     /// The hold becomes due.

@@ -217,7 +217,8 @@ impl World {
         answer
     }
 
-    /// The two coordinators are alike, so which of them is the first makes no difference, but twice as many states.
+    /// The two coordinators are alike, so which of them is the first makes no difference, but twice as many states. Their
+    /// numbers may swap from one step to the next.
     pub fn sort_coordinators(&mut self) {
         self.coordinators.sort_by_key(|coordinator| {
             let answered =
@@ -258,16 +259,12 @@ impl Attempt {
     /// What the answers add up to.
     #[must_use]
     pub fn conclusion(&self) -> Conclusion {
-        let (done, pivot) = match self.operation {
+        let done = match self.operation {
             Operation::Try => return self.conclusion_of_tries(),
-            Operation::Confirm => {
-                (Event::AllConfirmed, decision::read_pivot(self.operation, self.answer(PIVOT)))
-            }
-            Operation::Cancel => {
-                (Event::AllCancelled, decision::read_pivot(self.operation, self.answer(PIVOT)))
-            }
+            Operation::Confirm => Event::AllConfirmed,
+            Operation::Cancel => Event::AllCancelled,
         };
-        let verdict = match pivot {
+        let verdict = match decision::read_pivot(self.operation, self.answer(PIVOT)) {
             Verdict::Proceed => decision::read_follower(self.operation, self.answer(DEBIT)),
             pivot => pivot,
         };
@@ -332,16 +329,18 @@ impl Books {
     }
 }
 
-/// The row, the fences and the books, for people who read a way through the search.
+/// One line for people who read a way through the search.
 impl fmt::Display for World {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let row = self.row.map_or("no row".into(), |row| format!("{:?}", row.phase));
         let fences = self.fences.map(|fence| fence.map_or("absent".into(), |state| format!("{state:?}")));
         let Books { payer_available, payer_escrow, payee_available, clearing } = self.books;
         write!(f, "{row}; debit {}, pivot {}; ", fences[DEBIT], fences[PIVOT])?;
-        write!(
-            f,
-            "payer {payer_available} + {payer_escrow} frozen, payee {payee_available}, clearing {clearing}"
-        )
+        write!(f, "payer {payer_available} and {payer_escrow} frozen, ")?;
+        write!(f, "payee {payee_available}, clearing {clearing}")?;
+        for (i, attempt) in self.coordinators.iter().enumerate() {
+            attempt.iter().try_for_each(|attempt| write!(f, "; {i} asks to {:?}", attempt.operation))?;
+        }
+        Ok(())
     }
 }

@@ -363,10 +363,11 @@ fn seen(id: &str, hold: Option<v1::Hold>) -> anyhow::Result<Seen> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::collections::HashMap;
     use tonic_types::ErrorDetails;
 
     fn from_tccd(code: Code, reason: &str) -> Status {
-        let details = ErrorDetails::with_error_info(reason, "tcc", [("id", "x")]);
+        let details = ErrorDetails::with_error_info(reason, "tcc", HashMap::<String, String>::new());
         Status::with_error_details(code, "told", details)
     }
 

@@ -7,7 +7,7 @@ use crate::{
     books::{Balance, Books, Comparison},
     client::{Audit, Client},
     flight::{Flight, Pulse},
-    lateness::{Downtime, lateness_us, p99_ms},
+    lateness::{Downtime, lateness_us, percentile_ms},
     life::{World, live, next_beat},
     plan::{BEAT, Order, Plan},
     progress::Progress,
@@ -48,7 +48,7 @@ impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { holds, paid, cancelled, refused, in_flight_at_kill, late_p99_ms, lost, created, .. } = self;
         write!(f, "holds={holds} paid={paid} cancelled={cancelled} refused={refused} restarts=1 ")?;
-        write!(f, "in_flight_at_kill={in_flight_at_kill} late_p99_ms={late_p99_ms} lost={lost} created={created}")
+        write!(f, "in_flight_at_kill={in_flight_at_kill} late_p99_ms={late_percentile_ms} lost={lost} created={created}")
     }
 }
 
@@ -154,11 +154,11 @@ async fn create_holds(world: &Arc<World>, progress: &Progress) -> anyhow::Result
 }
 
 /// Kills tccd in the middle of a wave, half-way through, and starts it again. The wave begins on the beat on which holds fall
-/// due, so at that moment others are being paid.
+/// due, so when its first creation is answered, others are on their way and payments, too.
 async fn kill_midway(world: &World, tccd: &mut Tccd, progress: &Progress) -> anyhow::Result<Downtime> {
     let (plan, wave) = (&world.plan, world.plan.wave());
     let total = plan.orders.len();
-    let created = wave * (plan.waves / 2) + wave * 2 / 5;
+    let created = wave * (plan.waves / 2) + 1;
     let creating = IN_FLIGHT.min((wave / 4).max(1));
     let is_ripe = |pulse: &Pulse| pulse.created >= created && pulse.creating >= creating;
     let pulse = world.flight.until(|pulse| is_ripe(pulse) || pulse.created == total).await;
@@ -201,12 +201,14 @@ async fn examine(
     let count = |wanted| fates.iter().filter(|&&fate| fate == wanted).count();
     (report.paid, report.cancelled, report.refused) =
         (count(Fate::Paid), count(Fate::Cancelled), count(Fate::Refused));
-    report.late_p99_ms = p99_ms(lateness);
+    let [median, p99, worst] = [50, 99, 100].map(|percent| percentile_ms(&mut lateness, percent));
+    report.late_p99_ms = p99;
     if report.in_flight_at_kill == 0 {
         report.wrong.push("no call was in flight when tccd was killed".into());
     }
     let in_flight = report.in_flight_at_kill;
     progress.say(&format!("at the kill {in_flight} calls were in flight, and {unpaid_at_kill} holds due but not yet paid"));
+    progress.say(&format!("lateness of payments outside the downtime: median {median} ms, p99 {p99} ms, worst {worst} ms"));
 
     let balances = read_balances(world, progress).await?;
     let Comparison { differences, lost, created } = Books::after(plan, fates).compare(plan, &balances);
@@ -233,13 +235,16 @@ async fn examine(
 
 async fn read_balances(world: &World, progress: &Progress) -> anyhow::Result<Vec<Balance>> {
     let bar = progress.count("balances", world.plan.accounts.len());
-    let read = |account| async {
-        let balance = world.client.balance(account).await;
-        bar.inc(1);
-        balance
-    };
-    let ids = world.plan.accounts.iter().map(|account| account.id.as_str());
-    let balances = stream::iter(ids).map(read).buffered(CALLS).try_collect().await?;
+    let counted = &bar;
+    let balances = stream::iter(&world.plan.accounts)
+        .map(|account| async move {
+            let balance = world.client.balance(&account.id).await;
+            counted.inc(1);
+            balance
+        })
+        .buffered(CALLS)
+        .try_collect()
+        .await?;
     bar.finish();
     Ok(balances)
 }

@@ -18,11 +18,11 @@ pub fn lateness_us(due_at: Timestamp, settled_at: Timestamp, downtime: &Downtime
     (settled_at.as_microsecond() - from.as_microsecond()).max(0)
 }
 
-/// The 99th percentile by nearest rank, in milliseconds, rounded up; 0 of none.
+/// A percentile by nearest rank, in milliseconds, rounded up; 0 of none.
 #[must_use]
-pub fn p99_ms(mut lateness_us: Vec<i64>) -> i64 {
+pub fn percentile_ms(lateness_us: &mut [i64], percent: usize) -> i64 {
     lateness_us.sort_unstable();
-    let rank = (lateness_us.len() * 99).div_ceil(100);
+    let rank = (lateness_us.len() * percent).div_ceil(100);
     let us = rank.checked_sub(1).and_then(|index| lateness_us.get(index)).copied().unwrap_or(0);
     (us + 999) / 1_000
 }
@@ -50,9 +50,12 @@ mod tests {
 
     #[test]
     fn the_percentile_is_a_value_that_occurred() {
-        assert_eq!(p99_ms(Vec::new()), 0);
-        assert_eq!(p99_ms(vec![1]), 1);
-        assert_eq!(p99_ms((1..=100).map(|ms| ms * 1_000).collect()), 99);
-        assert_eq!(p99_ms((1..=101).map(|ms| ms * 1_000).collect()), 100);
+        let up_to = |ms: i64| (1..=ms).map(|ms| ms * 1_000).collect::<Vec<_>>();
+
+        assert_eq!(percentile_ms(&mut [], 99), 0);
+        assert_eq!(percentile_ms(&mut [1], 99), 1);
+        assert_eq!(percentile_ms(&mut up_to(100), 99), 99);
+        assert_eq!(percentile_ms(&mut up_to(101), 99), 100);
+        assert_eq!(percentile_ms(&mut up_to(101), 100), 101);
     }
 }

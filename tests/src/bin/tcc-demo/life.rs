@@ -214,7 +214,7 @@ mod tests {
 
     #[test]
     fn the_next_beat_is_a_half_second_that_is_not_before() {
-        let at = |ms| Timestamp::from_millisecond(1_790_000_000_000 + ms).unwrap();
+        let at = |ms: i64| Timestamp::from_millisecond(1_790_000_000_000 + ms).unwrap();
 
         assert_eq!(next_beat(at(1)), at(500));
         assert_eq!(next_beat(at(499)), at(500));

@@ -1,0 +1,407 @@
+//! What `tccctl` makes of a server's answers: the binary against a server that gives prepared ones.
+
+use serde_json::Value;
+use std::{
+    collections::HashMap,
+    pin::Pin,
+    process::Output,
+    sync::atomic::{AtomicUsize, Ordering},
+    time::Duration,
+};
+use tcc_proto::v1::{
+    self, Attention, Cause, Phase,
+    hold_service_server::{HoldService, HoldServiceServer},
+    ledger_service_server::{LedgerService, LedgerServiceServer},
+    operator_service_server::{OperatorService, OperatorServiceServer},
+    run_audit_response::Event,
+};
+use tokio::process::Command;
+use tonic::{
+    Code, Request, Response, Status,
+    codegen::tokio_stream::{self, Stream},
+    transport::{Server, server::TcpIncoming},
+};
+use tonic_types::{ErrorDetails, StatusExt as _};
+
+const ID: &str = "019b2c3d-4e5f-7a6b-8c9d-0e1f2a3b4c5d";
+/// So many postings has every account.
+const POSTINGS: i64 = 2_500;
+
+#[derive(Default)]
+struct Prepared {
+    /// What GetHold answers, one after the other.
+    holds: Vec<Result<v1::Hold, Code>>,
+    asked: AtomicUsize,
+    /// What RunAudit streams.
+    audit: Vec<Result<Event, Code>>,
+    /// And then it says nothing more, and does not end either.
+    audit_hangs: bool,
+}
+
+fn hold(phase: Phase, cause: Cause) -> v1::Hold {
+    v1::Hold {
+        id: ID.into(),
+        phase: phase.into(),
+        attention: Attention::None.into(),
+        cause: cause.into(),
+        ..Default::default()
+    }
+}
+
+fn refusal(code: Code, reason: &str, metadata: [(&str, &str); 1]) -> Status {
+    let metadata: HashMap<_, _> = metadata.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
+    Status::with_error_details(code, "no", ErrorDetails::with_error_info(reason, "tcc", metadata))
+}
+
+#[tonic::async_trait]
+impl HoldService for Prepared {
+    async fn create_hold(
+        &self,
+        _: Request<v1::CreateHoldRequest>,
+    ) -> Result<Response<v1::CreateHoldResponse>, Status> {
+        Err(Status::unimplemented("tccctl creates no holds"))
+    }
+
+    async fn get_hold(
+        &self,
+        _: Request<v1::GetHoldRequest>,
+    ) -> Result<Response<v1::GetHoldResponse>, Status> {
+        let next = self.asked.fetch_add(1, Ordering::Relaxed).min(self.holds.len() - 1);
+        let hold = self.holds[next].clone().map_err(|code| Status::new(code, "prepared"))?;
+        Ok(Response::new(v1::GetHoldResponse { hold: Some(hold) }))
+    }
+
+    async fn cancel_hold(
+        &self,
+        _: Request<v1::CancelHoldRequest>,
+    ) -> Result<Response<v1::CancelHoldResponse>, Status> {
+        match &self.holds[0] {
+            Ok(hold) => Ok(Response::new(v1::CancelHoldResponse { hold: Some(hold.clone()) })),
+            Err(code) => Err(refusal(*code, "HOLD_NOT_CANCELLABLE", [("id", ID)])),
+        }
+    }
+
+    async fn confirm_hold(
+        &self,
+        _: Request<v1::ConfirmHoldRequest>,
+    ) -> Result<Response<v1::ConfirmHoldResponse>, Status> {
+        Err(Status::unimplemented("tccctl confirms no holds"))
+    }
+}
+
+#[tonic::async_trait]
+impl LedgerService for Prepared {
+    async fn create_account(
+        &self,
+        request: Request<v1::CreateAccountRequest>,
+    ) -> Result<Response<v1::CreateAccountResponse>, Status> {
+        let v1::CreateAccountRequest { id, currency } = request.into_inner();
+        let account = v1::Account { id, currency, ..Default::default() };
+        Ok(Response::new(v1::CreateAccountResponse { account: Some(account) }))
+    }
+
+    async fn get_account(
+        &self,
+        request: Request<v1::GetAccountRequest>,
+    ) -> Result<Response<v1::GetAccountResponse>, Status> {
+        match request.get_ref().id.as_str() {
+            "silent" => std::future::pending().await,
+            "nobody" => Err(refusal(Code::NotFound, "ACCOUNT_NOT_FOUND", [("account", "nobody")])),
+            "empty" => Ok(Response::new(v1::GetAccountResponse { account: None })),
+            "panic" => panic!("prepared"),
+            other => Err(Status::unimplemented(other.to_owned())),
+        }
+    }
+
+    /// Makes the issue's id the name of the account, so that it can be seen.
+    async fn issue(&self, request: Request<v1::IssueRequest>) -> Result<Response<v1::IssueResponse>, Status> {
+        let v1::IssueRequest { id, account, amount } = request.into_inner();
+        if account == "poor" {
+            return Err(refusal(Code::FailedPrecondition, "CURRENCY_MISMATCH", [("id", &id)]));
+        }
+        let amount = amount.unwrap();
+        let account =
+            v1::Account { id, currency: amount.currency, available: amount.value, ..Default::default() };
+        Ok(Response::new(v1::IssueResponse { account: Some(account) }))
+    }
+
+    async fn list_postings(
+        &self,
+        request: Request<v1::ListPostingsRequest>,
+    ) -> Result<Response<v1::ListPostingsResponse>, Status> {
+        let request = request.into_inner();
+        assert!((1..=1_000).contains(&request.page_size));
+        let last = POSTINGS.min(request.after_version + i64::from(request.page_size));
+        let postings = (request.after_version + 1..=last)
+            .map(|version| v1::Posting { version, ..Default::default() })
+            .collect();
+        let next_after_version = if last < POSTINGS { last } else { 0 };
+        Ok(Response::new(v1::ListPostingsResponse { postings, next_after_version }))
+    }
+}
+
+#[tonic::async_trait]
+impl OperatorService for Prepared {
+    type RunAuditStream = Pin<Box<dyn Stream<Item = Result<v1::RunAuditResponse, Status>> + Send>>;
+
+    async fn get_status(
+        &self,
+        _: Request<v1::GetStatusRequest>,
+    ) -> Result<Response<v1::GetStatusResponse>, Status> {
+        let answer = v1::GetStatusResponse { version: "0.1.0".into(), missed: 7, ..Default::default() };
+        Ok(Response::new(answer))
+    }
+
+    async fn run_audit(
+        &self,
+        _: Request<v1::RunAuditRequest>,
+    ) -> Result<Response<Self::RunAuditStream>, Status> {
+        use tokio_stream::StreamExt as _;
+        let events = self.audit.clone().into_iter().map(|event| match event {
+            Ok(event) => Ok(v1::RunAuditResponse { event: Some(event) }),
+            Err(code) => Err(Status::new(code, "prepared")),
+        });
+        let events = tokio_stream::iter(events);
+        Ok(Response::new(match self.audit_hangs {
+            false => Box::pin(events),
+            true => Box::pin(events.chain(tokio_stream::pending())),
+        }))
+    }
+}
+
+/// Serves until the test ends, and says where.
+fn serve(prepared: Prepared) -> String {
+    let incoming = TcpIncoming::bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let url = format!("http://{}", incoming.local_addr().unwrap());
+    let prepared = std::sync::Arc::new(prepared);
+    let server = Server::builder()
+        .add_service(HoldServiceServer::from_arc(prepared.clone()))
+        .add_service(LedgerServiceServer::from_arc(prepared.clone()))
+        .add_service(OperatorServiceServer::from_arc(prepared))
+        .serve_with_incoming(incoming);
+    tokio::spawn(server);
+    url
+}
+
+/// Runs the binary, and bounds it: a test must not hang.
+async fn tccctl(server: &str, args: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_tccctl"));
+    let command = command.arg("--server").arg(server).args(args).kill_on_drop(true);
+    tokio::time::timeout(Duration::from_secs(30), command.output()).await.expect("tccctl ends").unwrap()
+}
+
+fn text(bytes: &[u8]) -> &str {
+    std::str::from_utf8(bytes).unwrap()
+}
+
+fn json_lines(bytes: &[u8]) -> Vec<Value> {
+    text(bytes).lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+fn finding() -> Event {
+    let finding =
+        v1::AuditFinding { kind: "BALANCE_MISMATCH".into(), account: "alice".into(), ..Default::default() };
+    Event::Finding(finding)
+}
+
+fn progress() -> Event {
+    Event::Progress(v1::AuditProgress { step: "accounts".into(), done: 1, total: 2 })
+}
+
+fn summary(findings: i64) -> Event {
+    Event::Summary(v1::AuditSummary { transactions: 4, findings, ..Default::default() })
+}
+
+#[tokio::test]
+async fn a_refusal_exits_with_1_and_names_its_reason_and_what_to_do() {
+    let server = serve(Prepared::default());
+
+    let table = tccctl(&server, &["accounts", "get", "nobody"]).await;
+    let json = tccctl(&server, &["accounts", "get", "nobody", "-o", "json"]).await;
+
+    assert_eq!((table.status.code(), json.status.code()), (Some(1), Some(1)));
+    assert_eq!(
+        text(&table.stderr),
+        "tccctl: no (ACCOUNT_NOT_FOUND)\ntccctl: open it with: tccctl accounts create nobody CURRENCY\n"
+    );
+    assert_eq!(
+        text(&json.stderr),
+        concat!(
+            r#"{"error":{"code":"NOT_FOUND","reason":"ACCOUNT_NOT_FOUND","message":"no","#,
+            r#""metadata":{"account":"nobody"}}}"#,
+            "\n"
+        )
+    );
+}
+
+#[tokio::test]
+async fn a_server_that_does_not_answer_in_time_leaves_the_outcome_unknown() {
+    let server = serve(Prepared::default());
+
+    let output = tccctl(&server, &["accounts", "get", "silent", "--timeout", "1"]).await;
+
+    assert_eq!(output.status.code(), Some(4));
+    assert!(text(&output.stderr).contains(" did not answer in time (DEADLINE_EXCEEDED)"), "{output:?}");
+}
+
+#[tokio::test]
+async fn a_call_that_the_server_drops_leaves_the_outcome_unknown() {
+    let server = serve(Prepared::default());
+
+    let output = tccctl(&server, &["accounts", "get", "panic"]).await;
+
+    assert_eq!(output.status.code(), Some(4), "{output:?}");
+}
+
+#[tokio::test]
+async fn an_answer_without_the_thing_asked_for_is_a_failure() {
+    let server = serve(Prepared::default());
+
+    let output = tccctl(&server, &["accounts", "get", "empty"]).await;
+
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(text(&output.stderr), "tccctl: the server's answer has no account (INTERNAL)\n");
+}
+
+#[tokio::test]
+async fn an_issue_is_sent_with_the_id_that_is_told() {
+    let server = serve(Prepared::default());
+
+    let minted = tccctl(&server, &["accounts", "issue", "alice", "5", "GOLD", "-o", "json"]).await;
+    let chosen =
+        tccctl(&server, &["accounts", "issue", "alice", "5", "GOLD", "-o", "json", "--id", ID]).await;
+    let refused =
+        tccctl(&server, &["accounts", "issue", "poor", "5", "GOLD", "-o", "json", "--id", ID]).await;
+
+    let minted = &json_lines(&minted.stdout)[0];
+    assert_eq!(minted["id"], minted["account"]["id"]);
+    assert_eq!(minted["account"]["available"], "5");
+    assert_eq!(json_lines(&chosen.stdout)[0]["account"]["id"], ID);
+    assert_eq!(refused.status.code(), Some(1));
+    assert_eq!(json_lines(&refused.stderr)[0]["id"], ID);
+}
+
+#[tokio::test]
+async fn postings_are_read_page_by_page_up_to_the_limit() {
+    let server = serve(Prepared::default());
+
+    let some = tccctl(&server, &["accounts", "postings", "alice", "--after", "10", "--limit", "1500"]).await;
+    let all = tccctl(&server, &["accounts", "postings", "alice", "--limit", "9999", "-o", "json"]).await;
+
+    let lines: Vec<&str> = text(&some.stdout).lines().collect();
+    assert_eq!(lines.len(), 1 + 1_500);
+    assert!(lines[1].trim_start().starts_with("11 ") && lines[1_500].trim_start().starts_with("1510 "));
+    assert_eq!(text(&some.stderr), "tccctl: there are more: go on with --after 1510\n");
+    let all = &json_lines(&all.stdout)[0];
+    assert_eq!(all["postings"].as_array().unwrap().len(), 2_500);
+    assert_eq!(all["next_after_version"], "0");
+}
+
+#[tokio::test]
+async fn a_watch_prints_each_phase_once_and_bears_a_server_that_is_away_for_a_moment() {
+    let phases = || Prepared {
+        holds: vec![
+            Ok(hold(Phase::Held, Cause::Unspecified)),
+            Ok(hold(Phase::Held, Cause::Unspecified)),
+            Err(Code::Unavailable),
+            Ok(hold(Phase::Confirming, Cause::Matured)),
+            Ok(hold(Phase::Confirmed, Cause::Matured)),
+        ],
+        ..Default::default()
+    };
+
+    let table = tccctl(&serve(phases()), &["holds", "get", ID, "--watch"]).await;
+    let json = tccctl(&serve(phases()), &["holds", "get", ID, "--watch", "-o", "json"]).await;
+
+    assert_eq!((table.status.code(), json.status.code()), (Some(0), Some(0)));
+    assert_eq!(text(&table.stdout), "-  HELD\n-  CONFIRMING  MATURED\n-  CONFIRMED  MATURED\n");
+    let phases: Vec<_> = json_lines(&json.stdout).iter().map(|line| line["phase"].clone()).collect();
+    assert_eq!(phases, ["HELD", "CONFIRMING", "CONFIRMED"]);
+    assert!(json.stderr.is_empty());
+}
+
+#[tokio::test]
+async fn a_watch_gives_up_on_a_server_that_stays_away() {
+    let prepared = Prepared {
+        holds: vec![Ok(hold(Phase::Held, Cause::Unspecified)), Err(Code::Unavailable)],
+        ..Default::default()
+    };
+
+    let output = tccctl(&serve(prepared), &["holds", "get", ID, "--watch", "--timeout", "1"]).await;
+
+    assert_eq!(output.status.code(), Some(4));
+    assert_eq!(text(&output.stdout), "-  HELD\n");
+}
+
+#[tokio::test]
+async fn a_cancel_is_done_only_when_the_hold_is_cancelled() {
+    for (answer, exit) in [
+        (Ok(hold(Phase::Cancelled, Cause::Requested)), 0),
+        (Ok(hold(Phase::Cancelling, Cause::Requested)), 4),
+        (Err(Code::FailedPrecondition), 1),
+    ] {
+        let server = serve(Prepared { holds: vec![answer], ..Default::default() });
+
+        assert_eq!(tccctl(&server, &["holds", "cancel", ID]).await.status.code(), Some(exit));
+    }
+}
+
+#[tokio::test]
+async fn an_audit_without_findings_is_ok() {
+    let server = serve(Prepared { audit: vec![Ok(progress()), Ok(summary(0))], ..Default::default() });
+
+    let output = tccctl(&server, &["audit", "run"]).await;
+
+    assert_eq!(output.status.code(), Some(0));
+    assert_eq!(
+        text(&output.stdout),
+        "audit: ok transactions=4 branches=0 accounts=0 postings=0 findings=0\n"
+    );
+    assert!(output.stderr.is_empty(), "no progress bar where there is no terminal");
+}
+
+#[tokio::test]
+async fn an_audit_that_finds_something_exits_with_3() {
+    let audit =
+        || Prepared { audit: vec![Ok(progress()), Ok(finding()), Ok(summary(1))], ..Default::default() };
+
+    let table = tccctl(&serve(audit()), &["audit", "run"]).await;
+    let json = tccctl(&serve(audit()), &["audit", "run", "-o", "json"]).await;
+
+    assert_eq!((table.status.code(), json.status.code()), (Some(3), Some(3)));
+    let lines: Vec<&str> = text(&table.stdout).lines().collect();
+    assert!(lines[0].starts_with("KIND ") && lines[1].starts_with("BALANCE_MISMATCH "), "{lines:?}");
+    assert!(lines[2].starts_with("audit: FAILED ") && lines[2].ends_with(" findings=1"), "{lines:?}");
+    let lines = json_lines(&json.stdout);
+    assert_eq!(lines[0]["finding"]["kind"], "BALANCE_MISMATCH");
+    assert_eq!(lines[1]["summary"]["findings"], "1");
+}
+
+#[tokio::test]
+async fn an_audit_that_does_not_reach_its_summary_is_never_ok() {
+    for (audit, audit_hangs, exit) in [
+        (vec![Ok(progress())], false, 1),
+        (vec![Ok(progress()), Err(Code::Internal)], false, 1),
+        (vec![Ok(progress()), Err(Code::Unavailable)], false, 4),
+        (vec![Ok(finding())], true, 4),
+    ] {
+        let server = serve(Prepared { audit, audit_hangs, ..Default::default() });
+
+        let output = tccctl(&server, &["audit", "run", "--timeout", "1"]).await;
+
+        assert_eq!(output.status.code(), Some(exit), "{output:?}");
+        assert!(!text(&output.stdout).contains("audit:"), "{output:?}");
+        assert_eq!(text(&output.stdout).contains("BALANCE_MISMATCH"), audit_hangs, "what was found is shown");
+    }
+}
+
+#[tokio::test]
+async fn status_is_one_object_for_scripts() {
+    let server = serve(Prepared::default());
+
+    let output = tccctl(&server, &["status", "-o", "json"]).await;
+
+    let status = &json_lines(&output.stdout)[0];
+    assert_eq!(output.status.code(), Some(0));
+    assert_eq!((&status["version"], &status["missed"]), (&Value::from("0.1.0"), &Value::from("7")));
+}

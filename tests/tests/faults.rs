@@ -1,0 +1,353 @@
+//! What happens when something is missing, slow, killed or lying.
+
+use jiff::SignedDuration;
+use std::{sync::atomic::Ordering, time::Duration};
+use tcc_coordinator::{
+    dev::Servers,
+    serve::{self, ServeError},
+};
+use tcc_core::{Operation, TransactionId, descriptor::CREDIT};
+use tcc_proto::v1::{self, Attention, Phase};
+use tcc_tests::{
+    Client, Coordinator, System, connect, from_proto,
+    gate::{Gate, Step, When},
+    hold, hold_due_in, on_two_shards, reason, until,
+};
+use tonic::Code;
+use tonic_types::StatusExt as _;
+
+/// Servers that can be crashed one by one, with fsync on.
+async fn servers() -> Servers {
+    tokio::task::spawn_blocking(|| Servers::start(2, None, &[])).await.unwrap().expect("PostgreSQL starts")
+}
+
+async fn serve(servers: &Servers) -> Coordinator {
+    Coordinator::on(serve::start(&servers.config("127.0.0.1:0")).await.expect("the coordinator starts")).await
+}
+
+async fn alice_and_bob(client: &mut Client) -> (String, String) {
+    let (alice, bob) = on_two_shards("user");
+    client.account(&alice, 10_000).await;
+    client.account(&bob, 0).await;
+    (alice, bob)
+}
+
+async fn reachable(client: &mut Client, shard: usize) -> bool {
+    let status = client.operator.get_status(v1::GetStatusRequest {}).await;
+    status.is_ok_and(|status| status.into_inner().shards[shard].reachable)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hold_on_a_shard_that_is_down_is_refused_before_any_effect_and_says_when_to_come_back() {
+    let mut servers = servers().await;
+    let Coordinator { mut client, .. } = serve(&servers).await;
+    let (alice, bob) = alice_and_bob(&mut client).await;
+    servers.shards[1].crash().unwrap();
+    // Whoever asks first finds out.
+    let first = hold(&alice, &bob, 10);
+    let _ = tokio::time::timeout(Duration::from_millis(200), client.clone().create(&first)).await;
+    until("the shard is known to be down", || {
+        let mut client = client.clone();
+        async move { !reachable(&mut client, 1).await }
+    })
+    .await;
+
+    let request = hold(&alice, &bob, 10);
+    let refused = client.create(&request).await.unwrap_err();
+
+    assert_eq!((refused.code(), reason(&refused).as_str()), (Code::Unavailable, "SHARD_UNAVAILABLE"));
+    assert!(refused.get_details_retry_info().and_then(|info| info.retry_delay).is_some());
+    let absent = client.holds.get_hold(v1::GetHoldRequest { id: request.id.clone() }).await.unwrap_err();
+    assert_eq!(absent.code(), Code::NotFound);
+
+    servers.shards[1].launch().unwrap();
+    until("the shard is known to be back", || {
+        let mut client = client.clone();
+        async move { reachable(&mut client, 1).await }
+    })
+    .await;
+    assert_eq!(client.create(&request).await.unwrap().hold.unwrap().phase(), Phase::Held);
+    client.until(&first.id, &[Phase::Held]).await;
+    client.audit_is_clean().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hold_whose_shard_is_down_when_it_falls_due_waits_and_is_paid_when_it_is_back() {
+    let mut servers = servers().await;
+    let Coordinator { mut client, .. } = serve(&servers).await;
+    let (alice, bob) = alice_and_bob(&mut client).await;
+    let request = hold_due_in(&alice, &bob, 10, SignedDuration::from_secs(2));
+    client.create(&request).await.unwrap();
+
+    servers.shards[1].crash().unwrap();
+    client.until(&request.id, &[Phase::Confirming]).await;
+    until("the hold shows that it is retried", || {
+        let (mut client, id) = (client.clone(), request.id.clone());
+        async move { client.hold(&id).await.attention() == Attention::Retrying }
+    })
+    .await;
+    assert_eq!(client.balances(&alice).await, (9_990, 10), "the funds stay frozen meanwhile");
+
+    servers.shards[1].launch().unwrap();
+    let paid = client.until_final(&request.id).await;
+    assert_eq!((paid.phase(), paid.attention()), (Phase::Confirmed, Attention::None));
+    client.audit_is_clean().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_database_may_crash_under_load_and_nothing_is_lost_or_created() {
+    let mut servers = servers().await;
+    let Coordinator { mut client, .. } = serve(&servers).await;
+    let (alice, bob) = alice_and_bob(&mut client).await;
+    let requests: Vec<_> =
+        (0..300).map(|n| hold_due_in(&alice, &bob, 10, SignedDuration::from_millis(6_000 + n * 10))).collect();
+
+    let creating = requests.iter().map(|request| {
+        let (mut client, request) = (client.clone(), request.clone());
+        tokio::spawn(async move {
+            // An unknown outcome is asked for again with the same id.
+            loop {
+                match client.create(&request).await {
+                    Ok(_) => return,
+                    Err(status) => {
+                        assert!(matches!(status.code(), Code::Unavailable | Code::DeadlineExceeded), "{status:?}");
+                        tokio::time::sleep(Duration::from_millis(50)).await;
+                    }
+                }
+            }
+        })
+    });
+    let creating: Vec<_> = creating.collect();
+    for round in 0..2 {
+        for server in [&mut servers.coordinator].into_iter().chain(&mut servers.shards) {
+            server.crash().unwrap();
+            server.launch().unwrap();
+        }
+        assert!(round < 2);
+    }
+    for task in creating {
+        tokio::time::timeout(tcc_tests::PATIENCE, task).await.expect("in time").unwrap();
+    }
+
+    for request in &requests {
+        assert_eq!(client.until_final(&request.id).await.phase(), Phase::Confirmed);
+    }
+    assert_eq!((client.balances(&alice).await, client.balances(&bob).await), ((7_000, 0), (3_000, 0)));
+    client.audit_is_clean().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deadline_that_ends_first_is_an_unknown_outcome_and_the_same_id_finds_the_hold() {
+    let system = System::start().await;
+    let gate = Gate::default();
+    let running = serve::start_with(&system.config, gate.between(), |store| store).await.unwrap();
+    let Coordinator { mut client, .. } = Coordinator::on(running).await;
+    let (alice, bob) = alice_and_bob(&mut client).await;
+    let request = hold(&alice, &bob, 10);
+    gate.stop(TransactionId::parse(&request.id).unwrap(), Step::Ask(Operation::Try, CREDIT), When::After);
+
+    let mut call = tonic::Request::new(request.clone());
+    call.set_timeout(Duration::from_millis(600));
+    let unknown = client.holds.create_hold(call).await.unwrap_err();
+    assert_eq!((unknown.code(), reason(&unknown).as_str()), (Code::DeadlineExceeded, "OUTCOME_UNKNOWN"));
+    assert_eq!(client.hold(&request.id).await.phase(), Phase::Trying);
+
+    // A cancel goes past the life that hangs, and the fences refuse what it may still send.
+    assert_eq!(client.cancel(&request.id).await.unwrap().phase(), Phase::Cancelled);
+    assert_eq!(client.balances(&alice).await, (10_000, 0));
+    client.audit_is_clean().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_hangs_up_stops_nothing() {
+    let system = System::start().await;
+    let Coordinator { mut client, .. } = system.coordinator().await;
+    let (alice, bob) = alice_and_bob(&mut client).await;
+    let requests: Vec<_> = (0..50).map(|_| hold(&alice, &bob, 10)).collect();
+
+    for request in &requests {
+        let mut client = client.clone();
+        let _ = tokio::time::timeout(Duration::from_micros(300), client.create(request)).await;
+    }
+
+    // Each was either never received or is seen through.
+    for request in &requests {
+        client.create(request).await.unwrap();
+        assert_eq!(client.hold(&request.id).await.phase(), Phase::Held);
+    }
+    assert_eq!(client.balances(&alice).await, (9_500, 500));
+    client.audit_is_clean().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_that_the_protocol_forbids_parks_the_hold_and_keeps_its_decision() {
+    let system = System::start().await;
+    let Coordinator { mut client, .. } = system.coordinator().await;
+    let (alice, bob) = alice_and_bob(&mut client).await;
+    let request = hold(&alice, &bob, 10);
+    client.create(&request).await.unwrap();
+    // Somebody makes the payee's shard forget.
+    let sql = system.shard_sql(1).await;
+    let id = uuid::Uuid::parse_str(&request.id).unwrap();
+    assert_eq!(sql.execute("DELETE FROM branch WHERE transaction_id = $1", &[&id]).await.unwrap(), 1);
+
+    let mut call = tonic::Request::new(v1::ConfirmHoldRequest { id: request.id.clone() });
+    call.set_timeout(Duration::from_secs(1));
+    let asked = client.holds.confirm_hold(call).await.unwrap().into_inner().hold.unwrap();
+
+    assert_eq!(asked.phase(), Phase::Confirming);
+    until("the hold is parked", || {
+        let (mut client, id) = (client.clone(), request.id.clone());
+        async move { client.hold(&id).await.attention() == Attention::Parked }
+    })
+    .await;
+    assert_eq!(client.balances(&alice).await, (9_990, 10), "the funds stay frozen");
+    let status = client.operator.get_status(v1::GetStatusRequest {}).await.unwrap().into_inner();
+    assert_eq!(status.attention[0].attention(), Attention::Parked);
+    assert!(status.attention[0].example_error.contains("NotTried"), "{status:?}");
+    let (findings, _) = client.audit().await;
+    assert!(findings.iter().any(|finding| finding.kind == "PHASE_MISMATCH"), "{findings:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_the_push_after_a_commit_the_verify_pass_finds_every_wake_up() {
+    let system = System::start().await;
+    let Coordinator { mut client, running } = system.coordinator().await;
+    let (alice, bob) = alice_and_bob(&mut client).await;
+    running.timers.stop_pushing();
+    let requests: Vec<_> =
+        (0..50).map(|n| hold_due_in(&alice, &bob, 10, SignedDuration::from_millis(2_000 + n * 10))).collect();
+    for request in &requests {
+        client.create(request).await.unwrap();
+    }
+
+    for request in &requests {
+        assert_eq!(client.until_final(&request.id).await.phase(), Phase::Confirmed);
+    }
+
+    assert!(running.missed.load(Ordering::Relaxed) >= 50);
+    client.audit_is_clean().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hold_beyond_the_horizon_of_wake_ups_is_armed_again_on_the_way() {
+    let system = System::start().await;
+    let Coordinator { mut client, running } = system.coordinator().await;
+    let (alice, bob) = alice_and_bob(&mut client).await;
+    let request = hold_due_in(&alice, &bob, 10, SignedDuration::from_hours(24 * 120));
+    client.create(&request).await.unwrap();
+    let sql = system.sql().await;
+    let id = uuid::Uuid::parse_str(&request.id).unwrap();
+    let ahead = "SELECT max(extract(epoch FROM wake_at - clock_timestamp()))::float8 / 86400 FROM wakeup
+                 WHERE transaction_id = $1";
+    let days: f64 = sql.query_one(ahead, &[&id]).await.unwrap().get(0);
+    assert!((89.9..90.1).contains(&days), "{days}");
+
+    // Ninety days later: its wake-up fires, 30 days before its due time.
+    let Coordinator { mut client, running: _running } = {
+        Coordinator { client, running }.stop().await;
+        sql.execute("UPDATE transaction SET held_at = held_at - interval '90 days' WHERE id = $1", &[&id]).await.unwrap();
+        sql.execute("UPDATE transaction SET due_at = due_at - interval '90 days' WHERE id = $1", &[&id]).await.unwrap();
+        sql.execute("DELETE FROM wakeup WHERE transaction_id = $1", &[&id]).await.unwrap();
+        let slot = i16::from(id.as_bytes()[15]);
+        let insert = "INSERT INTO wakeup VALUES (clock_timestamp(), $1, $2)";
+        sql.execute(insert, &[&id, &slot]).await.unwrap();
+        system.coordinator().await
+    };
+
+    let waiting = "SELECT max(wake_at) = (SELECT due_at FROM transaction WHERE id = $1) FROM wakeup WHERE transaction_id = $1";
+    until("it is armed for its due time", || async {
+        sql.query_one(waiting, &[&id]).await.unwrap().get::<_, Option<bool>>(0) == Some(true)
+    })
+    .await;
+    assert_eq!(client.hold(&request.id).await.phase(), Phase::Held);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_coordinator_that_is_told_to_stop_finishes_what_is_under_way_and_the_next_one_goes_on() {
+    let system = System::start().await;
+    let Coordinator { mut client, running } = system.coordinator().await;
+    let (alice, bob) = alice_and_bob(&mut client).await;
+    let requests: Vec<_> =
+        (0..200).map(|n| hold_due_in(&alice, &bob, 10, SignedDuration::from_millis(2_500 + n * 5))).collect();
+    let creating: Vec<_> = requests
+        .iter()
+        .map(|request| {
+            let (mut client, request) = (client.clone(), request.clone());
+            tokio::spawn(async move { client.create(&request).await })
+        })
+        .collect();
+    until("some are begun", || async { running.engine.active() > 0 }).await;
+
+    let stopping = tokio::time::Instant::now();
+    Coordinator { client: client.clone(), running }.stop().await;
+    assert!(stopping.elapsed() < Duration::from_secs(15));
+    for task in creating {
+        // Answered, or turned away before any effect.
+        if let Err(status) = task.await.unwrap() {
+            assert!(matches!(status.code(), Code::Unavailable | Code::Unknown | Code::Cancelled), "{status:?}");
+        }
+    }
+
+    let Coordinator { mut client, running: _running } = system.coordinator().await;
+    let rows = system.sql().await.query("SELECT id::text FROM transaction", &[]).await.unwrap();
+    assert!(!rows.is_empty());
+    for row in &rows {
+        assert_eq!(client.until_final(row.get(0)).await.phase(), Phase::Confirmed);
+    }
+    assert_eq!(client.balances(&bob).await, (10 * rows.len() as i64, 0));
+    client.audit_is_clean().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_coordinator_takes_over_and_the_first_one_says_so_and_ends() {
+    let system = System::start().await;
+    let first = system.coordinator().await;
+    let Coordinator { mut client, running: _second } = system.coordinator().await;
+
+    let ended = tokio::time::timeout(tcc_tests::PATIENCE, first.running.ended()).await.expect("in time");
+    assert!(matches!(ended, Err(ServeError::Overtaken)), "{ended:?}");
+
+    let (alice, bob) = alice_and_bob(&mut client).await;
+    let request = hold_due_in(&alice, &bob, 10, SignedDuration::from_secs(1));
+    client.create(&request).await.unwrap();
+    let paid = client.until_final(&request.id).await;
+    assert!(from_proto(&paid.settled_at.unwrap()) >= from_proto(&paid.due_at.unwrap()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn databases_that_do_not_belong_together_are_told_apart() {
+    let system = System::start().await;
+    system.coordinator().await.stop().await;
+
+    let mut swapped = system.config.clone();
+    let url = std::mem::take(&mut swapped.shards[0].url);
+    swapped.shards[0].url = std::mem::replace(&mut swapped.shards[1].url, url);
+    let error = serve::start(&swapped).await.err().expect("it does not start").to_string();
+    assert!(error.contains("this database is shard \"shard-1\", but the configuration calls it \"shard-0\""), "{error}");
+
+    let mut renamed = system.config.clone();
+    renamed.shards[0].name = "other".into();
+    let error = serve::start(&renamed).await.err().expect("it does not start").to_string();
+    assert!(error.contains("the map is fixed"), "{error}");
+
+    let mut nowhere = system.config.clone();
+    nowhere.coordinator.url = "host=/nonexistent user=postgres".into();
+    let error = serve::start(&nowhere).await.err().expect("it does not start").to_string();
+    assert!(error.contains("cannot reach the database of the coordinator"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn migrations_and_partitions_may_be_prepared_by_several_at_once() {
+    let system = System::start().await;
+    let prepare = |_| async {
+        let mut client = connect(&system.config.coordinator.url).await;
+        let shards = ["shard-0".to_owned(), "shard-1".to_owned()];
+        tcc_coordinator::store::schema::prepare(&mut client, &shards).await.expect("it is prepared")
+    };
+
+    let maps = futures::future::join_all((0..4).map(prepare)).await;
+
+    assert!(maps.iter().all(|map| *map == maps[0]));
+    assert_eq!(maps[0].values().map(std::collections::HashSet::len).sum::<usize>(), 4096);
+}
