@@ -17,6 +17,7 @@ demo: setup
 	@target/release/tcc-demo $(if $(INPUT),--input $(INPUT))
 
 test: setup
+	@coordinator/ops/ensure-grpcurl
 	$(CARGO) build --locked --workspace --bins
 	$(CARGO) test --locked --workspace
 

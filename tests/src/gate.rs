@@ -78,18 +78,24 @@ impl Gate {
     #[must_use]
     pub fn store(&self, mut store: Store) -> Store {
         store.begin = self.before_batches(store.begin, |item: &Begin| (item.0.id, Step::Begin));
-        store.advance = self.before_batches(store.advance, |item: &Advance| (item.id, Step::Advance(item.event)));
+        store.advance =
+            self.before_batches(store.advance, |item: &Advance| (item.id, Step::Advance(item.event)));
         store.wake = self.before_batches(store.wake, |id: &TransactionId| (*id, Step::Wake));
         store
     }
 
     /// A batcher of many executors with one item each, so that one that hangs hinders no other.
-    fn before_batches<I, A>(&self, inner: Batcher<I, A>, step: fn(&I) -> (TransactionId, Step)) -> Batcher<I, A>
+    fn before_batches<I, A>(
+        &self,
+        inner: Batcher<I, A>,
+        step: fn(&I) -> (TransactionId, Step),
+    ) -> Batcher<I, A>
     where
         I: Clone + Send + Sync + 'static,
         A: Send + 'static,
     {
-        let executors = (0..128).map(|_| Passing { inner: inner.clone(), step, gate: self.clone() }).collect();
+        let executors =
+            (0..128).map(|_| Passing { inner: inner.clone(), step, gate: self.clone() }).collect();
         Batcher::start("gate", executors, Limits { batch: 1, ..Limits::default() })
     }
 }
@@ -113,7 +119,8 @@ impl<I: Clone + Send + Sync + 'static, A: Send + 'static> Executor for Passing<I
         for item in items {
             let (id, step) = (self.step)(item);
             self.gate.pass(id, step, When::Before).await;
-            let answer = self.inner.call(item.clone()).await.map_err(|e| Failure::Disconnected(e.to_string()))?;
+            let answer =
+                self.inner.call(item.clone()).await.map_err(|e| Failure::Disconnected(e.to_string()))?;
             self.gate.pass(id, step, When::After).await;
             answers.push(answer);
         }

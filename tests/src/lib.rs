@@ -50,7 +50,10 @@ impl System {
         let url = |name: &str| cluster.url().replace("dbname=postgres", &format!("dbname={name}"));
         let names: Vec<String> = (0..shards).map(|n| format!("shard-{n}")).collect();
         for database in names.iter().map(String::as_str).chain(["coordinator"]) {
-            admin.batch_execute(&format!("CREATE DATABASE \"{database}\"")).await.expect("a database is created");
+            admin
+                .batch_execute(&format!("CREATE DATABASE \"{database}\""))
+                .await
+                .expect("a database is created");
         }
         let config = Config {
             listen: "127.0.0.1:0".into(),
@@ -79,7 +82,8 @@ impl System {
 
 /// A plain connection.
 pub async fn connect(url: &str) -> tokio_postgres::Client {
-    let (client, connection) = tokio_postgres::connect(url, tokio_postgres::NoTls).await.expect("PostgreSQL answers");
+    let (client, connection) =
+        tokio_postgres::connect(url, tokio_postgres::NoTls).await.expect("PostgreSQL answers");
     tokio::spawn(connection);
     client
 }
@@ -141,13 +145,17 @@ impl Client {
     }
 
     /// Asks for a hold.
-    pub async fn create(&mut self, request: &v1::CreateHoldRequest) -> Result<v1::CreateHoldResponse, Status> {
+    pub async fn create(
+        &mut self,
+        request: &v1::CreateHoldRequest,
+    ) -> Result<v1::CreateHoldResponse, Status> {
         Ok(self.holds.create_hold(request.clone()).await?.into_inner())
     }
 
     /// A hold that must be there.
     pub async fn hold(&mut self, id: &str) -> v1::Hold {
-        let response = self.holds.get_hold(v1::GetHoldRequest { id: id.into() }).await.expect("the hold is there");
+        let response =
+            self.holds.get_hold(v1::GetHoldRequest { id: id.into() }).await.expect("the hold is there");
         response.into_inner().hold.expect("an answer has a hold")
     }
 
@@ -166,7 +174,8 @@ impl Client {
     /// Available and held of an account.
     pub async fn balances(&mut self, id: &str) -> (i64, i64) {
         let response = self.ledger.get_account(v1::GetAccountRequest { id: id.into() }).await;
-        let account = response.expect("the account is there").into_inner().account.expect("an answer has an account");
+        let account =
+            response.expect("the account is there").into_inner().account.expect("an answer has an account");
         (account.available, account.held)
     }
 
@@ -191,7 +200,8 @@ impl Client {
     /// Runs an audit, which must come to its end. Answers its findings and its summary.
     pub async fn audit(&mut self) -> (Vec<v1::AuditFinding>, v1::AuditSummary) {
         use v1::run_audit_response::Event;
-        let mut stream = self.operator.run_audit(v1::RunAuditRequest {}).await.expect("the audit runs").into_inner();
+        let mut stream =
+            self.operator.run_audit(v1::RunAuditRequest {}).await.expect("the audit runs").into_inner();
         let (mut findings, mut summary) = (Vec::new(), None);
         while let Some(message) = stream.message().await.expect("the audit comes to its end") {
             match message.event {
@@ -257,7 +267,10 @@ pub fn from_proto(time: &prost_types::Timestamp) -> Timestamp {
 /// The reason of an error, which every error has.
 #[must_use]
 pub fn reason(status: &Status) -> String {
-    status.get_details_error_info().map(|info| info.reason).unwrap_or_else(|| format!("no reason: {status:?}"))
+    status
+        .get_details_error_info()
+        .map(|info| info.reason)
+        .unwrap_or_else(|| format!("no reason: {status:?}"))
 }
 
 /// Two account ids that live on different shards of a system of two, the first one on shard 0.

@@ -50,7 +50,8 @@ impl Tccd {
         if let Some(host) = config.listen.strip_suffix(":0") {
             config.listen = free_address(host)?;
         }
-        let folder = tempfile::Builder::new().prefix("tccd-").tempdir().context("making a folder for tccd")?;
+        let folder =
+            tempfile::Builder::new().prefix("tccd-").tempdir().context("making a folder for tccd")?;
         let text = toml::to_string(&config).context("writing tccd's configuration")?;
         fs::write(folder.path().join("tccd.toml"), text).context("writing tccd's configuration")?;
         let url = format!("http://{}", config.listen);
@@ -107,7 +108,8 @@ impl Tccd {
     /// As [`Tccd::start`], or if it runs.
     pub async fn restart(&mut self) -> anyhow::Result<()> {
         ensure!(self.child.is_none(), "tccd runs already");
-        let log = File::options().create(true).append(true).open(self.log_path()).context("opening tccd's log")?;
+        let log =
+            File::options().create(true).append(true).open(self.log_path()).context("opening tccd's log")?;
         let mut child = Command::new(&self.program)
             .arg("serve")
             .arg("--config")
@@ -170,6 +172,8 @@ fn find_program() -> anyhow::Result<PathBuf> {
     let found = me.ancestors().skip(1).take(2).map(|folder| folder.join(&name)).find(|path| path.is_file());
     found.with_context(|| {
         let folder = me.parent().unwrap_or(&me).display();
-        format!("there is no tccd in {folder}: build it in the same profile with `cargo build -p tcc-coordinator`")
+        format!(
+            "there is no tccd in {folder}: build it in the same profile with `cargo build -p tcc-coordinator`"
+        )
     })
 }

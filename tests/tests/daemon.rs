@@ -53,8 +53,16 @@ fn a_wrong_configuration_is_told_with_its_line() {
     let wrong = tccd().args(["serve", "--config"]).arg(&path).output().unwrap();
     let absent = tccd().args(["serve", "--config"]).arg(Path::new("/nonexistent.toml")).output().unwrap();
 
-    assert!(stderr(&wrong).contains("line 2: unknown key `shards`; did you mean `shard`?"), "{}", stderr(&wrong));
-    assert!(stderr(&absent).contains("cannot read the configuration /nonexistent.toml"), "{}", stderr(&absent));
+    assert!(
+        stderr(&wrong).contains("line 2: unknown key `shards`; did you mean `shard`?"),
+        "{}",
+        stderr(&wrong)
+    );
+    assert!(
+        stderr(&absent).contains("cannot read the configuration /nonexistent.toml"),
+        "{}",
+        stderr(&absent)
+    );
 }
 
 #[test]

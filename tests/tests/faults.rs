@@ -99,8 +99,9 @@ async fn every_database_may_crash_under_load_and_nothing_is_lost_or_created() {
     let mut servers = servers().await;
     let Coordinator { mut client, .. } = serve(&servers).await;
     let (alice, bob) = alice_and_bob(&mut client).await;
-    let requests: Vec<_> =
-        (0..300).map(|n| hold_due_in(&alice, &bob, 10, SignedDuration::from_millis(6_000 + n * 10))).collect();
+    let requests: Vec<_> = (0..300)
+        .map(|n| hold_due_in(&alice, &bob, 10, SignedDuration::from_millis(6_000 + n * 10)))
+        .collect();
 
     let creating = requests.iter().map(|request| {
         let (mut client, request) = (client.clone(), request.clone());
@@ -110,7 +111,10 @@ async fn every_database_may_crash_under_load_and_nothing_is_lost_or_created() {
                 match client.create(&request).await {
                     Ok(_) => return,
                     Err(status) => {
-                        assert!(matches!(status.code(), Code::Unavailable | Code::DeadlineExceeded), "{status:?}");
+                        assert!(
+                            matches!(status.code(), Code::Unavailable | Code::DeadlineExceeded),
+                            "{status:?}"
+                        );
                         tokio::time::sleep(Duration::from_millis(50)).await;
                     }
                 }
@@ -246,8 +250,12 @@ async fn a_hold_beyond_the_horizon_of_wake_ups_is_armed_again_on_the_way() {
     // Ninety days later: its wake-up fires, 30 days before its due time.
     let Coordinator { mut client, running: _running } = {
         Coordinator { client, running }.stop().await;
-        sql.execute("UPDATE transaction SET held_at = held_at - interval '90 days' WHERE id = $1", &[&id]).await.unwrap();
-        sql.execute("UPDATE transaction SET due_at = due_at - interval '90 days' WHERE id = $1", &[&id]).await.unwrap();
+        sql.execute("UPDATE transaction SET held_at = held_at - interval '90 days' WHERE id = $1", &[&id])
+            .await
+            .unwrap();
+        sql.execute("UPDATE transaction SET due_at = due_at - interval '90 days' WHERE id = $1", &[&id])
+            .await
+            .unwrap();
         sql.execute("DELETE FROM wakeup WHERE transaction_id = $1", &[&id]).await.unwrap();
         let slot = i16::from(id.as_bytes()[15]);
         let insert = "INSERT INTO wakeup VALUES (clock_timestamp(), $1, $2)";
@@ -285,7 +293,10 @@ async fn a_coordinator_that_is_told_to_stop_finishes_what_is_under_way_and_the_n
     for task in creating {
         // Answered, or turned away before any effect.
         if let Err(status) = task.await.unwrap() {
-            assert!(matches!(status.code(), Code::Unavailable | Code::Unknown | Code::Cancelled), "{status:?}");
+            assert!(
+                matches!(status.code(), Code::Unavailable | Code::Unknown | Code::Cancelled),
+                "{status:?}"
+            );
         }
     }
 
@@ -324,7 +335,10 @@ async fn databases_that_do_not_belong_together_are_told_apart() {
     let url = std::mem::take(&mut swapped.shards[0].url);
     swapped.shards[0].url = std::mem::replace(&mut swapped.shards[1].url, url);
     let error = serve::start(&swapped).await.err().expect("it does not start").to_string();
-    assert!(error.contains("this database is shard \"shard-1\", but the configuration calls it \"shard-0\""), "{error}");
+    assert!(
+        error.contains("this database is shard \"shard-1\", but the configuration calls it \"shard-0\""),
+        "{error}"
+    );
 
     let mut renamed = system.config.clone();
     renamed.shards[0].name = "other".into();

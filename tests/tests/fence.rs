@@ -1,12 +1,12 @@
 //! The fence table on real PostgreSQL: each cell, and races for one row between connections.
 
 use std::{collections::HashSet, sync::Arc};
+use tcc_coordinator::dev::{Cluster, Options};
 use tcc_core::{
     AccountId, Amount, Currency, Descriptor, OnMaturity, Operation, Outcome, Refusal, Timestamp, Transaction,
     TransactionId,
     descriptor::{CREDIT, DEBIT},
 };
-use tcc_coordinator::dev::{Cluster, Options};
 use tcc_ledger::Shard;
 use tcc_participant::{Call, Participant as _};
 
@@ -134,7 +134,8 @@ async fn each_cell_of_the_fence_table_answers_as_documented_and_moves_only_what_
         // Carol can be paid when a hold is tried, and not when it is confirmed.
         ledger.shard.open(account("carol"), gold()).await.unwrap();
         sql.execute("UPDATE account SET state = 1 WHERE id = 'carol'", &[]).await.unwrap();
-        let (_, transaction, branch, leading) = states().into_iter().find(|(state, ..)| *state == name).unwrap();
+        let (_, transaction, branch, leading) =
+            states().into_iter().find(|(state, ..)| *state == name).unwrap();
         for step in leading {
             if step == Confirm && name == "vetoed" {
                 sql.execute("UPDATE account SET state = 2 WHERE id = 'carol'", &[]).await.unwrap();
@@ -161,7 +162,8 @@ async fn another_body_under_a_known_id_is_told_so_in_every_state() {
         for step in &leading {
             ledger.ask(*step, &transaction, branch).await;
         }
-        let other = Descriptor { due_at: Timestamp::from_second(1).unwrap(), ..transaction.descriptor.clone() };
+        let other =
+            Descriptor { due_at: Timestamp::from_second(1).unwrap(), ..transaction.descriptor.clone() };
         let other = Arc::new(Transaction::new(transaction.id, other));
         if name != "absent" {
             for operation in [Try, Confirm, Cancel] {
@@ -182,8 +184,10 @@ async fn of_a_confirm_and_a_cancel_that_race_for_one_fence_exactly_one_wins() {
         let transaction = hold(10);
         ledger.ask(Try, &transaction, DEBIT).await;
 
-        let (confirm, cancel) =
-            tokio::join!(ask(&ledger.shard, Confirm, &transaction, DEBIT), ask(&rival, Cancel, &transaction, DEBIT));
+        let (confirm, cancel) = tokio::join!(
+            ask(&ledger.shard, Confirm, &transaction, DEBIT),
+            ask(&rival, Cancel, &transaction, DEBIT)
+        );
 
         match (confirm, cancel) {
             (Outcome::Done, Outcome::AlreadyConfirmed) => wins.0 += 1,
@@ -202,8 +206,10 @@ async fn of_a_try_and_an_empty_cancel_that_race_nothing_stays_frozen_once_both_a
     for _ in 0..200 {
         let transaction = hold(10);
 
-        let (tried, cancelled) =
-            tokio::join!(ask(&ledger.shard, Try, &transaction, DEBIT), ask(&rival, Cancel, &transaction, DEBIT));
+        let (tried, cancelled) = tokio::join!(
+            ask(&ledger.shard, Try, &transaction, DEBIT),
+            ask(&rival, Cancel, &transaction, DEBIT)
+        );
 
         assert_eq!(cancelled, Outcome::Done);
         assert!(matches!(tried, Outcome::Done | Outcome::AlreadyCancelled), "{tried:?}");
@@ -265,25 +271,36 @@ async fn the_audit_of_a_shard_finds_what_was_tampered_with() {
         ("UPDATE account SET held = held + 1 WHERE id = 'alice'", "ESCROW_MISMATCH"),
         ("UPDATE posting SET amount = amount + 1 WHERE kind = 3", "POSTING_CHAIN"),
         ("DELETE FROM posting WHERE version = 1", "VERSION_GAP"),
-        ("UPDATE posting SET recorded_at = recorded_at - interval '1 hour' WHERE version = 2", "POSTING_TIME"),
+        (
+            "UPDATE posting SET recorded_at = recorded_at - interval '1 hour' WHERE version = 2",
+            "POSTING_TIME",
+        ),
         ("UPDATE branch SET state = 3 WHERE role = 1", "FENCE_MISMATCH"),
         ("UPDATE branch SET amount = amount + 1 WHERE role = 1", "FENCE_MISMATCH"),
         ("DELETE FROM branch WHERE role = 1", "FENCE_MISMATCH"),
         ("DELETE FROM bucket", "WRONG_SHARD"),
     ];
     for (tamper, expected) in cases {
-        sql.batch_execute("CREATE TABLE IF NOT EXISTS saved_account AS TABLE account;
+        sql.batch_execute(
+            "CREATE TABLE IF NOT EXISTS saved_account AS TABLE account;
              CREATE TABLE IF NOT EXISTS saved_posting AS TABLE posting;
              CREATE TABLE IF NOT EXISTS saved_branch AS TABLE branch;
-             CREATE TABLE IF NOT EXISTS saved_bucket AS TABLE bucket").await.unwrap();
+             CREATE TABLE IF NOT EXISTS saved_bucket AS TABLE bucket",
+        )
+        .await
+        .unwrap();
 
         sql.batch_execute(tamper).await.unwrap();
         let findings = ledger.shard.audit().await.unwrap().findings;
 
         assert!(findings.iter().any(|finding| finding.kind == expected), "{tamper}: {findings:#?}");
-        sql.batch_execute("TRUNCATE account, posting, branch, bucket; INSERT INTO account TABLE saved_account;
+        sql.batch_execute(
+            "TRUNCATE account, posting, branch, bucket; INSERT INTO account TABLE saved_account;
              INSERT INTO posting TABLE saved_posting; INSERT INTO branch TABLE saved_branch;
-             INSERT INTO bucket TABLE saved_bucket").await.unwrap();
+             INSERT INTO bucket TABLE saved_bucket",
+        )
+        .await
+        .unwrap();
     }
     ledger.books_are_clean().await;
 }

@@ -85,7 +85,10 @@ async fn a_hold_can_be_confirmed_before_its_time_and_then_not_cancelled() {
     assert_eq!(client.confirm(&request.id).await.unwrap(), paid);
 
     let refused = client.cancel(&request.id).await.unwrap_err();
-    assert_eq!((refused.code(), reason(&refused).as_str()), (Code::FailedPrecondition, "HOLD_NOT_CANCELLABLE"));
+    assert_eq!(
+        (refused.code(), reason(&refused).as_str()),
+        (Code::FailedPrecondition, "HOLD_NOT_CANCELLABLE")
+    );
     assert_eq!(client.balances(&bob).await, (30, 0));
     client.audit_is_clean().await;
 }
@@ -131,7 +134,10 @@ async fn a_refusal_is_final_touches_no_balance_and_is_the_same_for_ever() {
         let refused = client.create(request).await.unwrap_err();
         assert_eq!((refused.code(), reason(&refused).as_str()), (Code::FailedPrecondition, *expected));
         let hold = client.until_final(&request.id).await;
-        assert_eq!((hold.phase(), hold.cause(), hold.reason.as_str()), (Phase::Cancelled, Cause::Refused, *expected));
+        assert_eq!(
+            (hold.phase(), hold.cause(), hold.reason.as_str()),
+            (Phase::Cancelled, Cause::Refused, *expected)
+        );
     }
     client.account("nobody", 100).await;
     for (request, expected) in &cases {
@@ -246,7 +252,8 @@ async fn issues_take_effect_once_per_id_and_postings_tell_the_story() {
     let (alice, bob) = on_two_shards("user");
     client.account(&alice, 0).await;
     client.account(&bob, 0).await;
-    let issue = v1::IssueRequest { id: new_id(), account: alice.clone(), amount: Some(tcc_tests::amount(100)) };
+    let issue =
+        v1::IssueRequest { id: new_id(), account: alice.clone(), amount: Some(tcc_tests::amount(100)) };
     for _ in 0..3 {
         let account = client.ledger.issue(issue.clone()).await.unwrap().into_inner().account.unwrap();
         assert_eq!((account.available, account.version), (100, 1));
@@ -273,7 +280,8 @@ async fn issues_take_effect_once_per_id_and_postings_tell_the_story() {
     }
 
     use v1::PostingKind::{Hold, Issue, Release, Settle};
-    let expected = [(Issue, 1, 100, 0), (Hold, 2, 90, 10), (Settle, 3, 90, 0), (Hold, 4, 70, 20), (Release, 5, 90, 0)];
+    let expected =
+        [(Issue, 1, 100, 0), (Hold, 2, 90, 10), (Settle, 3, 90, 0), (Hold, 4, 70, 20), (Release, 5, 90, 0)];
     assert_eq!(story, expected);
     client.audit_is_clean().await;
 }
@@ -327,7 +335,11 @@ async fn bad_input_has_a_reason_of_its_own_and_writes_nothing() {
     ];
     for (request, expected) in cases {
         let refused = client.create(&request).await.unwrap_err();
-        assert_eq!((refused.code(), reason(&refused).as_str()), (Code::InvalidArgument, expected), "{request:?}");
+        assert_eq!(
+            (refused.code(), reason(&refused).as_str()),
+            (Code::InvalidArgument, expected),
+            "{request:?}"
+        );
     }
 
     let unknown = client.cancel(&new_id()).await.unwrap_err();

@@ -4,7 +4,10 @@
 use jiff::SignedDuration;
 use std::collections::HashMap;
 use tcc_coordinator::serve;
-use tcc_core::{Event, Operation, TransactionId, descriptor::{CREDIT, DEBIT}};
+use tcc_core::{
+    Event, Operation, TransactionId,
+    descriptor::{CREDIT, DEBIT},
+};
 use tcc_proto::v1::{CreateHoldRequest, Phase};
 use tcc_tests::{
     Client, Coordinator, System,
@@ -68,10 +71,12 @@ struct Doomed {
 
 impl Doomed {
     fn start(system: &System, gate: &Gate) -> Self {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         let (config, store_gate, gate) = (system.config.clone(), gate.clone(), gate.clone());
         let client = runtime.block_on(async move {
-            let running = serve::start_with(&config, gate.between(), move |store| store_gate.store(store)).await;
+            let running =
+                serve::start_with(&config, gate.between(), move |store| store_gate.store(store)).await;
             let running = running.expect("the coordinator starts");
             Client::connect(&format!("http://{}", running.address)).await
         });
@@ -135,8 +140,13 @@ fn whatever_a_kill_interrupts_is_resumed_from_the_tables() {
         for (id, (wish, step, when, _)) in &cases {
             match end(*wish, *step, *when) {
                 None => {
-                    let absent = client.holds.get_hold(tcc_proto::v1::GetHoldRequest { id: id.clone() }).await;
-                    assert_eq!(tcc_tests::reason(&absent.unwrap_err()), "HOLD_NOT_FOUND", "{step:?} {when:?}");
+                    let absent =
+                        client.holds.get_hold(tcc_proto::v1::GetHoldRequest { id: id.clone() }).await;
+                    assert_eq!(
+                        tcc_tests::reason(&absent.unwrap_err()),
+                        "HOLD_NOT_FOUND",
+                        "{step:?} {when:?}"
+                    );
                 }
                 Some(phase) => {
                     let hold = client.until(id, &[phase]).await;

@@ -60,7 +60,10 @@ pub async fn issue(
         account,
         amount: Some(v1::Amount { value: amount, currency }),
     };
-    let account = send_issue(session, request).await.map_err(|failure| to_repeat(failure, id))?;
+    let account = send_issue(session, request).await.map_err(|mut failure| {
+        failure.id = Some(id);
+        failure
+    })?;
     output.show(&Issued { id: id.to_string(), account })?;
     Ok(Exit::Done)
 }
@@ -69,17 +72,6 @@ async fn send_issue(session: &Session, request: v1::IssueRequest) -> Result<Acco
     let mut client = LedgerServiceClient::new(session.connect().await?);
     let answer = client.issue(session.request(request)).await;
     Account::of_answer(answer.map_err(|status| session.failure(status))?.into_inner().account)
-}
-
-/// Adds the id. An issue without an answer may have happened, so it must not be repeated with another one.
-fn to_repeat(mut failure: Box<Failure>, id: Uuid) -> Box<Failure> {
-    failure.id = Some(id);
-    if failure.exit == Exit::Unknown {
-        let first = failure.hint.take().filter(|hint| hint.starts_with("is tccd running"));
-        let first = first.map(|hint| format!("{hint}; then ")).unwrap_or_default();
-        failure.hint = Some(format!("{first}repeat the command with --id {id}: it takes effect once"));
-    }
-    failure
 }
 
 /// Lists an account's postings, page by page, up to a limit.
@@ -287,18 +279,5 @@ created_at  2026-09-21T14:13:20.000001Z";
 VERSION  RECORDED_AT                  KIND      AMOUNT  AVAILABLE  HELD  TRANSACTION
       1  2026-09-21T14:13:20.000000Z  ISSUE  1000 GOLD       1000     0  019b2c3d-4e5f-7a6b-8c9d-0e1f2a3b4c5d";
         assert_eq!(postings.to_string(), expected);
-    }
-
-    #[test]
-    fn an_issue_with_unknown_outcome_says_how_to_repeat_it() {
-        let id = Uuid::now_v7();
-        let lost = Failure::of_status("http://tcc:7070", &tonic::Status::unavailable("gone"));
-        let refused = Failure::of_status("http://tcc:7070", &tonic::Status::failed_precondition("no"));
-
-        let lost = to_repeat(lost, id);
-        let refused = to_repeat(refused, id);
-
-        assert_eq!(lost.hint.unwrap(), format!("repeat the command with --id {id}: it takes effect once"));
-        assert_eq!((refused.hint, refused.id), (None, Some(id)));
     }
 }

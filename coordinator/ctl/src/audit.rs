@@ -23,12 +23,12 @@ pub async fn run(session: &Session, output: &Output) -> Result<Exit, Box<Failure
     let request = session.unhurried_request(v1::RunAuditRequest {});
     let mut events = client.run_audit(request).await.map_err(|status| session.failure(status))?.into_inner();
 
-    let bar = bar();
+    let bar = ProgressBar::new(0);
     let mut findings = Findings::default();
     let mut summary = None;
     let ended = loop {
         match next(&mut events, deadline).await {
-            Ok(Some(Event::Progress(progress))) => show_progress(&bar, &progress),
+            Ok(Some(Event::Progress(progress))) => show_progress(&bar, progress),
             Ok(Some(Event::Finding(finding))) => {
                 bar.finish_and_clear();
                 findings.take(Finding::from(finding), output)?;
@@ -72,15 +72,17 @@ async fn next(
     }
 }
 
-/// Hidden by itself where stderr is no terminal.
-fn bar() -> ProgressBar {
-    let style = ProgressStyle::with_template("{msg} [{wide_bar}] {human_pos}/{human_len} {elapsed}");
-    ProgressBar::new(0).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
-}
+/// How far a step is, with a bar where the server knows how far it goes.
+const BOUNDED: &str = "{msg} [{wide_bar}] {human_pos}/{human_len} {elapsed}";
+const OPEN_ENDED: &str = "{msg} {human_pos} {elapsed}";
 
-fn show_progress(bar: &ProgressBar, progress: &v1::AuditProgress) {
-    bar.set_message(progress.step.clone());
-    bar.set_length(progress.total.try_into().unwrap_or(0));
+/// Hidden by itself where stderr is no terminal.
+fn show_progress(bar: &ProgressBar, progress: v1::AuditProgress) {
+    let total = u64::try_from(progress.total).unwrap_or(0);
+    let template = if total == 0 { OPEN_ENDED } else { BOUNDED };
+    bar.set_style(ProgressStyle::with_template(template).expect("both templates are well formed"));
+    bar.set_message(progress.step);
+    bar.set_length(total);
     bar.set_position(progress.done.try_into().unwrap_or(0));
 }
 
@@ -265,5 +267,15 @@ BALANCE_MISMATCH  shard-1  -            alice    available=900  available=901";
                 r#""issued":[{"value":"1000","currency":"GOLD"}]}}"#
             )
         );
+    }
+
+    #[test]
+    fn progress_is_shown_with_and_without_a_total() {
+        let bar = ProgressBar::hidden();
+        for total in [0, 10, -1] {
+            show_progress(&bar, v1::AuditProgress { step: "accounts".into(), done: 3, total });
+
+            assert_eq!((bar.position(), bar.message().as_str()), (3, "accounts"));
+        }
     }
 }

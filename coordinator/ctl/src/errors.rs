@@ -6,7 +6,7 @@
 
 use serde::Serialize;
 use std::{collections::BTreeMap, error::Error, io, process::ExitCode, time::Duration};
-use tonic::{Code, Status, TimeoutExpired};
+use tonic::{Code, ConnectError, Status, TimeoutExpired};
 use tonic_types::StatusExt as _;
 use uuid::Uuid;
 
@@ -45,12 +45,20 @@ pub struct Failure {
     message: String,
     /// From `ErrorInfo`.
     metadata: BTreeMap<String, String>,
-    /// One line about what to do, where that is known.
+    /// What to do, where that is known.
     #[serde(skip)]
-    pub hint: Option<String>,
-    /// The id to repeat the command with.
+    advice: Option<Advice>,
+    /// The id to repeat the command with, if it needs one.
     #[serde(skip)]
     pub id: Option<Uuid>,
+}
+
+#[derive(Debug)]
+enum Advice {
+    /// Something of its own.
+    Say(String),
+    /// To repeat the command, after a while if the server asked for one.
+    Repeat(Option<Duration>),
 }
 
 impl Failure {
@@ -58,12 +66,18 @@ impl Failure {
     pub fn unreachable(server: &str, error: &(dyn Error + 'static)) -> Box<Self> {
         let message = format!("cannot connect to {server}: {}", root_cause(error));
         let mut failure = Self::new(Code::Unavailable, message);
-        failure.hint = Some(format!("is tccd running at {server}? Otherwise set --server or TCC_SERVER"));
+        let advice = format!("is tccd running at {server}? Otherwise set --server or TCC_SERVER");
+        failure.advice = Some(Advice::Say(advice));
         failure
     }
 
     /// The server, or the connection to it, said no or nothing.
     pub fn of_status(server: &str, status: &Status) -> Box<Self> {
+        if let Some(error) =
+            status.source().filter(|error| causes(*error).any(|cause| cause.is::<ConnectError>()))
+        {
+            return Self::unreachable(server, error);
+        }
         let code = code_of(status);
         let message = match (status.message(), status.source()) {
             _ if is_timeout(status) => format!("{server} did not answer in time"),
@@ -81,7 +95,7 @@ impl Failure {
             failure.exit = Exit::Unknown;
         }
         let retry_delay = status.get_details_retry_info().and_then(|info| info.retry_delay);
-        failure.hint = failure.advice(code, server, retry_delay);
+        failure.advice = failure.choose_advice(code, server, retry_delay);
         failure
     }
 
@@ -105,6 +119,19 @@ impl Failure {
         self.reason.as_deref().unwrap_or(self.code)
     }
 
+    /// One line about what to do. Whatever has an id must be repeated with it, or it may happen twice.
+    pub fn hint(&self) -> Option<String> {
+        let delay = match self.advice.as_ref()? {
+            Advice::Say(advice) => return Some(advice.clone()),
+            Advice::Repeat(delay) => delay,
+        };
+        let wait = delay.map(|delay| format!("wait {} s, then ", delay.as_secs_f32())).unwrap_or_default();
+        Some(match self.id {
+            Some(id) => format!("{wait}repeat the command with --id {id}: it takes effect once"),
+            None => format!("{wait}repeat the command: that is safe"),
+        })
+    }
+
     fn new(code: Code, message: String) -> Box<Self> {
         Box::new(Self {
             exit: exit_of(code),
@@ -112,36 +139,33 @@ impl Failure {
             reason: None,
             message,
             metadata: BTreeMap::new(),
-            hint: None,
+            advice: None,
             id: None,
         })
     }
 
-    fn advice(&self, code: Code, server: &str, retry_delay: Option<Duration>) -> Option<String> {
-        let named = |key: &str, placeholder: &'static str| {
-            self.metadata.get(key).map_or(placeholder, String::as_str).to_owned()
-        };
-        let advice = match (self.reason(), code) {
-            ("ACCOUNT_NOT_FOUND", _) => {
-                format!("open it with: tccctl accounts create {} CURRENCY", named("account", "ID"))
+    fn choose_advice(&self, code: Code, server: &str, retry_delay: Option<Duration>) -> Option<Advice> {
+        let named = |key: &str| self.metadata.get(key).map_or("ID", String::as_str);
+        let advice = match self.reason() {
+            "ACCOUNT_NOT_FOUND" => {
+                format!("open it with: tccctl accounts create {} CURRENCY", named("account"))
             }
-            ("ACCOUNT_EXISTS", _) => format!("look at it with: tccctl accounts get {}", named("id", "ID")),
-            ("HOLD_NOT_CANCELLABLE", _) => {
-                format!("see how it ends with: tccctl holds get {} --watch", named("id", "ID"))
+            "ACCOUNT_EXISTS" => format!("look at it with: tccctl accounts get {}", named("id")),
+            "HOLD_NOT_CANCELLABLE" => {
+                format!("see how it ends with: tccctl holds get {} --watch", named("id"))
             }
-            ("ID_TIME_OUT_OF_RANGE", _) => {
+            "ID_TIME_OUT_OF_RANGE" => {
                 "compare the clock of this machine with database_time of: tccctl status".to_owned()
             }
-            (_, Code::Unimplemented) => format!("is it a tccd of this version that listens at {server}?"),
-            _ => match (self.exit, code, retry_delay) {
-                (_, Code::Unavailable | Code::ResourceExhausted, Some(delay)) => {
-                    format!("wait {} s, then repeat the command", delay.as_secs_f32())
-                }
-                (Exit::Unknown, ..) => "the outcome is not known; repeating the command is safe".to_owned(),
-                _ => return None,
-            },
+            _ if code == Code::Unimplemented => {
+                format!("is it a tccd of this version that listens at {server}?")
+            }
+            _ if self.exit == Exit::Unknown || retry_delay.is_some() => {
+                return Some(Advice::Repeat(retry_delay));
+            }
+            _ => return None,
         };
-        Some(advice)
+        Some(Advice::Say(advice))
     }
 }
 
@@ -187,11 +211,11 @@ fn code_name(code: Code) -> &'static str {
 
 /// The innermost error: "Connection refused", where the outer ones say "transport error".
 fn root_cause(error: &(dyn Error + 'static)) -> String {
-    let mut cause = error;
-    while let Some(deeper) = cause.source() {
-        cause = deeper;
-    }
-    cause.to_string()
+    causes(error).last().map(ToString::to_string).unwrap_or_default()
+}
+
+fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
+    std::iter::successors(Some(error), |error| (*error).source())
 }
 
 #[cfg(test)]
@@ -228,7 +252,22 @@ mod tests {
 
         assert_eq!(failure.exit, Exit::Unknown);
         assert_eq!(failure.text(), "h2 protocol error: connection reset (UNKNOWN)");
-        assert!(failure.hint.unwrap().starts_with("the outcome is not known"));
+        assert!(failure.hint().unwrap().starts_with("repeat the command"));
+    }
+
+    #[test]
+    fn a_server_that_has_gone_between_two_calls_is_unreachable() {
+        let mut status = Status::unavailable("tcp connect error");
+        let refused = io::Error::from(io::ErrorKind::ConnectionRefused);
+        status.set_source(Arc::new(ConnectError(refused.into())));
+
+        let failure = Failure::of_status(SERVER, &status);
+
+        assert_eq!(failure.exit, Exit::Unknown);
+        assert_eq!(
+            failure.text(),
+            "cannot connect to http://127.0.0.1:7070: connection refused (UNAVAILABLE)"
+        );
     }
 
     #[test]
@@ -250,7 +289,7 @@ mod tests {
             serde_json::to_string(&failure).unwrap(),
             r#"{"code":"FAILED_PRECONDITION","reason":"INSUFFICIENT_FUNDS","message":"no","metadata":{"a":"1","b":"2"}}"#
         );
-        assert_eq!(failure.hint, None);
+        assert_eq!(failure.hint(), None);
     }
 
     #[test]
@@ -258,7 +297,7 @@ mod tests {
         let failure = Failure::of_status(SERVER, &Status::unimplemented(""));
 
         assert_eq!(failure.text(), "Operation is not implemented or not supported (UNIMPLEMENTED)");
-        assert!(failure.hint.unwrap().contains(SERVER));
+        assert!(failure.hint().unwrap().contains(SERVER));
     }
 
     #[test]
@@ -267,11 +306,11 @@ mod tests {
         let paid = refusal(Code::FailedPrecondition, "HOLD_NOT_CANCELLABLE", &[("id", "7")]);
 
         assert_eq!(
-            Failure::of_status(SERVER, &not_found).hint.unwrap(),
+            Failure::of_status(SERVER, &not_found).hint().unwrap(),
             "open it with: tccctl accounts create alice CURRENCY"
         );
         assert_eq!(
-            Failure::of_status(SERVER, &paid).hint.unwrap(),
+            Failure::of_status(SERVER, &paid).hint().unwrap(),
             "see how it ends with: tccctl holds get 7 --watch"
         );
     }
@@ -285,8 +324,21 @@ mod tests {
         let failure = Failure::of_status(SERVER, &status);
 
         assert_eq!(
-            (failure.exit, failure.hint.as_deref()),
-            (Exit::Failed, Some("wait 0.25 s, then repeat the command"))
+            (failure.exit, failure.hint().as_deref()),
+            (Exit::Failed, Some("wait 0.25 s, then repeat the command: that is safe"))
         );
+    }
+
+    #[test]
+    fn what_has_an_id_is_repeated_with_it() {
+        let id = Uuid::now_v7();
+        let mut lost = Failure::of_status(SERVER, &Status::unavailable("gone"));
+        let mut refused = Failure::of_status(SERVER, &Status::failed_precondition("no"));
+
+        lost.id = Some(id);
+        refused.id = Some(id);
+
+        assert_eq!(lost.hint(), Some(format!("repeat the command with --id {id}: it takes effect once")));
+        assert_eq!(refused.hint(), None);
     }
 }

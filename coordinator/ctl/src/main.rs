@@ -73,6 +73,8 @@ enum Noun {
     /// Checks the books
     #[command(subcommand)]
     Audit(Audit),
+    /// Makes a new id for a hold or an issue: a UUIDv7 (asks no server)
+    Id,
 }
 
 #[derive(Subcommand)]
@@ -174,6 +176,10 @@ async fn run(noun: Noun, session: &Session, output: &Output) -> Result<Exit, Box
             Holds::Cancel { id } => holds::cancel(session, output, id).await,
         },
         Noun::Audit(Audit::Run) => audit::run(session, output).await,
+        Noun::Id => {
+            println!("{}", Uuid::now_v7());
+            Ok(Exit::Done)
+        }
     }
 }
 

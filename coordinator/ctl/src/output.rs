@@ -36,7 +36,7 @@ impl Output {
         Self { format }
     }
 
-    /// Whether a value is to be shown to people as soon as all of it is known, or to scripts as it comes.
+    /// How results are printed, for those that come in parts.
     pub fn format(&self) -> Format {
         self.format
     }
@@ -66,8 +66,8 @@ impl Output {
             }
             Format::Table => {
                 self.remark(&failure.text());
-                if let Some(hint) = &failure.hint {
-                    self.remark(hint);
+                if let Some(hint) = failure.hint() {
+                    self.remark(&hint);
                 }
             }
         }

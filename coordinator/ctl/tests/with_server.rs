@@ -116,6 +116,9 @@ impl LedgerService for Prepared {
     /// Makes the issue's id the name of the account, so that it can be seen.
     async fn issue(&self, request: Request<v1::IssueRequest>) -> Result<Response<v1::IssueResponse>, Status> {
         let v1::IssueRequest { id, account, amount } = request.into_inner();
+        if account == "lost" {
+            return Err(Status::unavailable("prepared"));
+        }
         if account == "poor" {
             return Err(refusal(Code::FailedPrecondition, "CURRENCY_MISMATCH", [("id", &id)]));
         }
@@ -279,6 +282,20 @@ async fn an_issue_is_sent_with_the_id_that_is_told() {
     assert_eq!(json_lines(&chosen.stdout)[0]["account"]["id"], ID);
     assert_eq!(refused.status.code(), Some(1));
     assert_eq!(json_lines(&refused.stderr)[0]["id"], ID);
+}
+
+#[tokio::test]
+async fn an_issue_without_an_answer_is_to_be_repeated_with_its_id() {
+    let server = serve(Prepared::default());
+
+    let output = tccctl(&server, &["accounts", "issue", "lost", "5", "GOLD"]).await;
+
+    assert_eq!(output.status.code(), Some(4));
+    let lines: Vec<&str> = text(&output.stderr).lines().collect();
+    let id =
+        lines[0].strip_prefix("tccctl: the id of this issue is ").expect("an id is told before the call");
+    assert_eq!(lines[1], "tccctl: prepared (UNAVAILABLE)");
+    assert_eq!(lines[2], format!("tccctl: repeat the command with --id {id}: it takes effect once"));
 }
 
 #[tokio::test]

@@ -64,12 +64,14 @@ impl Books {
     #[must_use]
     pub fn compare(&self, plan: &Plan, found: &[Balance]) -> Comparison {
         let rows = plan.accounts.iter().zip(&self.owned).zip(found);
-        let differs = |&((_, owned), found): &((_, &i64), &Balance)| found.available != *owned || found.held != 0;
+        let differs =
+            |&((_, owned), found): &((_, &i64), &Balance)| found.available != *owned || found.held != 0;
         let differences = rows.filter(differs).map(|((account, owned), Balance { available, held })| {
             format!("account {}: available {available}, held {held}; it must be {owned} and 0", account.id)
         });
         let issued = i128::from(plan.issued());
-        let exists: i128 = found.iter().map(|balance| i128::from(balance.available) + i128::from(balance.held)).sum();
+        let exists: i128 =
+            found.iter().map(|balance| i128::from(balance.available) + i128::from(balance.held)).sum();
         Comparison {
             differences: differences.collect(),
             lost: (issued - exists).max(0),
@@ -126,7 +128,8 @@ mod tests {
 
         let books = Books::after(&plan, fates);
 
-        let owned = |id: &str| books.owned[plan.accounts.iter().position(|account| account.id == id).unwrap()];
+        let owned =
+            |id: &str| books.owned[plan.accounts.iter().position(|account| account.id == id).unwrap()];
         assert_eq!((owned("p2"), owned("p3"), owned("p4"), owned("shop"), owned("p22")), (0, 10, 10, 14, 0));
     }
 

@@ -86,7 +86,8 @@ impl Client {
     ///
     /// If `url` is none.
     pub fn new(url: &str, currency: &'static str, flight: Flight) -> anyhow::Result<Self> {
-        let endpoint = Endpoint::from_shared(url.to_owned()).context("reading tccd's address")?.tcp_nodelay(true);
+        let endpoint =
+            Endpoint::from_shared(url.to_owned()).context("reading tccd's address")?.tcp_nodelay(true);
         Ok(Self { channel: endpoint.connect_lazy(), currency, flight })
     }
 
@@ -136,7 +137,8 @@ impl Client {
             async move { ledger.get_account(request).await }
         };
         let answer = self.ask(what, call).await?.or_fail(what)?;
-        let v1::Account { available, held, .. } = answer.account.with_context(|| format!("{}: empty", what()))?;
+        let v1::Account { available, held, .. } =
+            answer.account.with_context(|| format!("{}: empty", what()))?;
         Ok(Balance { available, held })
     }
 
@@ -218,7 +220,8 @@ impl Client {
     /// If it does not come to its end.
     pub async fn audit(&self, told: impl Fn(&str)) -> anyhow::Result<Audit> {
         let mut operator = OperatorServiceClient::new(self.channel.clone());
-        let mut events = operator.run_audit(v1::RunAuditRequest {}).await.context("starting the audit")?.into_inner();
+        let mut events =
+            operator.run_audit(v1::RunAuditRequest {}).await.context("starting the audit")?.into_inner();
         let mut audit = Audit::default();
         let mut summary = None;
         while let Some(response) = events.message().await.context("reading the audit")? {
@@ -234,10 +237,15 @@ impl Client {
         }
         let summary = summary.context("the audit ended without a summary")?;
         if summary.findings != audit.findings.len() as i64 {
-            audit.findings.push(format!("it counts {} findings, and told {}", summary.findings, audit.findings.len()));
+            audit.findings.push(format!(
+                "it counts {} findings, and told {}",
+                summary.findings,
+                audit.findings.len()
+            ));
         }
         audit.postings = summary.postings;
-        audit.issued = summary.issued.iter().filter(|sum| sum.currency == self.currency).map(|sum| sum.value).sum();
+        audit.issued =
+            summary.issued.iter().filter(|sum| sum.currency == self.currency).map(|sum| sum.value).sum();
         Ok(audit)
     }
 
@@ -322,8 +330,10 @@ impl No {
 fn read(status: &Status) -> Option<No> {
     let details = status.get_error_details();
     let info = details.error_info().filter(|info| info.domain == "tcc");
-    let is_open = matches!(status.code(), Code::Unavailable | Code::DeadlineExceeded | Code::ResourceExhausted);
-    let is_transport = matches!(status.code(), Code::Unknown | Code::Internal | Code::Cancelled | Code::Aborted);
+    let is_open =
+        matches!(status.code(), Code::Unavailable | Code::DeadlineExceeded | Code::ResourceExhausted);
+    let is_transport =
+        matches!(status.code(), Code::Unknown | Code::Internal | Code::Cancelled | Code::Aborted);
     if is_open || (info.is_none() && is_transport) {
         return None;
     }
@@ -346,7 +356,9 @@ fn seen(id: &str, hold: Option<v1::Hold>) -> anyhow::Result<Seen> {
         bail!("the answer is about {}", hold.id);
     }
     let (phase, cause) = (hold.phase(), hold.cause());
-    let at = |time: prost_types::Timestamp| Timestamp::new(time.seconds, time.nanos).context("a time out of range");
+    let at = |time: prost_types::Timestamp| {
+        Timestamp::new(time.seconds, time.nanos).context("a time out of range")
+    };
     Ok(Seen {
         phase,
         cause,
@@ -385,7 +397,9 @@ mod tests {
 
     #[test]
     fn a_broken_call_is_no_answer() {
-        for code in [Code::Unavailable, Code::Unknown, Code::Internal, Code::Cancelled, Code::DeadlineExceeded] {
+        for code in
+            [Code::Unavailable, Code::Unknown, Code::Internal, Code::Cancelled, Code::DeadlineExceeded]
+        {
             assert_eq!(read(&Status::new(code, "broken pipe")), None, "{code:?}");
         }
         for (code, reason) in [

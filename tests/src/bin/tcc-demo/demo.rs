@@ -17,7 +17,7 @@ use anyhow::{Context as _, ensure};
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use indicatif::{HumanCount, ProgressBar};
 use std::{fmt, sync::Arc, time::Duration};
-use tcc_coordinator::dev::Servers;
+use tcc_coordinator::dev::{Cluster, Servers};
 use tcc_core::Timestamp;
 use tcc_tests::process::Tccd;
 use tokio::{task::JoinSet, time::Instant};
@@ -46,9 +46,13 @@ pub struct Report {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { holds, paid, cancelled, refused, in_flight_at_kill, late_p99_ms, lost, created, .. } = self;
+        let Self { holds, paid, cancelled, refused, in_flight_at_kill, late_p99_ms, lost, created, .. } =
+            self;
         write!(f, "holds={holds} paid={paid} cancelled={cancelled} refused={refused} restarts=1 ")?;
-        write!(f, "in_flight_at_kill={in_flight_at_kill} late_p99_ms={late_percentile_ms} lost={lost} created={created}")
+        write!(
+            f,
+            "in_flight_at_kill={in_flight_at_kill} late_p99_ms={late_p99_ms} lost={lost} created={created}"
+        )
     }
 }
 
@@ -67,38 +71,52 @@ pub async fn run(plan: Plan, progress: &Progress) -> anyhow::Result<Report> {
     let client = Client::new(tccd.url(), plan.currency, flight.clone())?;
     let world = World::new(plan, client, flight);
     let report = transfer(&world, &mut tccd, progress).await.inspect_err(|_| {
-        eprintln!("the log of tccd ends:\n{}", tccd.log_tail());
+        progress.say(&format!("the log of tccd ends:\n{}", tccd.log_tail()));
     })?;
 
     let status = tccd.terminate(DRAIN).await?;
     ensure!(status.success(), "after SIGTERM tccd ended with {status}. Its log ends:\n{}", tccd.log_tail());
     let stopping = progress.busy("stopping the PostgreSQL servers");
-    tokio::task::spawn_blocking(move || drop(servers)).await.context("stopping PostgreSQL")?;
+    tokio::task::spawn_blocking(move || throw_away(servers)).await.context("stopping PostgreSQL")??;
     stopping.finish_and_clear();
     Ok(report)
 }
 
 fn introduce(plan: &Plan, progress: &Progress) {
     let (orders, accounts) = (HumanCount(plan.orders.len() as u64), HumanCount(plan.accounts.len() as u64));
-    let creating = BEAT * plan.waves as u32;
+    let creating = (BEAT * plan.waves as u32).as_secs_f64();
+    let cancels =
+        if plan.orders.iter().any(|order| order.cancel_lead.is_some()) { "cancels some, " } else { "" };
     progress.say("This demo of tcc, on throw-away PostgreSQL servers,");
     progress.say(&format!("  opens {accounts} accounts on two shards and issues {} to them,", plan.currency));
-    progress.say(&format!("  creates {orders} holds in {creating:.1?}, to be paid 1 to 20 s later: cancels some, repeats some,"));
+    progress.say(&format!(
+        "  creates {orders} holds in {creating} s, due up to 20 s later; {cancels}repeats some,"
+    ));
     progress.say("  kills tccd with SIGKILL while holds are being created and paid, and starts it again,");
     progress.say("  waits until every hold is final, and compares every balance with its own arithmetic.");
 }
 
 async fn start_servers(progress: &Progress) -> anyhow::Result<Servers> {
     let starting = progress.busy("starting three PostgreSQL servers and tccd");
-    let servers = tokio::task::spawn_blocking(|| Servers::start(2, None, &[])).await.context("starting PostgreSQL")??;
+    let servers = tokio::task::spawn_blocking(|| Servers::start(2, None, &[]))
+        .await
+        .context("starting PostgreSQL")??;
     starting.finish_and_clear();
     Ok(servers)
+}
+
+/// Stops the servers without letting them write back what nobody will read.
+fn throw_away(mut servers: Servers) -> anyhow::Result<()> {
+    servers.coordinator.crash()?;
+    servers.shards.iter_mut().try_for_each(Cluster::crash)?;
+    Ok(())
 }
 
 /// Everything that tccd is asked.
 async fn transfer(world: &Arc<World>, tccd: &mut Tccd, progress: &Progress) -> anyhow::Result<Report> {
     open_accounts(world, progress).await?;
-    let (stories, downtime) = tokio::try_join!(create_holds(world, progress), kill_midway(world, tccd, progress))?;
+    let (stories, downtime) =
+        tokio::try_join!(create_holds(world, progress), kill_midway(world, tccd, progress))?;
     examine(world, &stories, &downtime, progress).await
 }
 
@@ -117,8 +135,9 @@ async fn open_accounts(world: &World, progress: &Progress) -> anyhow::Result<()>
         .buffer_unordered(CALLS)
         .try_collect::<()>()
         .await?;
-    bar.finish();
-    let (accounts, issued) = (HumanCount(plan.accounts.len() as u64), HumanCount(plan.issued().unsigned_abs()));
+    bar.finish_and_clear();
+    let (accounts, issued) =
+        (HumanCount(plan.accounts.len() as u64), HumanCount(plan.issued().unsigned_abs()));
     progress.say(&format!("{accounts} accounts are open, and {issued} {} issued", plan.currency));
     Ok(())
 }
@@ -147,8 +166,8 @@ async fn create_holds(world: &Arc<World>, progress: &Progress) -> anyhow::Result
         tally.add(verdict(world, &plan.orders[index], &story).0);
         stories[index] = Some(story);
     }
-    created.finish();
-    tally.bar.finish();
+    created.finish_and_clear();
+    tally.bar.finish_and_clear();
     progress.say(&format!("every hold is final: {}", tally.text()));
     stories.into_iter().collect::<Option<_>>().context("a hold has no story")
 }
@@ -173,7 +192,8 @@ async fn kill_midway(world: &World, tccd: &mut Tccd, progress: &Progress) -> any
     tccd.restart().await?;
     let ready_at = Timestamp::now();
     let (down, cut_off) = (ready_at.duration_since(killed_at).as_millis(), world.flight.cut_off());
-    progress.say(&format!("tccd serves again after {down} ms; {cut_off} calls got no answer and are made again"));
+    progress
+        .say(&format!("tccd serves again after {down} ms; {cut_off} calls got no answer and are made again"));
     Ok(killed_at..=ready_at)
 }
 
@@ -207,13 +227,19 @@ async fn examine(
         report.wrong.push("no call was in flight when tccd was killed".into());
     }
     let in_flight = report.in_flight_at_kill;
-    progress.say(&format!("at the kill {in_flight} calls were in flight, and {unpaid_at_kill} holds due but not yet paid"));
-    progress.say(&format!("lateness of payments outside the downtime: median {median} ms, p99 {p99} ms, worst {worst} ms"));
+    progress.say(&format!(
+        "at the kill {in_flight} calls were in flight, and {unpaid_at_kill} holds due but not yet paid"
+    ));
+    progress.say(&format!(
+        "lateness of payments outside the downtime: median {median} ms, p99 {p99} ms, worst {worst} ms"
+    ));
 
     let balances = read_balances(world, progress).await?;
     let Comparison { differences, lost, created } = Books::after(plan, fates).compare(plan, &balances);
     let (right, all) = (plan.accounts.len() - differences.len(), plan.accounts.len());
-    progress.say(&format!("{right} of {all} balances are what the answers say; lost {lost}, created {created} units"));
+    progress.say(&format!(
+        "{right} of {all} balances are what the answers say; lost {lost}, created {created} units"
+    ));
     (report.lost, report.created) = (lost, created);
     report.wrong.extend(differences.into_iter().map(|what| format!("by the answers, {what}")));
     if let Some(books) = Books::foretold(plan) {
@@ -223,12 +249,19 @@ async fn examine(
     }
 
     let auditing = progress.busy("running the auditor");
-    let Audit { findings, postings, issued } = world.client.audit(|step| auditing.set_message(step.to_owned())).await?;
+    let Audit { findings, postings, issued } =
+        world.client.audit(|step| auditing.set_message(step.to_owned())).await?;
     auditing.finish_and_clear();
-    progress.say(&format!("the auditor read {} postings: {} findings", HumanCount(postings as u64), findings.len()));
+    progress.say(&format!(
+        "the auditor read {} postings: {} findings",
+        HumanCount(postings as u64),
+        findings.len()
+    ));
     report.wrong.extend(findings.into_iter().map(|finding| format!("the auditor found {finding}")));
     if issued != plan.issued() {
-        report.wrong.push(format!("the auditor says that {issued} units were issued, and {} were", plan.issued()));
+        report
+            .wrong
+            .push(format!("the auditor says that {issued} units were issued, and {} were", plan.issued()));
     }
     Ok(report)
 }
@@ -245,7 +278,7 @@ async fn read_balances(world: &World, progress: &Progress) -> anyhow::Result<Vec
         .buffered(CALLS)
         .try_collect()
         .await?;
-    bar.finish();
+    bar.finish_and_clear();
     Ok(balances)
 }
 

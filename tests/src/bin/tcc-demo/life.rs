@@ -98,7 +98,8 @@ async fn create(
         let due_at = next_beat(Timestamp::now() + order.delay);
         let body = Body::new(order, payer, payee, due_at);
         let answer = if order.repeat == Repeat::AtOnce {
-            let (one, other) = tokio::try_join!(world.client.create(id, &body), world.client.create(id, &body))?;
+            let (one, other) =
+                tokio::try_join!(world.client.create(id, &body), world.client.create(id, &body))?;
             if is_past_due(&one) {
                 other
             } else {

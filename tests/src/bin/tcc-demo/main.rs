@@ -61,7 +61,11 @@ async fn main() -> ExitCode {
             ExitCode::FAILURE
         }
         Err(error) => {
-            println!("demo: FAILED {error:#}");
+            // A log may hang on to it, and the last line is the one that is looked for.
+            let text = format!("{error:#}");
+            let (what, more) = text.split_once('\n').unwrap_or((&text, ""));
+            eprint!("{more}{}", if more.is_empty() { "" } else { "\n" });
+            println!("demo: FAILED {what}");
             ExitCode::FAILURE
         }
     }

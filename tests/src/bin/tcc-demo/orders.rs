@@ -71,7 +71,9 @@ impl Columns {
         let names = fields(header).map_err(|error| format!("line 1: {error}"))?;
         let find = |wanted: &str| {
             let found = names.iter().position(|name| name.trim().eq_ignore_ascii_case(wanted));
-            found.ok_or_else(|| format!("line 1: no column {wanted}; needed are order, payer, payee and amount"))
+            found.ok_or_else(|| {
+                format!("line 1: no column {wanted}; needed are order, payer, payee and amount")
+            })
         };
         Ok(Self {
             order: find("order")?,
@@ -159,7 +161,8 @@ mod tests {
 
         let orders = parse(text).unwrap();
 
-        let line = Line { number: 2, order: "1".into(), payer: "alice".into(), payee: "bob".into(), amount: 250 };
+        let line =
+            Line { number: 2, order: "1".into(), payer: "alice".into(), payee: "bob".into(), amount: 250 };
         assert_eq!(orders, [line]);
     }
 

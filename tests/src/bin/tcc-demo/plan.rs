@@ -126,15 +126,20 @@ impl Plan {
         let owed = owed(PLAYERS + 1, &orders);
         let issued = |player: usize| match owed[player] {
             _ if is_broke(player) || player == arena => 0,
-            owed if player % POOR == 0 => owed / 3,
+            owed if player.is_multiple_of(POOR) => owed / 3,
             owed => owed + SPARE,
         };
         let account = |player: usize| {
             let id = if player == arena { "arena".to_owned() } else { format!("player-{:03}", player + 1) };
             Opening { id, issued: issued(player) }
         };
-        Self { currency: "GOLD", accounts: (0..=arena).map(account).collect(), waves: waves(holds, 24), orders }
-            .with_funds()
+        Self {
+            currency: "GOLD",
+            accounts: (0..=arena).map(account).collect(),
+            waves: waves(holds, 24),
+            orders,
+        }
+        .with_funds()
     }
 
     /// The orders of a file. Every twentieth payer is funded with nothing, by the order in which they first appear, and
@@ -261,7 +266,8 @@ mod tests {
     fn the_game_has_every_kind_of_order() {
         let plan = Plan::game(3_000);
 
-        let count = |wanted: &dyn Fn(&Order) -> bool| plan.orders.iter().filter(|order| wanted(order)).count();
+        let count =
+            |wanted: &dyn Fn(&Order) -> bool| plan.orders.iter().filter(|order| wanted(order)).count();
         assert_eq!(plan.orders.len(), 3_000);
         assert_eq!((plan.waves, plan.wave()), (24, 125));
         assert!((350..550).contains(&count(&|order| order.cancel_lead.is_some())));
@@ -302,8 +308,12 @@ mod tests {
         assert_eq!(issued("p40"), 0);
         assert_eq!(issued("shop"), 0);
         assert_eq!(plan.issued(), 38 * 10 + 5);
-        let refused: Vec<&str> =
-            plan.orders.iter().filter(|order| order.funds == Funds::Nothing).map(|order| order.name.as_str()).collect();
+        let refused: Vec<&str> = plan
+            .orders
+            .iter()
+            .filter(|order| order.funds == Funds::Nothing)
+            .map(|order| order.name.as_str())
+            .collect();
         assert_eq!(refused, ["20", "40", "42"]);
         assert!(plan.orders.iter().all(|order| order.funds != Funds::Depends));
     }

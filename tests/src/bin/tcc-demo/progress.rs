@@ -60,7 +60,9 @@ impl Progress {
     /// Something countable begins. It is shown until it is finished.
     #[must_use]
     pub fn count(&self, what: &'static str, total: usize) -> ProgressBar {
-        let style = ProgressStyle::with_template("{prefix:>9} {bar:40.green/dim} {human_pos:>6} of {human_len} {msg:.dim}");
+        // Room for the longest message on every line, so that all bars are of one length.
+        let template = "{prefix:>9} {human_pos:>6} of {human_len:<6} {wide_bar:.green/dim} {msg:39.dim}";
+        let style = ProgressStyle::with_template(template);
         let style = style.expect("the template is valid").progress_chars("━━╌");
         let bar = self.bars.add(ProgressBar::new(total as u64).with_style(style).with_prefix(what));
         bar.tick();
@@ -73,9 +75,8 @@ impl Progress {
         if let Some(lines) = &self.lines {
             lines.abort();
         }
-        for bar in self.counters.lock().expect("no holder panics").drain(..) {
-            bar.abandon();
-        }
+        // What was said stays; a terminal that cannot be cleared is nothing to stop for.
+        let _ = self.bars.clear();
     }
 }
 

@@ -41,7 +41,8 @@ impl Seen {
     /// Whether two answers speak of the same hold, which may have moved on in between.
     #[must_use]
     pub fn is_same(&self, other: &Self) -> bool {
-        let fixed = |seen: &Self| (seen.payer.clone(), seen.payee.clone(), seen.amount, seen.due_at, seen.created_at);
+        let fixed =
+            |seen: &Self| (seen.payer.clone(), seen.payee.clone(), seen.amount, seen.due_at, seen.created_at);
         fixed(self) == fixed(other)
     }
 }
@@ -117,10 +118,15 @@ pub fn judge(order: &Order, payer: &str, payee: &str, story: &Story) -> (Fate, V
     };
     match created {
         Created::Refused(reason) => {
-            check(order.funds != Funds::Enough, format!("it was refused ({reason}), and its payer can pay it"));
+            check(
+                order.funds != Funds::Enough,
+                format!("it was refused ({reason}), and its payer can pay it"),
+            );
             check(reason == "INSUFFICIENT_FUNDS", format!("it was refused for {reason}"));
         }
-        Created::Held => check(order.funds != Funds::Nothing, "it was taken, and its payer has nothing".into()),
+        Created::Held => {
+            check(order.funds != Funds::Nothing, "it was taken, and its payer has nothing".into())
+        }
     }
     let expected = match fate {
         Fate::Paid => (Phase::Confirmed, Cause::Matured),
@@ -128,7 +134,10 @@ pub fn judge(order: &Order, payer: &str, payee: &str, story: &Story) -> (Fate, V
         Fate::Refused => (Phase::Cancelled, Cause::Refused),
     };
     let (phase, cause) = (end.phase.as_str_name(), end.cause.as_str_name());
-    check((end.phase, end.cause) == expected, format!("it was answered {created:?}, then {cancel:?}; it is {phase}, {cause}"));
+    check(
+        (end.phase, end.cause) == expected,
+        format!("it was answered {created:?}, then {cancel:?}; it is {phase}, {cause}"),
+    );
     if fate == Fate::Paid {
         let is_late_enough = |at: Option<Timestamp>| at.is_some_and(|at| at >= *due_at);
         let (decided, settled) = (end.decided_at, end.settled_at);
@@ -216,7 +225,8 @@ mod tests {
 
     #[test]
     fn a_refusal_must_have_its_reason_in_the_funds() {
-        let refused = |reason: &str| story(Created::Refused(reason.into()), None, Phase::Cancelled, Cause::Refused);
+        let refused =
+            |reason: &str| story(Created::Refused(reason.into()), None, Phase::Cancelled, Cause::Refused);
 
         assert_eq!(verdict(Funds::Nothing, &refused("INSUFFICIENT_FUNDS")), (Fate::Refused, 0));
         assert_eq!(verdict(Funds::Depends, &refused("INSUFFICIENT_FUNDS")), (Fate::Refused, 0));
