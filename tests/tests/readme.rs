@@ -43,7 +43,13 @@ fn normal(text: &str) -> String {
         let bare = word.trim_matches(|c: char| !c.is_ascii_alphanumeric());
         let is_id = bare.len() == 36 && bare.chars().all(|c| c.is_ascii_hexdigit() || c == '-');
         let is_time = bare.len() >= 20 && bare.ends_with('Z') && bare.as_bytes()[10] == b'T';
-        let kind = if is_id { "<id>" } else if is_time { "<time>" } else { return word.to_owned() };
+        let kind = if is_id {
+            "<id>"
+        } else if is_time {
+            "<time>"
+        } else {
+            return word.to_owned();
+        };
         word.replace(bare, kind)
     };
     let line = |line: &str| line.split_whitespace().map(word).collect::<Vec<_>>().join(" ");
@@ -84,7 +90,8 @@ fn the_conversation_in_the_readme_goes_as_it_stands() {
     let conversation = exchanges(include_str!("../../README.md"));
     assert!(conversation.len() >= 10, "{conversation:#?}");
     let tools = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/tools");
-    let path = format!("{}:{}:{}", programs().display(), tools.display(), std::env::var("PATH").unwrap_or_default());
+    let path =
+        format!("{}:{}:{}", programs().display(), tools.display(), std::env::var("PATH").unwrap_or_default());
     let mut shell = Command::new("bash")
         .env("PATH", path)
         .stdin(Stdio::piped())

@@ -143,7 +143,7 @@ impl Model for Search {
         [OnMaturity::Confirm, OnMaturity::Cancel].map(World::created).into()
     }
 
-    /// Everything that might happen. Some of it cannot, which [`Search::happen`] knows.
+    /// Everything that might happen. Some of it cannot, which `Search::happen` knows.
     fn actions(&self, world: &World, steps: &mut Vec<Step>) {
         // Broken already; and with books that are not kept, there would be no end of states.
         if world.parked || !world.books.are_kept() {

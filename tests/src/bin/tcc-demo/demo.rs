@@ -228,7 +228,7 @@ async fn examine(
     }
     let in_flight = report.in_flight_at_kill;
     progress.say(&format!(
-        "at the kill {in_flight} calls were in flight, and {unpaid_at_kill} holds due but not yet paid"
+        "at the kill: {in_flight} calls in flight, {unpaid_at_kill} payments due and not made"
     ));
     progress.say(&format!(
         "lateness of payments outside the downtime: median {median} ms, p99 {p99} ms, worst {worst} ms"

@@ -22,6 +22,8 @@ use uuid::Uuid;
 const CREATORS: usize = 64;
 /// And so many other calls.
 const WATCHERS: usize = 64;
+/// Holds fall due so many milliseconds after a beat, or fewer.
+const STREWN_MS: u32 = 40;
 /// A hold that is due is looked at this often.
 const LOOK_INTERVAL: Duration = Duration::from_millis(250);
 /// A hold that is not final this long after it was due never will be. The downtime is in it.
@@ -86,7 +88,7 @@ pub async fn live(world: &World, order: &Order, born: impl FnOnce()) -> anyhow::
     Ok(Story { id, due_at, created, cancel, end, wrong })
 }
 
-/// Creates it, due on the first beat after its delay.
+/// Creates it, to be paid after its delay.
 async fn create(
     world: &World,
     order: &Order,
@@ -95,7 +97,7 @@ async fn create(
 ) -> anyhow::Result<(Timestamp, Answer<Taken>)> {
     let (payer, payee) = world.parties(order);
     loop {
-        let due_at = next_beat(Timestamp::now() + order.delay);
+        let due_at = due_at(Timestamp::now(), order.delay);
         let body = Body::new(order, payer, payee, due_at);
         let answer = if order.repeat == Repeat::AtOnce {
             let (one, other) =
@@ -201,6 +203,12 @@ async fn sleep_until(time: Timestamp) {
     tokio::time::sleep(Duration::try_from(wait).unwrap_or_default()).await;
 }
 
+/// Just after the first beat that follows the delay: so payments meet the next wave of creations. They are strewn a little, so
+/// that during the wave there is no moment at which all of them are made or none is begun.
+fn due_at(now: Timestamp, delay: Duration) -> Timestamp {
+    next_beat(now + delay) + Duration::from_millis(u64::from(delay.subsec_millis() % STREWN_MS))
+}
+
 /// The first beat of the wall clock that is not before `time`.
 #[must_use]
 pub fn next_beat(time: Timestamp) -> Timestamp {
@@ -212,6 +220,18 @@ pub fn next_beat(time: Timestamp) -> Timestamp {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_hold_falls_due_after_its_delay_close_to_a_beat() {
+        let now = Timestamp::from_millisecond(1_790_000_000_123).unwrap();
+
+        for delay in (1_000..2_000).map(Duration::from_millis) {
+            let due_at = due_at(now, delay);
+
+            assert!(due_at >= now + delay);
+            assert!(due_at.as_millisecond() % 500 < 40);
+        }
+    }
 
     #[test]
     fn the_next_beat_is_a_half_second_that_is_not_before() {
