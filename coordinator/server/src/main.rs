@@ -66,7 +66,8 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
             let config = Config::load(&config)?;
             let running = serve::start(&config).await?;
             println!("tccd: ready on http://{}", running.address);
-            until_stopped(running).await
+            stop_at_signals(&running, true);
+            Ok(running.ended().await?)
         }
         Command::Dev { shards, data, listen } => {
             let servers =
@@ -74,7 +75,9 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
             let servers = servers.await.context("starting PostgreSQL")??;
             let running = serve::start(&servers.config(&listen)).await?;
             tell_how_to_reach(&servers, &running);
-            until_stopped(running).await?;
+            // A second signal must not leave the servers behind.
+            stop_at_signals(&running, false);
+            running.ended().await?;
             println!("tccd: stopping the PostgreSQL servers");
             Ok(())
         }
@@ -93,16 +96,17 @@ fn tell_how_to_reach(servers: &Servers, running: &Running) {
     let _ = std::io::stdout().flush();
 }
 
-/// SIGTERM and Ctrl-C stop in order; a second one at once.
-async fn until_stopped(running: Running) -> anyhow::Result<()> {
+/// SIGTERM and Ctrl-C stop in order; a second one at once, if it may.
+fn stop_at_signals(running: &Running, second_ends: bool) {
     let stop = running.stop();
     tokio::spawn(async move {
         wait_for_signal(&stop).await;
         stop.cancel();
-        wait_for_signal(&CancellationToken::new()).await;
-        std::process::exit(130);
+        if second_ends {
+            wait_for_signal(&CancellationToken::new()).await;
+            std::process::exit(130);
+        }
     });
-    Ok(running.ended().await?)
 }
 
 async fn wait_for_signal(stop: &CancellationToken) {

@@ -82,12 +82,12 @@ impl Ring {
     /// Takes a wake-up that was just committed. What lies beyond the announced reads is left to a later one.
     pub fn arm(&mut self, entry: Entry) {
         if entry.at_us < self.loading_until_us {
-            self.add(entry);
+            self.add(entry, entry.at_us);
         }
     }
 
-    /// Takes a wake-up that was read from the table. `false` if it is known.
-    pub fn add(&mut self, entry: Entry) -> bool {
+    /// Takes a wake-up that was read from the table, to be fired at a time of its own or earlier. `false` if it is known.
+    pub fn add(&mut self, entry: Entry, fire_us: i64) -> bool {
         if entry.at_us >= self.closed_until_us {
             let window = self.windows.entry(floor(entry.at_us)).or_default();
             if window.known.contains_key(&entry) {
@@ -97,7 +97,7 @@ impl Ring {
             window.open += 1;
         }
         // A wake-up from a closed window is fired without being remembered: looking twice does no harm.
-        self.put(entry, entry.at_us);
+        self.put(entry, fire_us);
         true
     }
 
@@ -276,9 +276,9 @@ mod tests {
         let mut ring = loaded(60_000_000);
         ring.arm(entry(1, 1));
 
-        assert!(!ring.add(entry(1, 1)));
+        assert!(!ring.add(entry(1, 1), 1));
         assert_eq!(ring.take(10_000, 10).len(), 1);
-        assert!(!ring.add(entry(1, 1)));
+        assert!(!ring.add(entry(1, 1), 1));
         assert_eq!(ring.take(10_000, 10).len(), 0);
     }
 
@@ -288,7 +288,7 @@ mod tests {
         ring.arm(entry(10_000_000, 1));
 
         assert!(ring.is_empty());
-        assert!(ring.add(entry(10_000_000, 1)));
+        assert!(ring.add(entry(10_000_000, 1), 10_000_000));
     }
 
     #[test]
@@ -299,7 +299,7 @@ mod tests {
         ring.settle(entry(2, 2));
 
         assert_eq!(ring.take(10_000, 10), []);
-        assert!(!ring.add(entry(2, 2)), "what was settled before it was read is not fired either");
+        assert!(!ring.add(entry(2, 2), 2), "what was settled before it was read is not fired either");
     }
 
     #[test]

@@ -5,6 +5,7 @@ use super::{
     ring::{Ring, WINDOW_US},
     slots,
 };
+use crate::store::RETRY_INTERVAL;
 use futures::{StreamExt as _, pin_mut};
 use std::{
     future::Future,
@@ -56,6 +57,7 @@ pub struct Scheduler {
     timers: Timers,
     missed: Arc<AtomicU64>,
     behind: Option<Behind>,
+    is_first_load: bool,
     saved_watermark_us: i64,
 }
 
@@ -96,6 +98,7 @@ impl Scheduler {
             timers: Timers::new(ring),
             missed: Arc::default(),
             behind: None,
+            is_first_load: true,
             saved_watermark_us: watermark.as_microsecond(),
         })
     }
@@ -157,7 +160,7 @@ impl Scheduler {
         let now = self.clock.now_us();
         let loaded = self.timers.lock().load_until(0);
         if now + LOOK_AHEAD_US >= loaded + LOAD_INTERVAL_US {
-            self.load(loaded, now + LOOK_AHEAD_US).await?;
+            self.load(loaded, now).await?;
         }
         self.verify(now).await?;
         let watermark = self.timers.lock().closed_until_us();
@@ -169,9 +172,19 @@ impl Scheduler {
     }
 
     /// Reads ahead. The announcement comes first: from then on creators push what they commit.
-    async fn load(&mut self, from: i64, until: i64) -> Result<(), Failure> {
+    async fn load(&mut self, from: i64, now: i64) -> Result<(), Failure> {
+        let until = now + LOOK_AHEAD_US;
         self.timers.lock().load_until(until);
-        if let Err(failure) = self.read(from, until, false).await {
+        // The first read finds what an instance left that is gone. What it was at work on is looked at now, not when that
+        // instance would have noticed that it had failed; looking at something early does no harm.
+        let hurry_until = if std::mem::take(&mut self.is_first_load) {
+            now + RETRY_INTERVAL.as_micros() as i64
+        } else {
+            now
+        };
+        let fire_at = |at_us: i64| if at_us < hurry_until { at_us.min(now) } else { at_us };
+        if let Err(failure) = self.read(from, until, fire_at, false).await {
+            self.is_first_load |= hurry_until > now;
             // Not read after all: take the announcement back, so that the next tick reads the same again.
             self.timers.lock().unload(from);
             return Err(failure);
@@ -195,7 +208,7 @@ impl Scheduler {
         };
         if !behind.verified {
             let (xmin, _) = self.snapshot().await?;
-            self.read(from, behind.until_us, true).await?;
+            self.read(from, behind.until_us, |at_us| at_us, true).await?;
             // The read's snapshot is younger than the one that xmin is of, so it saw whatever had been running.
             behind.verified = xmin >= behind.xmax;
         }
@@ -211,7 +224,13 @@ impl Scheduler {
         Ok((row.get(0), row.get(1)))
     }
 
-    async fn read(&self, from: i64, until: i64, verifying: bool) -> Result<(), Failure> {
+    async fn read(
+        &self,
+        from: i64,
+        until: i64,
+        fire_at: impl Fn(i64) -> i64,
+        verifying: bool,
+    ) -> Result<(), Failure> {
         let statement = self.session.statement(READ)?;
         let range = [timestamp(from), timestamp(until)];
         let rows = self.session.client()?.query_raw(statement, range).await.map_err(|e| sort(&e))?;
@@ -219,8 +238,8 @@ impl Scheduler {
         while let Some(row) = rows.next().await {
             let row = row.map_err(|e| sort(&e))?;
             let Ok(id) = TransactionId::from_uuid(row.get("transaction_id")) else { continue };
-            let at: Timestamp = row.get("wake_at");
-            let new = self.timers.lock().add(Entry { at_us: at.as_microsecond(), id });
+            let at_us = row.get::<_, Timestamp>("wake_at").as_microsecond();
+            let new = self.timers.lock().add(Entry { at_us, id }, fire_at(at_us));
             if new && verifying {
                 self.missed.fetch_add(1, Ordering::Relaxed);
                 tracing::debug!(%id, "a wake-up was found by the verify pass only");

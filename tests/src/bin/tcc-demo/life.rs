@@ -24,7 +24,9 @@ const CREATORS: usize = 64;
 const WATCHERS: usize = 64;
 /// Holds fall due so many milliseconds after a beat, or fewer.
 const STREWN_MS: u32 = 40;
-/// A hold that is due is looked at this often.
+/// A hold is first looked at so long after it was due. Looking at once would only be in the way of its payment.
+const FIRST_LOOK: Duration = Duration::from_millis(150);
+/// And then this often.
 const LOOK_INTERVAL: Duration = Duration::from_millis(250);
 /// A hold that is not final this long after it was due never will be. The downtime is in it.
 const FINAL_WITHIN: Duration = Duration::from_secs(60);
@@ -82,7 +84,7 @@ pub async fn live(world: &World, order: &Order, born: impl FnOnce()) -> anyhow::
         cancel = Some(world.client.cancel(&id).await?);
     }
     if created == Created::Held && cancel != Some(Cancel::Cancelled) {
-        sleep_until(due_at).await;
+        sleep_until(due_at + FIRST_LOOK).await;
     }
     let end = watch(world, &id).await?;
     Ok(Story { id, due_at, created, cancel, end, wrong })
