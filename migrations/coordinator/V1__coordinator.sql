@@ -65,6 +65,7 @@ CREATE TABLE attention (
     -- As transaction.attention.
     kind smallint NOT NULL CHECK (kind BETWEEN 1 AND 4),
     since timestamptz NOT NULL,
+    -- How often its participant served others and failed at it.
     attempts integer NOT NULL,
     last_error text NOT NULL,
     next_try timestamptz

@@ -214,6 +214,44 @@ async fn an_answer_that_the_protocol_forbids_parks_the_hold_and_keeps_its_decisi
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_hold_that_its_shard_rejects_is_parked_after_many_tries_and_its_neighbours_are_paid() {
+    let system = System::start().await;
+    let Coordinator { mut client, running: _running } = system.coordinator().await;
+    let (alice, bob) = alice_and_bob(&mut client).await;
+    let poisoned = hold_due_in(&alice, &bob, 13, SignedDuration::from_secs(2));
+    let sound: Vec<_> =
+        (0..20).map(|_| hold_due_in(&alice, &bob, 10, SignedDuration::from_secs(2))).collect();
+    for request in sound.iter().chain([&poisoned]) {
+        client.create(request).await.unwrap();
+    }
+    let shard = system.shard_sql(1).await;
+    shard
+        .batch_execute(
+            "CREATE FUNCTION poison() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+                 IF NEW.amount = 13 THEN RAISE EXCEPTION 'poison'; END IF; RETURN NEW; END $$;
+             CREATE TRIGGER poison BEFORE UPDATE ON branch FOR EACH ROW EXECUTE FUNCTION poison()",
+        )
+        .await
+        .unwrap();
+
+    for request in &sound {
+        assert_eq!(client.until_final(&request.id).await.phase(), Phase::Confirmed);
+    }
+    let attention = |wanted: Attention| {
+        let (mut client, id) = (client.clone(), poisoned.id.clone());
+        async move { client.hold(&id).await.attention() == wanted }
+    };
+    until("the poisoned hold is retried", || attention(Attention::Retrying)).await;
+    // Forty-nine failures later.
+    system.sql().await.execute("UPDATE attention SET attempts = 49", &[]).await.unwrap();
+    until("the poisoned hold is parked", || attention(Attention::Parked)).await;
+
+    assert_eq!(client.hold(&poisoned.id).await.phase(), Phase::Confirming, "its decision is kept");
+    assert_eq!(client.balances(&alice).await, (9_787, 13), "and its funds stay frozen");
+    client.audit_is_clean().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn without_the_push_after_a_commit_the_verify_pass_finds_every_wake_up() {
     let system = System::start().await;
     let Coordinator { mut client, running } = system.coordinator().await;
@@ -269,6 +307,117 @@ async fn a_hold_beyond_the_horizon_of_wake_ups_is_armed_again_on_the_way() {
     })
     .await;
     assert_eq!(client.hold(&request.id).await.phase(), Phase::Held);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_audit_finds_a_hold_that_no_wake_up_would_ever_find() {
+    let system = System::start().await;
+    let Coordinator { mut client, running: _running } = system.coordinator().await;
+    let (alice, bob) = alice_and_bob(&mut client).await;
+    let request = hold(&alice, &bob, 10);
+    client.create(&request).await.unwrap();
+    client.audit_is_clean().await;
+    let id = uuid::Uuid::parse_str(&request.id).unwrap();
+
+    let sql = system.sql().await;
+    sql.execute("DELETE FROM wakeup WHERE transaction_id = $1", &[&id]).await.unwrap();
+
+    let (findings, _) = client.audit().await;
+    assert_eq!(findings.iter().map(|finding| finding.kind.as_str()).collect::<Vec<_>>(), ["FORGOTTEN"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_issue_and_a_hold_may_have_the_same_id() {
+    let system = System::start().await;
+    let Coordinator { mut client, running: _running } = system.coordinator().await;
+    let (alice, bob) = alice_and_bob(&mut client).await;
+    let request = hold(&alice, &bob, 10);
+    let issue = v1::IssueRequest {
+        id: request.id.clone(),
+        account: alice.clone(),
+        amount: Some(tcc_tests::amount(5)),
+    };
+    client.ledger.issue(issue).await.unwrap();
+
+    client.create(&request).await.unwrap();
+    client.confirm(&request.id).await.unwrap();
+
+    assert_eq!((client.balances(&alice).await, client.balances(&bob).await), ((9_995, 0), (10, 0)));
+    client.audit_is_clean().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shard_that_is_not_there_at_the_start_joins_when_it_is_and_is_checked_first() {
+    let mut servers = servers().await;
+    servers.shards[1].crash().unwrap();
+    let Coordinator { mut client, running } = serve(&servers).await;
+    let (alice, bob) = on_two_shards("user");
+    client.account(&alice, 10_000).await;
+    let absent = v1::CreateAccountRequest { id: bob.clone(), currency: tcc_tests::GOLD.into() };
+    until("the shard is known to be down", || {
+        let (mut client, absent) = (client.clone(), absent.clone());
+        async move {
+            let refused = client.ledger.create_account(absent).await;
+            refused.is_err_and(|status| reason(&status) == "SHARD_UNAVAILABLE")
+        }
+    })
+    .await;
+
+    servers.shards[1].launch().unwrap();
+    until("the shard has joined", || {
+        let (mut client, absent) = (client.clone(), absent.clone());
+        async move { client.ledger.create_account(absent).await.is_ok() }
+    })
+    .await;
+    client.create(&hold(&alice, &bob, 10)).await.unwrap();
+    client.audit_is_clean().await;
+
+    // Its database now says that it is another shard, as a wrong url would: nothing is asked of it.
+    connect(&servers.shards[1].url()).await.execute("UPDATE shard SET name = 'other'", &[]).await.unwrap();
+    servers.shards[1].crash().unwrap();
+    servers.shards[1].launch().unwrap();
+    until("the shard is refused", || {
+        let (mut client, request) = (client.clone(), hold(&alice, &bob, 10));
+        async move { client.create(&request).await.is_err_and(|status| reason(&status) == "SHARD_UNAVAILABLE") }
+    })
+    .await;
+    drop(running);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shard_that_hangs_holds_up_neither_the_others_nor_the_end() {
+    let servers = servers().await;
+    let Coordinator { mut client, running } = serve(&servers).await;
+    let (alice, bob) = alice_and_bob(&mut client).await;
+    let carol = tcc_tests::on_shard("carol", 0);
+    client.account(&carol, 0).await;
+    let hung: Vec<_> =
+        (0..100).map(|_| hold_due_in(&alice, &bob, 10, SignedDuration::from_secs(2))).collect();
+    for request in &hung {
+        client.create(request).await.unwrap();
+    }
+    let free = hold_due_in(&alice, &carol, 10, SignedDuration::from_secs(4));
+    client.create(&free).await.unwrap();
+
+    let processes = servers.shards[1].processes();
+    let signal = |name: &str| {
+        for pid in &processes {
+            std::process::Command::new("kill").args([name, pid]).status().unwrap();
+        }
+    };
+    signal("-STOP");
+    client.until(&hung[0].id, &[Phase::Confirming]).await;
+    assert_eq!(client.until_final(&free.id).await.phase(), Phase::Confirmed);
+    let stopping = tokio::time::Instant::now();
+    Coordinator { client, running }.stop().await;
+    assert!(stopping.elapsed() < Duration::from_secs(15));
+    signal("-CONT");
+
+    let Coordinator { mut client, running: _running } = serve(&servers).await;
+    for request in &hung {
+        assert_eq!(client.until_final(&request.id).await.phase(), Phase::Confirmed);
+    }
+    client.audit_is_clean().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -252,7 +252,7 @@ async fn a_row_that_the_database_rejects_hurts_nobody_but_itself() {
 
     for (hold, answer) in holds.iter().zip(answers) {
         match hold.branch(DEBIT).amount.get() {
-            13 => assert!(matches!(&answer, Outcome::Unknown(why) if why.contains("poison")), "{answer:?}"),
+            13 => assert!(matches!(&answer, Outcome::Failed(why) if why.contains("poison")), "{answer:?}"),
             _ => assert_eq!(answer, Outcome::Done),
         }
     }

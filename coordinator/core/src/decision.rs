@@ -6,6 +6,25 @@
 
 use crate::{Event, Operation, Outcome, Refusal};
 
+/// An operation that has no answer and is to be done again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unanswered {
+    /// Why, for people.
+    pub why: String,
+    /// The participant serves others and failed at this one. Being unreachable is nobody's fault, and never parks.
+    pub is_fault: bool,
+}
+
+impl Unanswered {
+    fn silence(why: &str) -> Self {
+        Self { why: why.to_owned(), is_fault: false }
+    }
+
+    fn fault(why: &str) -> Self {
+        Self { why: why.to_owned(), is_fault: true }
+    }
+}
+
 /// What the answers to Try of every branch add up to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Tried {
@@ -16,7 +35,7 @@ pub enum Tried {
     /// At least one had been cancelled before. This Try came late.
     Cancelled,
     /// At least one gave no answer, and none said no.
-    Unknown(String),
+    Unanswered(Unanswered),
     /// At least one gave an answer that the protocol forbids.
     Lie(String),
 }
@@ -31,7 +50,8 @@ pub fn read_tries<'a>(outcomes: impl Iterator<Item = &'a Outcome>) -> Tried {
             Outcome::Done | Outcome::AlreadyConfirmed => Tried::All,
             Outcome::Refused(refusal) => Tried::Refused(*refusal),
             Outcome::AlreadyCancelled => Tried::Cancelled,
-            Outcome::Unknown(why) => Tried::Unknown(why.clone()),
+            Outcome::Unknown(why) => Tried::Unanswered(Unanswered::silence(why)),
+            Outcome::Failed(why) => Tried::Unanswered(Unanswered::fault(why)),
             lie @ (Outcome::Vetoed(_) | Outcome::NotTried | Outcome::OtherDescriptor) => {
                 Tried::Lie(format!("{lie:?} to Try"))
             }
@@ -46,7 +66,7 @@ pub fn read_tries<'a>(outcomes: impl Iterator<Item = &'a Outcome>) -> Tried {
 fn weight(tried: &Tried) -> u8 {
     match tried {
         Tried::All => 0,
-        Tried::Unknown(_) => 1,
+        Tried::Unanswered(_) => 1,
         Tried::Cancelled => 2,
         Tried::Refused(_) => 3,
         Tried::Lie(_) => 4,
@@ -61,7 +81,7 @@ pub enum Verdict {
     /// The pivot had decided otherwise: turn round.
     Flip(Event, Option<Refusal>),
     /// No answer: do the operation again, later.
-    Again(String),
+    Again(Unanswered),
     /// An answer that the protocol forbids: a person is needed.
     Park(String),
 }
@@ -71,7 +91,8 @@ pub enum Verdict {
 pub fn read_pivot(operation: Operation, outcome: &Outcome) -> Verdict {
     match (operation, outcome) {
         (_, Outcome::Done) => Verdict::Proceed,
-        (_, Outcome::Unknown(why)) => Verdict::Again(why.clone()),
+        (_, Outcome::Unknown(why)) => Verdict::Again(Unanswered::silence(why)),
+        (_, Outcome::Failed(why)) => Verdict::Again(Unanswered::fault(why)),
         (Operation::Confirm, Outcome::AlreadyCancelled) => Verdict::Flip(Event::PivotCancelled, None),
         (Operation::Confirm, Outcome::Vetoed(refusal)) => Verdict::Flip(Event::PivotVetoed, Some(*refusal)),
         (Operation::Cancel, Outcome::AlreadyConfirmed) => Verdict::Flip(Event::PivotConfirmed, None),
@@ -84,7 +105,8 @@ pub fn read_pivot(operation: Operation, outcome: &Outcome) -> Verdict {
 pub fn read_follower(operation: Operation, outcome: &Outcome) -> Verdict {
     match outcome {
         Outcome::Done => Verdict::Proceed,
-        Outcome::Unknown(why) => Verdict::Again(why.clone()),
+        Outcome::Unknown(why) => Verdict::Again(Unanswered::silence(why)),
+        Outcome::Failed(why) => Verdict::Again(Unanswered::fault(why)),
         lie => Verdict::Park(format!(
             "a branch answered {lie:?} to {operation:?} after the pivot had answered DONE"
         )),
@@ -111,7 +133,10 @@ mod tests {
         let refusal = Outcome::Refused(Refusal::InsufficientFunds);
 
         assert_eq!(read_tries([&Outcome::Done, &Outcome::Done].into_iter()), Tried::All);
-        assert_eq!(read_tries([&Outcome::Done, &silence].into_iter()), Tried::Unknown("cut".into()));
+        assert_eq!(
+            read_tries([&Outcome::Done, &silence].into_iter()),
+            Tried::Unanswered(Unanswered::silence("cut"))
+        );
         assert_eq!(read_tries([&refusal, &silence].into_iter()), Tried::Refused(Refusal::InsufficientFunds));
         assert_eq!(read_tries([&silence, &Outcome::AlreadyCancelled].into_iter()), Tried::Cancelled);
         assert!(matches!(read_tries([&refusal, &Outcome::OtherDescriptor].into_iter()), Tried::Lie(_)));

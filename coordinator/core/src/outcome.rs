@@ -21,6 +21,8 @@ pub enum Outcome {
     OtherDescriptor,
     /// No answer. It may have happened. The text says why, for people.
     Unknown(String),
+    /// The participant serves others and failed at this operation, which did not happen. The text says why, for people.
+    Failed(String),
 }
 
 macro_rules! refusals {

@@ -10,7 +10,10 @@ use crate::{
     store::{Record, Store, StoreError},
 };
 use futures::future::try_join_all;
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    time::Duration,
+};
 use tcc_core::{Cause, FenceState, Phase, Role, TransactionId};
 use tcc_ledger::{BranchRow, ReadError};
 use tokio::sync::mpsc;
@@ -184,9 +187,22 @@ impl<'a> Audit<'a> {
                 fences.entry(row.transaction).or_default().push((shard, row));
             }
         }
+        let open = records.iter().filter(|record| !record.standing.phase.is_final());
+        let open: Vec<Uuid> = open.map(|record| record.id().uuid()).collect();
+        let forgotten: HashSet<Uuid> = self.store.forgotten(&open).await?.into_iter().collect();
         let suspected = records.iter().map(|record| {
             let fences = fences.remove(&record.id()).unwrap_or_default();
-            (record.id(), contradictions(record, &fences))
+            let mut findings = contradictions(record, &fences);
+            if forgotten.contains(&record.id().uuid()) {
+                findings.push(Finding {
+                    kind: "FORGOTTEN",
+                    transaction: record.id().to_string(),
+                    expected: "a wake-up that is still to come".into(),
+                    found: format!("{:?} without one", record.standing.phase),
+                    ..Finding::default()
+                });
+            }
+            (record.id(), findings)
         });
         Ok(suspected.filter(|(_, findings)| !findings.is_empty()).collect())
     }
@@ -210,7 +226,7 @@ impl<'a> Audit<'a> {
                 after = (last.transaction.uuid(), last.branch as i16);
                 done += page.len() as u64;
                 let ids: Vec<Uuid> = page.iter().map(|row| row.transaction.uuid()).collect();
-                let known: std::collections::HashSet<TransactionId> =
+                let known: HashSet<TransactionId> =
                     self.store.get_all(&ids).await?.iter().map(Record::id).collect();
                 let orphans = page.iter().filter(|row| {
                     row.role != Role::Issue
@@ -262,7 +278,8 @@ fn contradictions(record: &Record, fences: &Fences<'_>) -> Vec<Finding> {
         });
     };
 
-    for (shard, fence) in fences {
+    // An issue may have the same id, and has a branch number of its own.
+    for (shard, fence) in fences.iter().filter(|(_, fence)| fence.role != Role::Issue) {
         let Some(branch) = transaction.descriptor.branches.get(usize::from(fence.branch)) else {
             add(
                 "UNKNOWN_BRANCH",

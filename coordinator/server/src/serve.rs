@@ -10,13 +10,14 @@ use crate::{
     store::{self, Store},
 };
 use std::{
+    collections::HashSet,
     net::SocketAddr,
     sync::{Arc, atomic::AtomicU64},
     time::Duration,
 };
 use tcc_core::Timestamp;
 use tcc_ledger::Shard;
-use tcc_participant::{Failure, Participant, session::bounded};
+use tcc_participant::{Failure, Participant, retry::Backoff, session::bounded};
 use tcc_proto::v1::{
     hold_service_server::HoldServiceServer, ledger_service_server::LedgerServiceServer,
     operator_service_server::OperatorServiceServer,
@@ -156,6 +157,7 @@ pub async fn start_with(
     let mut client = connect("the coordinator", &coordinator).await?;
     let map = store::schema::prepare(&mut client, &names).await?;
 
+    let stop = CancellationToken::new();
     let mut shards = Vec::new();
     for shard in &config.shards {
         let which = format!("shard {}", shard.name);
@@ -163,8 +165,16 @@ pub async fn start_with(
         let buckets = map[&shard.name].clone();
         match connect(&which, &database).await {
             Ok(mut client) => tcc_ledger::prepare(&mut client, &shard.name, &buckets).await?,
-            // The others serve without it; it joins when it is back.
-            Err(error) => tracing::warn!(%error, "starting without a shard"),
+            Err(error) => {
+                tracing::warn!(%error, "starting without a shard; it joins when it is there");
+                tokio::spawn(prepare_late(
+                    which,
+                    database.clone(),
+                    shard.name.clone(),
+                    buckets.clone(),
+                    stop.clone(),
+                ));
+            }
         }
         shards.push(Shard::start(&shard.name, &database, buckets));
     }
@@ -191,7 +201,6 @@ pub async fn start_with(
     let engine = Engine::new(store, participants, timers.clone(), clock.clone());
     let shards = Arc::new(Shards::new(shards, &map));
 
-    let stop = CancellationToken::new();
     let firing = {
         let engine = Arc::clone(&engine);
         let look = move |entry| {
@@ -204,6 +213,29 @@ pub async fn start_with(
     let api = Api { engine: Arc::clone(&engine), shards, vitals, config: config.clone() };
     let serving = tokio::spawn(serve(api, listener, scheduler, firing, stop.clone()));
     Ok(Running { address, engine, timers, missed, stop, serving })
+}
+
+/// Prepares a shard that was not there at the start, once it is. Its executors refuse it until then.
+async fn prepare_late(
+    which: String,
+    database: tokio_postgres::Config,
+    name: String,
+    buckets: HashSet<u16>,
+    stop: CancellationToken,
+) {
+    for attempt in 0.. {
+        tokio::select! {
+            () = tokio::time::sleep(Backoff::CONNECTION.delay(attempt)) => {}
+            () = stop.cancelled() => return,
+        }
+        let Ok(mut client) = connect(&which, &database).await else { continue };
+        match tcc_ledger::prepare(&mut client, &name, &buckets).await {
+            Ok(()) => {
+                return tracing::info!(shard = name, "a shard that was not there at the start has joined");
+            }
+            Err(error) => tracing::error!(%error, "a shard cannot join"),
+        }
+    }
 }
 
 struct Api {
@@ -260,11 +292,13 @@ async fn serve(
     stop.cancel();
     tracing::info!(overtaken, "stopping: no new work, finishing what is under way");
     set_health(&health, false).await;
-    let _ = firing.await;
+    engine.refuse_work();
+    // It may be waiting for room among the lives under way; what it holds in its hand is found again by its wake-up.
+    firing.abort();
     engine.drain(DRAIN).await;
     scheduler_stop.cancel();
     if !scheduling.is_finished() {
-        let _ = scheduling.await;
+        let _ = tokio::time::timeout(HANG_UP, scheduling).await;
     }
     hang_up.cancel();
     if let Ok(Ok(served)) = tokio::time::timeout(HANG_UP, server).await {

@@ -115,6 +115,9 @@ pub struct Posting {
     pub held_after: i64,
 }
 
+/// The branch number of an issue's fence: one that no branch of a hold has, so that an id of both is no clash.
+pub const ISSUE: u16 = i16::MAX as u16;
+
 /// Identifies a fence.
 pub type FenceKey = (TransactionId, u16);
 
@@ -287,7 +290,7 @@ impl Books {
                 }
             },
         };
-        self.set_fence(transaction, index, state);
+        self.set_fence(transaction, branch, index, state);
         Ok(outcome)
     }
 
@@ -358,7 +361,7 @@ impl Books {
         if let Err(broken) = self.check_bucket(&branch.account) {
             return Answer::Broken(broken);
         }
-        let key = (transaction.id, 0);
+        let key = (transaction.id, ISSUE);
         let outcome = match self.fences.get(&key) {
             Some(fence) if fence.now.descriptor != transaction.encoded => Outcome::OtherDescriptor,
             Some(fence) => match fence.now.state {
@@ -372,13 +375,13 @@ impl Books {
                 match decided {
                     Ok(()) => match self.post(branch, key, PostingKind::Issue) {
                         Ok(()) => {
-                            self.set_fence(transaction, 0, FenceState::Confirmed);
+                            self.set_fence(transaction, branch, ISSUE, FenceState::Confirmed);
                             Outcome::Done
                         }
                         Err(broken) => return Answer::Broken(broken),
                     },
                     Err(refusal) => {
-                        self.set_fence(transaction, 0, FenceState::Refused(refusal));
+                        self.set_fence(transaction, branch, ISSUE, FenceState::Refused(refusal));
                         Outcome::Refused(refusal)
                     }
                 }
@@ -440,8 +443,7 @@ impl Books {
         Ok(())
     }
 
-    fn set_fence(&mut self, transaction: &Transaction, index: u16, state: FenceState) {
-        let branch = transaction.branch(index);
+    fn set_fence(&mut self, transaction: &Transaction, branch: &Branch, index: u16, state: FenceState) {
         let entry = self.fences.entry((transaction.id, index)).or_insert_with(|| FenceEntry {
             read: None,
             now: Fence { state, descriptor: transaction.encoded.clone() },

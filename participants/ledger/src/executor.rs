@@ -82,17 +82,43 @@ SELECT expect_rows((SELECT count(*) FROM moved_fence), cardinality($9::uuid[]), 
        expect_rows((SELECT count(*) FROM changed_account), cardinality($19::text[]), 'accounts'),
        (SELECT now FROM clock)";
 
+const IDENTIFY: &str = "\
+-- identify
+SELECT (SELECT name FROM shard), array_agg(bucket) FROM bucket";
+
 /// Owns one connection to a shard.
 pub struct ShardExecutor {
     session: Session,
+    name: String,
     buckets: Arc<HashSet<u16>>,
 }
 
 impl ShardExecutor {
     /// An executor for a shard that serves these buckets.
     #[must_use]
-    pub fn new(config: &Config, buckets: Arc<HashSet<u16>>) -> Self {
-        Self { session: Session::new(config, "tcc-shard", Plans::Generic), buckets }
+    pub fn new(name: &str, config: &Config, buckets: Arc<HashSet<u16>>) -> Self {
+        Self { session: Session::new(config, "tcc-shard", Plans::Generic), name: name.to_owned(), buckets }
+    }
+
+    /// Makes sure that the database is this shard: a url that points elsewhere would answer a Cancel with a tombstone, and
+    /// leave the money frozen where it really is.
+    async fn identify(&self) -> Result<(), Failure> {
+        let identify = self.session.statement(IDENTIFY)?;
+        let row = self.session.client()?.query_one(identify, &[]).await.map_err(|e| sort(&e))?;
+        let name: Option<String> = row.get(0);
+        let buckets: HashSet<u16> = row
+            .get::<_, Option<Vec<i16>>>(1)
+            .unwrap_or_default()
+            .into_iter()
+            .map(|bucket| bucket as u16)
+            .collect();
+        if name.as_ref() != Some(&self.name) || buckets != *self.buckets {
+            return Err(Failure::Rejected(format!(
+                "the database is {name:?}, not shard {:?}; check its url",
+                self.name
+            )));
+        }
+        Ok(())
     }
 
     async fn attempt(&mut self, ops: &[Op]) -> Result<Vec<Answer>, Failure> {
@@ -202,7 +228,8 @@ impl Executor for ShardExecutor {
     type Answer = Answer;
 
     async fn connect(&mut self) -> Result<(), Failure> {
-        self.session.connect(&[LOCK_FENCES, LOCK_ACCOUNTS, WRITE]).await
+        self.session.connect(&[IDENTIFY, LOCK_FENCES, LOCK_ACCOUNTS, WRITE]).await?;
+        self.identify().await
     }
 
     async fn run(&mut self, ops: &[Op]) -> Result<Vec<Answer>, Failure> {

@@ -54,7 +54,8 @@ impl Shard {
     pub fn start(name: &str, config: &Config, buckets: HashSet<u16>) -> Self {
         let served = buckets.len();
         let buckets = Arc::new(buckets);
-        let executors = (0..EXECUTORS).map(|_| ShardExecutor::new(config, Arc::clone(&buckets))).collect();
+        let executors =
+            (0..EXECUTORS).map(|_| ShardExecutor::new(name, config, Arc::clone(&buckets))).collect();
         let operations = Batcher::start(&format!("shard {name}"), executors, Limits::default());
         Self::with_operations(name, operations, config, served)
     }
@@ -70,7 +71,7 @@ impl Shard {
         let manager = Manager::from_config(
             bounded(config.clone(), "tcc-shard-reads"),
             NoTls,
-            ManagerConfig { recycling_method: RecyclingMethod::Fast },
+            ManagerConfig { recycling_method: RecyclingMethod::Verified },
         );
         let patience = Some(Duration::from_secs(3));
         let reads = Pool::builder(manager)
@@ -198,7 +199,11 @@ impl Shard {
         made.await.map_err(|e| self.unreachable(e.to_string()))
     }
 
+    /// A connection for reading, of a server whose identity the executors have checked.
     async fn reader(&self) -> Result<Object, ReadError> {
+        if !self.operations.is_reachable() {
+            return Err(self.unreachable("it is not reachable".into()));
+        }
         self.reads.get().await.map_err(|e: PoolError| self.unreachable(e.to_string()))
     }
 
@@ -228,7 +233,8 @@ impl Participant for Shard {
         Box::pin(async move {
             match self.operations.call(Op::Call(call)).await {
                 Ok(Answer::Outcomes(outcomes)) => outcomes,
-                Ok(other) => vec![Outcome::Unknown(self.broken(other).to_string())],
+                Ok(other) => vec![Outcome::Failed(self.broken(other).to_string())],
+                Err(unknown) if unknown.is_rejected => vec![Outcome::Failed(unknown.to_string())],
                 Err(unknown) => vec![Outcome::Unknown(unknown.to_string())],
             }
         })

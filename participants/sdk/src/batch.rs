@@ -13,7 +13,7 @@ use std::{
     future::Future,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -50,7 +50,7 @@ pub enum Failure {
     Rejected(String),
 }
 
-/// What a caller gets instead of an answer: the item may have been done, or not.
+/// What a caller gets instead of an answer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("no answer from {target}: {why}")]
 pub struct Unknown {
@@ -58,6 +58,8 @@ pub struct Unknown {
     pub target: Arc<str>,
     /// For people.
     pub why: String,
+    /// The server rejected this item and serves others: it was not done. Otherwise it may have been done, or not.
+    pub is_rejected: bool,
 }
 
 /// How a batcher works.
@@ -73,7 +75,7 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { queue: 16_384, batch: 256, patience: Duration::from_secs(30) }
+        Self { queue: 16_384, batch: 256, patience: Duration::from_secs(10) }
     }
 }
 
@@ -81,7 +83,8 @@ impl Default for Limits {
 pub struct Batcher<I, A> {
     name: Arc<str>,
     queue: mpsc::Sender<Job<I, A>>,
-    reachable: Arc<AtomicBool>,
+    /// How many executors have a connection, as far as they know; at the start all are taken to have one.
+    serving: Arc<AtomicUsize>,
 }
 
 struct Job<I, A> {
@@ -91,11 +94,7 @@ struct Job<I, A> {
 
 impl<I, A> Clone for Batcher<I, A> {
     fn clone(&self) -> Self {
-        Self {
-            name: Arc::clone(&self.name),
-            queue: self.queue.clone(),
-            reachable: Arc::clone(&self.reachable),
-        }
+        Self { name: Arc::clone(&self.name), queue: self.queue.clone(), serving: Arc::clone(&self.serving) }
     }
 }
 
@@ -108,18 +107,19 @@ impl<I: Send + Sync + 'static, A: Send + 'static> Batcher<I, A> {
         let (queue, waiting) = mpsc::channel(limits.queue);
         let waiting = Arc::new(Mutex::new(waiting));
         let name: Arc<str> = name.into();
-        let reachable = Arc::new(AtomicBool::new(false));
+        let serving = Arc::new(AtomicUsize::new(executors.len()));
         for executor in executors {
             let worker = Worker {
                 name: Arc::clone(&name),
                 executor,
                 waiting: Arc::clone(&waiting),
-                reachable: Arc::clone(&reachable),
+                serving: Arc::clone(&serving),
+                is_serving: true,
                 limits,
             };
             tokio::spawn(worker.work());
         }
-        Self { name, queue, reachable }
+        Self { name, queue, serving }
     }
 
     /// Puts an item into the next batch and waits for its answer.
@@ -129,15 +129,19 @@ impl<I: Send + Sync + 'static, A: Send + 'static> Batcher<I, A> {
     /// [`Unknown`]: it may have been done. Do it again.
     pub async fn call(&self, item: I) -> Result<A, Unknown> {
         let (answer, answered) = oneshot::channel();
-        let unknown = |why: &str| Unknown { target: Arc::clone(&self.name), why: why.to_owned() };
+        let unknown =
+            |why: &str| Unknown { target: Arc::clone(&self.name), why: why.to_owned(), is_rejected: false };
+        if !self.is_reachable() {
+            return Err(unknown("it is not reachable"));
+        }
         self.queue.send(Job { item, answer }).await.map_err(|_| unknown("it has stopped"))?;
         answered.await.map_err(|_| unknown("it stopped while working"))?
     }
 
-    /// Whether its server answered last time.
+    /// Whether an executor has a connection. If not, calls are answered at once.
     #[must_use]
     pub fn is_reachable(&self) -> bool {
-        self.reachable.load(Ordering::Relaxed)
+        self.serving.load(Ordering::Relaxed) > 0
     }
 
     /// How many items wait.
@@ -154,10 +158,14 @@ struct Worker<E: Executor> {
     name: Arc<str>,
     executor: E,
     waiting: Queue<E::Item, E::Answer>,
-    reachable: Arc<AtomicBool>,
+    serving: Arc<AtomicUsize>,
+    /// Whether this one is counted there.
+    is_serving: bool,
     limits: Limits,
 }
 
+/// How long connecting may take, handshake and preparations included.
+const CONNECT: Duration = Duration::from_secs(5);
 /// How often a batch that conflicts is decided anew before it is split.
 const CONFLICTS: u32 = 8;
 
@@ -173,7 +181,6 @@ impl<E: Executor> Worker<E> {
                     return;
                 }
                 if !self.do_all(jobs).await {
-                    self.reachable.store(false, Ordering::Relaxed);
                     break;
                 }
             }
@@ -183,27 +190,35 @@ impl<E: Executor> Worker<E> {
     /// Connects, however long it takes; meanwhile whoever waits is told so. `false` when nobody is left to work for.
     async fn connect(&mut self) -> bool {
         for attempt in 0.. {
-            match tokio::time::timeout(self.limits.patience, self.executor.connect()).await {
+            let connected = tokio::time::timeout(CONNECT, self.executor.connect()).await;
+            let why = match connected {
                 Ok(Ok(())) => {
                     tracing::debug!(target_name = &*self.name, "connected");
-                    self.reachable.store(true, Ordering::Relaxed);
+                    self.set_serving(true);
                     return true;
                 }
-                Ok(Err(failure)) => {
-                    if attempt == 0 {
-                        tracing::warn!(target_name = &*self.name, %failure, "cannot connect; trying again");
-                    }
-                    if !self.turn_away(&failure.to_string()).await {
-                        return false;
-                    }
-                }
-                Err(_) => {
-                    tracing::warn!(target_name = &*self.name, "connecting takes too long; trying again")
-                }
+                Ok(Err(failure)) => failure.to_string(),
+                Err(_) => format!("connecting takes more than {} s", CONNECT.as_secs()),
+            };
+            if attempt == 0 {
+                tracing::warn!(target_name = &*self.name, why, "cannot connect; trying again");
+            }
+            self.set_serving(false);
+            if !self.turn_away(&why).await {
+                return false;
             }
             tokio::time::sleep(Backoff::CONNECTION.delay(attempt)).await;
         }
         unreachable!("attempts do not end")
+    }
+
+    fn set_serving(&mut self, is_serving: bool) {
+        match (self.is_serving, is_serving) {
+            (false, true) => self.serving.fetch_add(1, Ordering::Relaxed),
+            (true, false) => self.serving.fetch_sub(1, Ordering::Relaxed),
+            _ => return,
+        };
+        self.is_serving = is_serving;
     }
 
     /// Answers whoever waits, unless a colleague is serving them.
@@ -211,7 +226,7 @@ impl<E: Executor> Worker<E> {
         let Ok(mut waiting) = self.waiting.try_lock() else { return true };
         loop {
             match waiting.try_recv() {
-                Ok(job) => self.answer(job, Err(self.unknown(why))),
+                Ok(job) => self.answer(job, Err(self.unknown(why, false))),
                 Err(mpsc::error::TryRecvError::Empty) => return true,
                 Err(mpsc::error::TryRecvError::Disconnected) => return false,
             }
@@ -247,17 +262,17 @@ impl<E: Executor> Worker<E> {
                         "a batch has no answer"
                     );
                     for answer in answers {
-                        let _ = answer.send(Err(self.unknown(&why)));
+                        let _ = answer.send(Err(self.unknown(&why, false)));
                     }
                     for job in parts.into_iter().flatten() {
-                        self.answer(job, Err(self.unknown(&why)));
+                        self.answer(job, Err(self.unknown(&why, false)));
                     }
                     return false;
                 }
                 Err(Failure::Conflict(why) | Failure::Rejected(why)) if items.len() == 1 => {
                     tracing::warn!(target_name = &*self.name, why, "an item cannot be done");
                     for answer in answers {
-                        let _ = answer.send(Err(self.unknown(&why)));
+                        let _ = answer.send(Err(self.unknown(&why, true)));
                     }
                 }
                 Err(Failure::Conflict(_) | Failure::Rejected(_)) => {
@@ -293,8 +308,8 @@ impl<E: Executor> Worker<E> {
         let _ = job.answer.send(result);
     }
 
-    fn unknown(&self, why: &str) -> Unknown {
-        Unknown { target: Arc::clone(&self.name), why: why.to_owned() }
+    fn unknown(&self, why: &str, is_rejected: bool) -> Unknown {
+        Unknown { target: Arc::clone(&self.name), why: why.to_owned(), is_rejected }
     }
 }
 
@@ -302,6 +317,7 @@ impl<E: Executor> Worker<E> {
 mod tests {
     use super::*;
     use futures::future::join_all;
+    use std::sync::atomic::AtomicBool;
 
     /// Doubles numbers. 13 is poison; `lost` batches lose the connection; `conflicts` batches conflict first.
     struct Doubler {
@@ -394,7 +410,10 @@ mod tests {
         let answers = join_all((0..100).map(|n| batcher.call(n))).await;
 
         for (n, answer) in answers.into_iter().enumerate() {
-            assert_eq!(answer.ok(), (n != 13).then_some(n as u32 * 2));
+            match n {
+                13 => assert!(answer.unwrap_err().is_rejected),
+                _ => assert_eq!(answer, Ok(n as u32 * 2)),
+            }
         }
     }
 
@@ -405,6 +424,9 @@ mod tests {
         let batcher = Batcher::start("doubler", vec![executor], Limits::default());
 
         assert_eq!(batcher.call(1).await.unwrap_err().why, "cut");
+        while !batcher.is_reachable() {
+            tokio::task::yield_now().await;
+        }
         assert_eq!(batcher.call(2).await, Ok(4));
     }
 

@@ -21,14 +21,19 @@ impl Backoff {
     /// For connections: 50 ms, doubling, up to 1 s.
     pub const CONNECTION: Self = Self { initial: Duration::from_millis(50), max: Duration::from_secs(1) };
 
-    /// The delay before retry number `attempt` (0 is the first), a fifth more or less by chance, so that what failed
-    /// together does not come back together.
+    /// The delay before retry number `attempt` (0 is the first).
     #[must_use]
     pub fn delay(&self, attempt: u32) -> Duration {
-        let doubled = self.initial.saturating_mul(1_u32.checked_shl(attempt).unwrap_or(u32::MAX));
+        self.delay_after(self.initial.saturating_mul(1_u32.checked_shl(attempt).unwrap_or(u32::MAX)))
+    }
+
+    /// The delay before the next retry of what has been failing for so long: as long again, so that delays double. A fifth
+    /// more or less by chance, so that what failed together does not come back together.
+    #[must_use]
+    pub fn delay_after(&self, failing_for: Duration) -> Duration {
         // The crate's default gives up after 15 minutes: money never does.
         let mut once = ExponentialBackoffBuilder::new()
-            .with_initial_interval(doubled.min(self.max))
+            .with_initial_interval(failing_for.clamp(self.initial, self.max))
             .with_max_interval(self.max)
             .with_randomization_factor(0.2)
             .with_max_elapsed_time(None)

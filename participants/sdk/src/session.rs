@@ -17,6 +17,7 @@ use std::{
 };
 use tokio_postgres::{
     AsyncMessage, Client, Config, NoTls, Statement,
+    config::TargetSessionAttrs,
     error::{DbError, Severity, SqlState},
 };
 
@@ -58,7 +59,10 @@ impl Session {
     /// A session that is not connected yet.
     #[must_use]
     pub fn new(config: &Config, application_name: &str, plans: Plans) -> Self {
-        Self { config: bounded(config.clone(), application_name), plans, live: None }
+        let mut config = bounded(config.clone(), application_name);
+        // A server that became a standby takes no writes: look for the one that does.
+        config.target_session_attrs(TargetSessionAttrs::ReadWrite);
+        Self { config, plans, live: None }
     }
 
     /// Opens the connection, dropping the one there was, and prepares the statements.
@@ -91,8 +95,8 @@ impl Session {
             .batch_execute(&format!(
                 "SET plan_cache_mode = {plans};
                  SET default_transaction_isolation = 'read committed';
-                 SET lock_timeout = '2s';
-                 SET statement_timeout = '20s';
+                 SET lock_timeout = '500ms';
+                 SET statement_timeout = '8s';
                  SET idle_in_transaction_session_timeout = '20s'"
             ))
             .await
@@ -172,8 +176,8 @@ pub fn sort(error: &tokio_postgres::Error) -> Failure {
         code if *code == SqlState::QUERY_CANCELED => Failure::Rejected(text),
         // A read-only server was the primary once: connect anew, and find the one that is.
         code if *code == SqlState::READ_ONLY_SQL_TRANSACTION => Failure::Disconnected(text),
-        // Connection, resources, operator intervention, the system itself; XX: its data or its internals.
-        code if ["08", "53", "57", "58", "28", "3D", "XX"].contains(&&code.code()[..2]) => {
+        // Connection, resources, operator intervention, the system itself. A damaged row (XX) is its item's own.
+        code if ["08", "53", "57", "58", "28", "3D"].contains(&&code.code()[..2]) => {
             Failure::Disconnected(text)
         }
         _ => Failure::Rejected(text),

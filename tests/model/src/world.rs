@@ -281,7 +281,7 @@ impl Attempt {
             Tried::All => Conclusion::Write(Event::Tried),
             // Somebody has cancelled a branch, so the transaction can only be cancelled: as good as a refusal.
             Tried::Refused(_) | Tried::Cancelled => Conclusion::Write(Event::Refused),
-            Tried::Unknown(_) => Conclusion::Wait,
+            Tried::Unanswered(_) => Conclusion::Wait,
             Tried::Lie(_) => Conclusion::Park,
         }
     }

@@ -164,6 +164,16 @@ impl Cluster {
         self.end("QUIT")
     }
 
+    /// The pids of its processes: of the server, and of each connection and helper.
+    #[must_use]
+    pub fn processes(&self) -> Vec<String> {
+        let Some(server) = &self.server else { return Vec::new() };
+        let server = server.id().to_string();
+        let children =
+            fs::read_to_string(format!("/proc/{server}/task/{server}/children")).unwrap_or_default();
+        std::iter::once(server).chain(children.split_whitespace().map(str::to_owned)).collect()
+    }
+
     /// Starts it again after [`Cluster::crash`].
     ///
     /// # Errors

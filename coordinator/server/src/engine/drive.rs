@@ -6,7 +6,7 @@ use futures::future::join_all;
 use std::{sync::Arc, time::Duration};
 use tcc_core::{
     Attention, Event, Operation, Outcome, Phase, Timestamp,
-    decision::{Tried, Verdict, read_follower, read_pivot, read_tries},
+    decision::{Tried, Unanswered, Verdict, read_follower, read_pivot, read_tries},
 };
 use tcc_participant::{Call, retry::Backoff};
 
@@ -23,7 +23,7 @@ pub(super) struct Life<'a> {
     record: Record,
     /// The wake-up that would find this transaction if this life ended here.
     safety: WakeAt,
-    attempts: u32,
+    faults: u32,
     failing_since: Option<Timestamp>,
 }
 
@@ -32,7 +32,7 @@ enum Stop {
     /// Someone else moved it, or the store does not answer: its row and its wake-up go on without this life.
     Overtaken,
     /// Try it again later.
-    Again(String),
+    Again(Unanswered),
     /// A person is needed.
     Park(String),
 }
@@ -40,13 +40,13 @@ enum Stop {
 impl<'a> Life<'a> {
     /// A life that begins with a row just written.
     pub(super) fn new(engine: &'a Arc<Engine>, record: Record, safety: WakeAt) -> Self {
-        Self { engine, record, safety, attempts: 0, failing_since: None }
+        Self { engine, record, safety, faults: 0, failing_since: None }
     }
 
     /// A life that goes on after a wake-up.
     pub(super) fn woken(engine: &'a Arc<Engine>, woken: Woken) -> Self {
         let Woken { record, wake_at, attempts, failing_since, .. } = woken;
-        Self { engine, record, safety: wake_at, attempts, failing_since }
+        Self { engine, record, safety: wake_at, faults: attempts, failing_since }
     }
 
     /// As it stands.
@@ -89,8 +89,8 @@ impl<'a> Life<'a> {
             Tried::Refused(refusal) => self.advance(Event::Refused, Some(refusal.code())).await,
             // Only a row that was lost and made anew is still TRYING when its fences are cancelled.
             Tried::Cancelled => self.advance(Event::Refused, Some("ALREADY_CANCELLED")).await,
-            Tried::Unknown(_) if self.is_past_try_deadline() => self.advance(Event::TimedOut, None).await,
-            Tried::Unknown(why) => Err(Stop::Again(why)),
+            Tried::Unanswered(_) if self.is_past_try_deadline() => self.advance(Event::TimedOut, None).await,
+            Tried::Unanswered(unanswered) => Err(Stop::Again(unanswered)),
             Tried::Lie(what) => Err(Stop::Park(what)),
         }
     }
@@ -101,13 +101,13 @@ impl<'a> Life<'a> {
         let (pivot, followers) = parts.split_first().expect("a transaction has a pivot");
 
         let mut answers = self.ask(pivot, operation).await.into_iter();
-        let decision = answers.next().unwrap_or_else(|| Outcome::Unknown("no answer from the pivot".into()));
+        let decision = answers.next().unwrap_or_else(|| Outcome::Failed("no answer for the pivot".into()));
         match read_pivot(operation, &decision) {
             Verdict::Proceed => {}
             Verdict::Flip(event, reason) => {
                 return self.advance(event, reason.map(tcc_core::Refusal::code)).await;
             }
-            Verdict::Again(why) => return Err(Stop::Again(why)),
+            Verdict::Again(unanswered) => return Err(Stop::Again(unanswered)),
             Verdict::Park(what) => return Err(Stop::Park(what)),
         }
 
@@ -117,7 +117,7 @@ impl<'a> Life<'a> {
         for outcome in beside.iter().chain(followed.iter().flatten()) {
             match read_follower(operation, outcome) {
                 Verdict::Proceed => {}
-                Verdict::Again(why) => again = Some(why),
+                Verdict::Again(unanswered) => again = Some(unanswered),
                 Verdict::Flip(..) => {
                     return Err(Stop::Park(format!("{outcome:?} from a branch that has no say")));
                 }
@@ -125,11 +125,12 @@ impl<'a> Life<'a> {
             }
         }
         let answered = 1 + beside.len() + followed.iter().map(Vec::len).sum::<usize>();
-        if let Some(why) = again {
-            return Err(Stop::Again(why));
+        if let Some(unanswered) = again {
+            return Err(Stop::Again(unanswered));
         }
         if answered < self.record.transaction.descriptor.branches.len() {
-            return Err(Stop::Again("a branch was not asked".into()));
+            let why = "a participant answered for fewer branches than it was asked".to_owned();
+            return Err(Stop::Again(Unanswered { why, is_fault: true }));
         }
         let event = match operation {
             Operation::Confirm => Event::AllConfirmed,
@@ -151,7 +152,7 @@ impl<'a> Life<'a> {
             Ok(Some(advanced)) => {
                 self.record.standing = advanced.standing;
                 self.replace_safety(advanced.wake_at);
-                (self.attempts, self.failing_since) = (0, None);
+                (self.faults, self.failing_since) = (0, None);
                 Ok(())
             }
             Ok(None) if event.is_flip() && self.record.standing.flipped => {
@@ -162,28 +163,31 @@ impl<'a> Life<'a> {
     }
 
     async fn rest(mut self, stop: Stop) {
-        let id = self.record.id();
-        let (attention, delay, error) = match stop {
+        let (id, phase) = (self.record.id(), self.record.standing.phase);
+        let now_us = self.engine.clock.now_us();
+        let failing_us = self.failing_since.map_or(0, |since| (now_us - since.as_microsecond()).max(0));
+        let (attention, delay, error, is_fault) = match stop {
             Stop::Overtaken => return,
-            Stop::Park(what) => (Attention::Parked, None, what),
-            Stop::Again(why) if self.attempts + 1 >= PARK_AFTER && self.is_served() => {
-                (Attention::Parked, None, format!("{PARK_AFTER} failures, the last one: {why}"))
+            Stop::Park(what) => (Attention::Parked, None, what, true),
+            Stop::Again(Unanswered { why, is_fault: true }) if self.faults + 1 >= PARK_AFTER => {
+                (Attention::Parked, None, format!("{PARK_AFTER} failures, the last one: {why}"), true)
             }
-            Stop::Again(why) => {
-                let now = self.engine.clock.now_us();
-                let since = self.failing_since.map_or(now, Timestamp::as_microsecond);
-                let stuck = now - since >= STUCK_AFTER_US;
-                let attention = if stuck { Attention::Stuck } else { Attention::Retrying };
-                (attention, Some(self.delay()), why)
+            Stop::Again(Unanswered { why, is_fault }) => {
+                let attention =
+                    if failing_us >= STUCK_AFTER_US { Attention::Stuck } else { Attention::Retrying };
+                let delay =
+                    Backoff::TRANSACTION.delay_after(Duration::from_micros(failing_us.unsigned_abs()));
+                (attention, Some(delay), why, is_fault)
             }
         };
         if attention == Attention::Parked {
-            tracing::error!(%id, phase = ?self.record.standing.phase, error, "parked: an operator is needed");
+            tracing::error!(%id, ?phase, error, "parked: an operator is needed");
         } else {
-            tracing::info!(%id, phase = ?self.record.standing.phase, error, attempts = self.attempts + 1, "put off");
+            tracing::debug!(%id, ?phase, error, "put off");
         }
         // If this fails, the wake-up of the statement before it is still there.
-        if let Ok(wake_at) = self.engine.store.defer.call(Defer { id, attention, delay, error }).await {
+        let defer = Defer { id, phase, is_fault, attention, delay, error };
+        if let Ok(wake_at) = self.engine.store.defer.call(defer).await {
             self.replace_safety(wake_at);
         }
     }
@@ -199,16 +203,7 @@ impl<'a> Life<'a> {
         }
     }
 
-    fn delay(&self) -> Duration {
-        Backoff::TRANSACTION.delay(self.attempts)
-    }
-
     fn is_past_try_deadline(&self) -> bool {
         self.engine.clock.now_us() - self.record.standing.created_at.as_microsecond() >= TRY_DEADLINE_US
-    }
-
-    /// Whether every participant serves others, so that the fault is this transaction's.
-    fn is_served(&self) -> bool {
-        self.engine.participants.unreachable(&self.record.transaction).is_none()
     }
 }

@@ -26,7 +26,7 @@ use std::{
     time::Duration,
 };
 use tcc_core::{Event, OnMaturity, Phase, Timestamp, Transaction, TransactionId};
-use tcc_participant::retry::Backoff;
+use tcc_participant::{batch::Unknown, retry::Backoff};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio_util::task::TaskTracker;
 
@@ -141,9 +141,14 @@ impl Engine {
         self.draining.load(Ordering::Relaxed)
     }
 
-    /// Takes no new work, and waits for what is under way, at most `patience`. What is left is found by its wake-ups.
-    pub async fn drain(&self, patience: Duration) {
+    /// Takes no new work from now on.
+    pub fn refuse_work(&self) {
         self.draining.store(true, Ordering::Relaxed);
+    }
+
+    /// Waits for what is under way, at most `patience`. What is left is found by its wake-ups.
+    pub async fn drain(&self, patience: Duration) {
+        self.refuse_work();
         self.tasks.close();
         if tokio::time::timeout(patience, self.tasks.wait()).await.is_err() {
             tracing::warn!(
@@ -276,12 +281,17 @@ impl Engine {
                 let record = Record { transaction, standing: Standing::begun(begun.created_at) };
                 drive::Life::new(&self, record, Some(begun.wake_at))
             }
-            // An attempt without an answer had recorded it after all.
-            None if attempts > 0 => match self.store.get(id).await {
-                Ok(Some(record))
-                    if record.transaction == transaction && record.standing.phase == Phase::Trying =>
+            // An attempt without an answer had recorded it after all. Looking at it by a commit of its own makes sure that
+            // the row is where a standby has it, before anything is asked of a participant.
+            None if attempts > 0 => match self.store.wake.call(id).await {
+                Ok(Some(woken))
+                    if woken.record.transaction == transaction
+                        && woken.record.standing.phase == Phase::Trying =>
                 {
-                    drive::Life::new(&self, record, None)
+                    if let Some(at) = woken.wake_at {
+                        self.timers.arm(at, id);
+                    }
+                    drive::Life::woken(&self, woken)
                 }
                 _ => {
                     let _ = answer.send(Begun::Known);
@@ -314,24 +324,43 @@ impl Engine {
         }
         let deadline = tokio::time::Instant::now() + patience;
         let record = self.store.get(id).await?.ok_or(EngineError::NotFound(id))?;
-        let advance = Advance { id, event, reason: None };
-        let advanced =
-            self.store.advance.call(advance).await.map_err(|e| StoreError::Unreachable(e.to_string()))?;
-        if let Some(advanced) = advanced {
-            if let Some(at) = advanced.wake_at {
-                self.timers.arm(at, id);
-            }
-            let record = Record { transaction: record.transaction, standing: advanced.standing };
-            let engine = Arc::clone(self);
-            self.spawn(async move {
-                let _active = engine.activate(id);
-                drive::Life::new(&engine, record, advanced.wake_at).drive().await;
-            });
+        let (moved, asked) = oneshot::channel();
+        self.spawn(Arc::clone(self).move_on_request(record, event, moved));
+        match tokio::time::timeout_at(deadline, asked).await {
+            Ok(Ok(Ok(()))) => {}
+            Ok(Ok(Err(unknown))) => return Err(StoreError::Unreachable(unknown.to_string()).into()),
+            Ok(Err(_)) | Err(_) => return Err(EngineError::OutcomeUnknown(id)),
         }
         // Whoever moved it, it is watched until it is final or the patience ends.
         let goes_on = |standing: &Standing| !matches!(standing.phase, Phase::Confirming | Phase::Cancelling);
         let record = self.watch(id, deadline - tokio::time::Instant::now(), goes_on).await?;
         record.ok_or(EngineError::NotFound(id))
+    }
+
+    /// Moves a row on a client's behalf, and sees it through, whether or not the client still waits.
+    async fn move_on_request(
+        self: Arc<Self>,
+        record: Record,
+        event: Event,
+        moved: oneshot::Sender<Result<(), Unknown>>,
+    ) {
+        let id = record.id();
+        let _active = self.activate(id);
+        let advanced = match self.store.advance.call(Advance { id, event, reason: None }).await {
+            Ok(advanced) => advanced,
+            Err(unknown) => {
+                let _ = moved.send(Err(unknown));
+                return;
+            }
+        };
+        let _ = moved.send(Ok(()));
+        if let Some(advanced) = advanced {
+            if let Some(at) = advanced.wake_at {
+                self.timers.arm(at, id);
+            }
+            let record = Record { transaction: record.transaction, standing: advanced.standing };
+            drive::Life::new(&self, record, advanced.wake_at).drive().await;
+        }
     }
 
     /// What is there under a creation's id: the same body is answered as it stands, another one is refused.
@@ -385,19 +414,18 @@ impl Engine {
             Ok(None) => return self.timers.done(entry),
             Err(_) => return self.timers.put_back(entry, self.clock.now_us() + STORE_DOWN_US),
         };
-        let due_us = woken.record.transaction.descriptor.due_at.as_microsecond();
-        let is_early = woken.record.standing.phase == Phase::Held
-            && due_us <= entry.at_us
-            && woken.now.as_microsecond() < due_us;
-        if is_early {
-            // Due by the clock here, not yet by the database's, which counts.
-            return self.timers.put_back(entry, self.clock.now_us() + (due_us - woken.now.as_microsecond()));
+        let is_held = woken.record.standing.phase == Phase::Held;
+        let early_us = entry.at_us - woken.now.as_microsecond();
+        if (is_held || woken.is_put_off) && early_us > 0 {
+            // Its time has come by the clock here, and not yet by the database's, which counts.
+            return self.timers.put_back(entry, self.clock.now_us() + early_us);
         }
-        if let Some(at) = woken.wake_at {
+        // What is held has a wake-up that its own statement left; that statement's answer may have been lost.
+        if let Some(at) = woken.wake_at.or_else(|| woken.record.maturity_wake_up()) {
             self.timers.arm(at, entry.id);
         }
         self.timers.done(entry);
-        if woken.record.standing.phase != Phase::Held {
+        if !is_held && !woken.is_put_off {
             drive::Life::woken(&self, woken).drive().await;
         }
     }

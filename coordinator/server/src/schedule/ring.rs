@@ -103,12 +103,20 @@ impl Ring {
 
     /// Whoever committed a wake-up has made it pointless: it is neither fired nor found missing.
     pub fn settle(&mut self, entry: Entry) {
-        if entry.at_us < self.closed_until_us || entry.at_us >= self.loading_until_us {
+        if entry.at_us < self.closed_until_us {
             return;
         }
         let window = self.windows.entry(floor(entry.at_us)).or_default();
-        if window.known.insert(entry, State::Settled) == Some(State::Open) {
-            window.open -= 1;
+        match window.known.get_mut(&entry) {
+            Some(state) => {
+                window.open -= usize::from(*state == State::Open);
+                *state = State::Settled;
+            }
+            // What lies beyond the announced reads is left to them: they find it moot.
+            None if entry.at_us < self.loading_until_us => {
+                window.known.insert(entry, State::Settled);
+            }
+            None => {}
         }
     }
 
@@ -167,6 +175,11 @@ impl Ring {
     #[must_use]
     pub fn closed_until_us(&self) -> i64 {
         self.closed_until_us
+    }
+
+    /// The database's clock went back: what is committed from now on may lie before the windows that are closed.
+    pub fn reopen(&mut self, from_us: i64) {
+        self.closed_until_us = self.closed_until_us.min(floor(from_us));
     }
 
     /// How many wake-ups wait in buckets.
@@ -327,6 +340,30 @@ mod tests {
         assert_eq!(ring.take(60_000_000, 10), [entry(1, 1)]);
         ring.settle(entry(1, 1));
         assert_eq!(ring.close_until(3 * WINDOW_US), 3 * WINDOW_US);
+    }
+
+    #[test]
+    fn what_is_settled_while_a_read_is_taken_back_stays_settled() {
+        let mut ring = Ring::new(0);
+        ring.load_until(60_000_000);
+        ring.add(entry(1, 1), 1);
+        let taken = ring.take(60_000_000, 10);
+        ring.unload(0);
+        ring.settle(taken[0]);
+        ring.load_until(60_000_000);
+
+        assert!(!ring.add(entry(1, 1), 1));
+        assert_eq!(ring.close_until(WINDOW_US), WINDOW_US);
+    }
+
+    #[test]
+    fn after_the_clock_went_back_closed_windows_are_open_again() {
+        let mut ring = loaded(60_000_000);
+        ring.close_until(3 * WINDOW_US);
+        ring.reopen(WINDOW_US);
+        ring.arm(entry(WINDOW_US + 1, 1));
+
+        assert_eq!(ring.close_until(3 * WINDOW_US), WINDOW_US);
     }
 
     #[test]

@@ -13,7 +13,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 use tcc_core::{Timestamp, TransactionId};
 use tcc_participant::{
@@ -31,6 +31,14 @@ const LOOK_AHEAD_US: i64 = 120_000_000;
 const LOAD_INTERVAL_US: i64 = 10_000_000;
 /// How long after its end a window is read once more.
 const VERIFY_AFTER_US: i64 = 2_000_000;
+/// How much of the table one read takes at most.
+const LOAD_AT_ONCE_US: i64 = 300_000_000;
+/// With so many wake-ups in memory no more are read ahead, until some have been looked at.
+const CROWDED: usize = 2_000_000;
+/// The database's clock may be set by less than this without anybody noticing.
+const CLOCK_WENT_BACK_US: i64 = 1_000_000;
+/// How long a heartbeat, or connecting, may take before the connection is given up.
+const PATIENCE: Duration = Duration::from_secs(15);
 /// How many wake-ups are handed out at a time.
 const FIRE_BATCH: usize = 512;
 
@@ -46,7 +54,7 @@ CROSS JOIN LATERAL (
 
 const SNAPSHOT: &str = "\
 -- snapshot
-SELECT pg_snapshot_xmin(s)::text::int8, pg_snapshot_xmax(s)::text::int8 FROM pg_current_snapshot() AS s";
+SELECT pg_snapshot_xmin(s)::text::int8, pg_snapshot_xmax(s)::text::int8, clock_timestamp() FROM pg_current_snapshot() AS s";
 
 /// Serves the wake-ups of all slots on one connection.
 pub struct Scheduler {
@@ -58,16 +66,25 @@ pub struct Scheduler {
     missed: Arc<AtomicU64>,
     behind: Option<Behind>,
     is_first_load: bool,
+    /// Windows before it were read once more.
+    verified_until_us: i64,
     saved_watermark_us: i64,
 }
 
-/// Windows that have passed and are not closed yet.
+/// Windows that have passed and were not yet read in a snapshot that nothing can come behind.
 struct Behind {
     until_us: i64,
     /// Of a snapshot taken after they had passed.
     xmax: i64,
-    /// Read once more, when nothing could come behind any longer.
-    verified: bool,
+}
+
+struct Snapshot {
+    /// The oldest transaction that is still running.
+    xmin: i64,
+    /// The first one that has not started yet.
+    xmax: i64,
+    /// The database's clock.
+    now_us: i64,
 }
 
 /// Why the scheduler ended.
@@ -99,6 +116,7 @@ impl Scheduler {
             missed: Arc::default(),
             behind: None,
             is_first_load: true,
+            verified_until_us: watermark.as_microsecond(),
             saved_watermark_us: watermark.as_microsecond(),
         })
     }
@@ -128,7 +146,9 @@ impl Scheduler {
             if stop.is_cancelled() {
                 break Ended::Stopped;
             }
-            let pause = match self.tick().await {
+            let ticked = tokio::time::timeout(PATIENCE, self.tick()).await;
+            let ticked = ticked.unwrap_or_else(|_| Err(Failure::Disconnected("no answer in time".into())));
+            let pause = match ticked {
                 Ok(true) => {
                     failures = 0;
                     slots::HEARTBEAT
@@ -157,71 +177,82 @@ impl Scheduler {
         if !slots::renew(&self.session, self.me, &self.clock).await? {
             return Ok(false);
         }
-        let now = self.clock.now_us();
-        let loaded = self.timers.lock().load_until(0);
-        if now + LOOK_AHEAD_US >= loaded + LOAD_INTERVAL_US {
-            self.load(loaded, now).await?;
-        }
-        self.verify(now).await?;
-        let watermark = self.timers.lock().closed_until_us();
-        if watermark > self.saved_watermark_us {
-            slots::advance_watermark(&self.session, self.me, timestamp(watermark)).await?;
+        self.load().await?;
+        self.verify().await?;
+        let watermark = self.timers.lock().close_until(self.verified_until_us);
+        if watermark != self.saved_watermark_us {
+            slots::set_watermark(&self.session, self.me, timestamp(watermark)).await?;
             self.saved_watermark_us = watermark;
         }
         Ok(true)
     }
 
-    /// Reads ahead. The announcement comes first: from then on creators push what they commit.
-    async fn load(&mut self, from: i64, now: i64) -> Result<(), Failure> {
-        let until = now + LOOK_AHEAD_US;
-        self.timers.lock().load_until(until);
-        // The first read finds what an instance left that is gone. What it was at work on is looked at now, not when that
-        // instance would have noticed that it had failed; looking at something early does no harm.
-        let hurry_until = if std::mem::take(&mut self.is_first_load) {
-            now + RETRY_INTERVAL.as_micros() as i64
-        } else {
-            now
-        };
-        let fire_at = |at_us: i64| if at_us < hurry_until { at_us.min(now) } else { at_us };
-        if let Err(failure) = self.read(from, until, fire_at, false).await {
-            self.is_first_load |= hurry_until > now;
-            // Not read after all: take the announcement back, so that the next tick reads the same again.
-            self.timers.lock().unload(from);
-            return Err(failure);
+    /// Reads ahead, in parts that fit into a statement's time, until the look-ahead is full or the heartbeat is due.
+    async fn load(&mut self) -> Result<(), Failure> {
+        let began = Instant::now();
+        loop {
+            let now = self.clock.now_us();
+            let from = self.timers.lock().load_until(0);
+            let until = (now + LOOK_AHEAD_US).min(from + LOAD_AT_ONCE_US);
+            let is_full = now + LOOK_AHEAD_US < from + LOAD_INTERVAL_US;
+            if is_full || began.elapsed() >= slots::HEARTBEAT || self.timers.lock().len() >= CROWDED {
+                self.is_first_load &= !is_full;
+                return Ok(());
+            }
+            // The first read finds what an instance left that is gone. What it was at work on is looked at now, not when
+            // that instance would have noticed that it had failed; looking at something early does no harm.
+            let hurry_until = if self.is_first_load { now + RETRY_INTERVAL.as_micros() as i64 } else { now };
+            let fire_at = |at_us: i64| if at_us < hurry_until { at_us.min(now) } else { at_us };
+            // The announcement comes first: from then on creators push what they commit.
+            self.timers.lock().load_until(until);
+            if let Err(failure) = self.read(from, until, fire_at, false).await {
+                // Not read after all: take the announcement back, so that the next tick reads the same again.
+                self.timers.lock().unload(from);
+                return Err(failure);
+            }
         }
-        Ok(())
     }
 
-    /// Reads the windows that have passed once more, fires what was missed, and closes them when nothing can come behind.
-    async fn verify(&mut self, now: i64) -> Result<(), Failure> {
-        let from = self.timers.lock().closed_until_us();
-        let mut behind = match self.behind.take() {
+    /// Reads the windows that have passed once more, and fires what was missed.
+    async fn verify(&mut self) -> Result<(), Failure> {
+        let behind = match self.behind.take() {
             Some(behind) => behind,
             None => {
-                let until_us = (now - VERIFY_AFTER_US).div_euclid(WINDOW_US) * WINDOW_US;
-                if until_us <= from {
+                // Whether a window has passed is for the database's clock to say, not for the estimate of it here.
+                let Snapshot { xmax, now_us, .. } = self.snapshot().await?;
+                if now_us < self.verified_until_us - CLOCK_WENT_BACK_US {
+                    tracing::warn!("the database's clock went back; what it says now counts");
+                    self.verified_until_us = now_us - CLOCK_WENT_BACK_US;
+                    self.timers.lock().reopen(self.verified_until_us);
+                }
+                let passed = (now_us - VERIFY_AFTER_US).div_euclid(WINDOW_US) * WINDOW_US;
+                let loaded = self.timers.lock().load_until(0).div_euclid(WINDOW_US) * WINDOW_US;
+                let until_us = passed.min(loaded).min(self.verified_until_us + LOAD_AT_ONCE_US);
+                if until_us <= self.verified_until_us {
                     return Ok(());
                 }
-                let (_, xmax) = self.snapshot().await?;
-                Behind { until_us, xmax, verified: false }
+                Behind { until_us, xmax }
             }
         };
-        if !behind.verified {
-            let (xmin, _) = self.snapshot().await?;
-            self.read(from, behind.until_us, |at_us| at_us, true).await?;
-            // The read's snapshot is younger than the one that xmin is of, so it saw whatever had been running.
-            behind.verified = xmin >= behind.xmax;
+        let Snapshot { xmin, .. } = self.snapshot().await?;
+        self.read(self.verified_until_us, behind.until_us, |at_us| at_us, true).await?;
+        // The read's snapshot is younger than the one that xmin is of, so it saw whatever had been running.
+        if xmin >= behind.xmax {
+            self.verified_until_us = behind.until_us;
+        } else {
+            self.behind = Some(behind);
         }
-        let closed = behind.verified && self.timers.lock().close_until(behind.until_us) >= behind.until_us;
-        self.behind = (!closed).then_some(behind);
         Ok(())
     }
 
-    /// The oldest transaction that is still running, and the first one that has not started yet.
-    async fn snapshot(&self) -> Result<(i64, i64), Failure> {
+    async fn snapshot(&self) -> Result<Snapshot, Failure> {
         let statement = self.session.statement(SNAPSHOT)?;
         let row = self.session.client()?.query_one(statement, &[]).await.map_err(|e| sort(&e))?;
-        Ok((row.get(0), row.get(1)))
+        Ok(Snapshot {
+            xmin: row.get(0),
+            xmax: row.get(1),
+            now_us: row.get::<_, Timestamp>(2).as_microsecond(),
+        })
     }
 
     async fn read(
@@ -250,15 +281,17 @@ impl Scheduler {
     }
 
     async fn reconnect(&mut self) {
-        if let Err(failure) = connect(&mut self.session).await {
-            tracing::debug!(%failure, "the scheduler cannot connect");
+        match tokio::time::timeout(PATIENCE, connect(&mut self.session)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(failure)) => tracing::debug!(%failure, "the scheduler cannot connect"),
+            Err(_) => tracing::debug!("connecting the scheduler takes too long"),
         }
     }
 
     async fn leave(&self) {
         let watermark = self.timers.lock().closed_until_us();
         let left = async {
-            slots::advance_watermark(&self.session, self.me, timestamp(watermark)).await?;
+            slots::set_watermark(&self.session, self.me, timestamp(watermark)).await?;
             slots::release(&self.session, self.me).await
         };
         match tokio::time::timeout(Duration::from_secs(2), left).await {

@@ -34,9 +34,10 @@ WITH me AS (
 )
 SELECT (SELECT count(*) FROM slot WHERE owner = $1), clock_timestamp()";
 
-const ADVANCE_WATERMARK: &str = "\
--- advance_watermark
-UPDATE slot SET watermark = $2 WHERE owner = $1 AND watermark < $2";
+/// It goes back when the database's clock did.
+const SET_WATERMARK: &str = "\
+-- set_watermark
+UPDATE slot SET watermark = $2 WHERE owner = $1 AND watermark <> $2";
 
 const RELEASE: &str = "\
 -- release_slots
@@ -44,7 +45,7 @@ WITH gone AS (DELETE FROM instance WHERE id = $1)
 UPDATE slot SET owner = NULL WHERE owner = $1";
 
 /// The statements of this module, to be prepared by whoever owns the session.
-pub const STATEMENTS: [&str; 4] = [TAKE, RENEW, ADVANCE_WATERMARK, RELEASE];
+pub const STATEMENTS: [&str; 4] = [TAKE, RENEW, SET_WATERMARK, RELEASE];
 
 /// Takes all slots. Answers the watermark to read from, and the database's clock.
 ///
@@ -77,8 +78,8 @@ pub async fn renew(session: &Session, me: Uuid, clock: &Clock) -> Result<bool, F
 /// # Errors
 ///
 /// [`Failure`].
-pub async fn advance_watermark(session: &Session, me: Uuid, watermark: Timestamp) -> Result<(), Failure> {
-    let statement = session.statement(ADVANCE_WATERMARK)?;
+pub async fn set_watermark(session: &Session, me: Uuid, watermark: Timestamp) -> Result<(), Failure> {
+    let statement = session.statement(SET_WATERMARK)?;
     session.client()?.execute(statement, &[&me, &watermark]).await.map_err(|e| sort(&e))?;
     Ok(())
 }

@@ -20,7 +20,9 @@ use uuid::Uuid;
 const ADVANCE: &str = concat!(
     "\
 -- advance
-WITH clock AS MATERIALIZED (SELECT clock_timestamp() AS now),
+WITH clock AS MATERIALIZED (
+    SELECT clock_timestamp() AS now FROM pg_current_xact_id() AS xid WHERE xid IS NOT NULL
+),
 advanced AS (
     UPDATE transaction t
     SET phase = i.target,
@@ -111,6 +113,23 @@ impl AdvanceExecutor {
         Self { session: Session::new(config, "tccd-advance", Plans::Generic) }
     }
 
+    /// Moves in rounds, in each of which an id is there once.
+    async fn rounds(
+        &mut self,
+        items: &[Advance],
+        rounds: &[Vec<usize>],
+    ) -> Result<Vec<Option<Advanced>>, Failure> {
+        let mut answers: Vec<Option<Advanced>> = items.iter().map(|_| None).collect();
+        for round in rounds {
+            let batch: Vec<&Advance> = round.iter().map(|n| &items[*n]).collect();
+            let mut moved = self.round(&batch).await?;
+            for n in round {
+                answers[*n] = moved.remove(&items[*n].id.uuid());
+            }
+        }
+        Ok(answers)
+    }
+
     /// Moves each id once.
     async fn round(&mut self, items: &[&Advance]) -> Result<HashMap<Uuid, Advanced>, Failure> {
         let ids: Vec<Uuid> = items.iter().map(|item| item.id.uuid()).collect();
@@ -148,24 +167,29 @@ impl Executor for AdvanceExecutor {
     }
 
     async fn run(&mut self, items: &[Advance]) -> Result<Vec<Option<Advanced>>, Failure> {
-        let mut answers: Vec<Option<Advanced>> = items.iter().map(|_| None).collect();
         // One UPDATE applies one of several rows for the same id, silently: what is there twice waits for the next round.
         let mut order: Vec<usize> = (0..items.len()).collect();
         order.sort_by_key(|n| items[*n].id);
-        while !order.is_empty() {
-            let (mut round, mut later): (Vec<usize>, Vec<usize>) = (Vec::new(), Vec::new());
-            for n in order {
-                let again = round.last().is_some_and(|last| items[*last].id == items[n].id);
-                if again { &mut later } else { &mut round }.push(n);
+        let mut rounds: Vec<Vec<usize>> = Vec::new();
+        for n in order {
+            let has_id =
+                |round: &&mut Vec<usize>| round.last().is_none_or(|last| items[*last].id != items[n].id);
+            match rounds.iter_mut().find(has_id) {
+                Some(round) => round.push(n),
+                None => rounds.push(vec![n]),
             }
-            let batch: Vec<&Advance> = round.iter().map(|n| &items[*n]).collect();
-            let mut moved = self.round(&batch).await?;
-            for n in round {
-                answers[n] = moved.remove(&items[n].id.uuid());
-            }
-            order = later;
         }
-        Ok(answers)
+        if let [round] = rounds.as_slice() {
+            return self.rounds(items, std::slice::from_ref(round)).await;
+        }
+        // All rounds or none: if one fails, the answers of those before it would be lost.
+        self.session.client()?.batch_execute("BEGIN").await.map_err(|e| sort(&e))?;
+        let done = self.rounds(items, &rounds).await;
+        let end = if done.is_ok() { "COMMIT" } else { "ROLLBACK" };
+        let ended = self.session.client()?.batch_execute(end).await;
+        ended.map_err(|e| Failure::Disconnected(e.to_string()))?;
+        self.session.settle()?;
+        done
     }
 }
 

@@ -12,7 +12,10 @@ use uuid::Uuid;
 
 const BEGIN: &str = "\
 -- begin
-WITH clock AS MATERIALIZED (SELECT clock_timestamp() AS now, clock_timestamp() + $6::float8 * interval '1 second' AS wake_at),
+WITH clock AS MATERIALIZED (
+    SELECT clock_timestamp() AS now, clock_timestamp() + $6::float8 * interval '1 second' AS wake_at
+    FROM pg_current_xact_id() AS xid WHERE xid IS NOT NULL
+),
 begun AS (
     INSERT INTO transaction (id, phase, on_maturity, due_at, created_at, descriptor)
     SELECT i.id, 1, i.on_maturity, i.due_at, clock.now, i.descriptor

@@ -1,7 +1,7 @@
 //! Putting off what could not be done: what is wrong, since when, and the wake-up that tries it again.
 
 use std::{collections::HashMap, time::Duration};
-use tcc_core::{Attention, Timestamp, TransactionId};
+use tcc_core::{Attention, Phase, Timestamp, TransactionId};
 use tcc_participant::{
     Executor, Failure, Session,
     session::{Plans, sort},
@@ -11,18 +11,21 @@ use uuid::Uuid;
 
 const DEFER: &str = "\
 -- defer
-WITH clock AS MATERIALIZED (SELECT clock_timestamp() AS now),
+WITH clock AS MATERIALIZED (
+    SELECT clock_timestamp() AS now FROM pg_current_xact_id() AS xid WHERE xid IS NOT NULL
+),
 put_off AS (
     UPDATE transaction t SET attention = i.attention
-    FROM unnest($1::uuid[], $2::int2[], $3::float8[], $4::text[], $5::int2[]) AS i (id, attention, delay, error, slot)
-    WHERE t.id = i.id AND t.phase IN (1, 2, 3, 5) AND t.attention < 3
-    RETURNING t.id, i.attention, i.delay, i.error, i.slot
+    FROM unnest($1::uuid[], $2::int2[], $3::float8[], $4::text[], $5::int2[], $6::int2[], $7::int4[])
+        AS i (id, attention, delay, error, slot, phase, faults)
+    WHERE t.id = i.id AND t.phase = i.phase AND t.attention < 3
+    RETURNING t.id, i.attention, i.delay, i.error, i.slot, i.faults
 ),
 noted AS (
     INSERT INTO attention AS a (transaction_id, kind, since, attempts, last_error, next_try)
-    SELECT p.id, p.attention, clock.now, 1, p.error, clock.now + p.delay * interval '1 second' FROM put_off p, clock
+    SELECT p.id, p.attention, clock.now, p.faults, p.error, clock.now + p.delay * interval '1 second' FROM put_off p, clock
     ON CONFLICT (transaction_id) DO UPDATE
-    SET kind = excluded.kind, attempts = a.attempts + 1, last_error = excluded.last_error, next_try = excluded.next_try
+    SET kind = excluded.kind, attempts = a.attempts + excluded.attempts, last_error = excluded.last_error, next_try = excluded.next_try
 ),
 woken AS (
     INSERT INTO wakeup (wake_at, transaction_id, slot)
@@ -35,6 +38,10 @@ SELECT p.id, clock.now + p.delay * interval '1 second' AS wake_at FROM put_off p
 pub struct Defer {
     /// Which.
     pub id: TransactionId,
+    /// The phase in which it could not go on: if somebody else has moved it, there is nothing to put off.
+    pub phase: Phase,
+    /// Whether it was the fault of this transaction alone, which is counted.
+    pub is_fault: bool,
     /// What to show: RETRYING, STUCK or PARKED.
     pub attention: Attention,
     /// When to try again; `None` for what is parked.
@@ -43,7 +50,7 @@ pub struct Defer {
     pub error: String,
 }
 
-/// When it will be tried again: `None` if it is parked, or became final meanwhile.
+/// When it will be tried again: `None` if it is parked, or was moved meanwhile.
 pub type Deferred = Option<Timestamp>;
 
 /// Puts off batches.
@@ -79,11 +86,14 @@ impl Executor for DeferExecutor {
         let errors: Vec<&str> = sorted.iter().map(|item| item.error.as_str()).collect();
         let slots: Vec<i16> = sorted.iter().map(|item| i16::from(item.id.slot())).collect();
 
+        let phases: Vec<i16> = sorted.iter().map(|item| item.phase.number()).collect();
+        let faults: Vec<i32> = sorted.iter().map(|item| i32::from(item.is_fault)).collect();
+
         let statement = self.session.statement(DEFER)?;
         let rows = self
             .session
             .client()?
-            .query(statement, &[&ids, &attention, &delays, &errors, &slots])
+            .query(statement, &[&ids, &attention, &delays, &errors, &slots, &phases, &faults])
             .await
             .map_err(|e| sort(&e))?;
         self.session.settle()?;

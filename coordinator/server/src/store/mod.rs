@@ -2,8 +2,9 @@
 //!
 //! Four batchers do all the writing: [`begin`] inserts transactions, [`advance`] moves their phases, [`wake`] looks at what
 //! is due and claims it, [`defer`] puts off what could not be done. Every write of a phase is a compare-and-set whose
-//! guards come from `Phase::after`, and every statement that leaves a transaction non-final leaves a wake-up for it. Reads
-//! use a pool of their own. SQL on these tables stands here and in `schedule`, nowhere else.
+//! guards come from `Phase::after`, and every statement that leaves a transaction non-final leaves a wake-up for it. Each
+//! takes its transaction's number before it reads the clock: a window of wake-ups is closed when no older number is still
+//! running, so a statement must not make a wake-up by a time at which it had no number yet. Reads use a pool of their own. SQL on these tables stands here and in `schedule`, nowhere else.
 
 pub mod advance;
 pub mod begin;
@@ -90,7 +91,7 @@ pub fn reads(config: &Config) -> Pool {
     let manager = Manager::from_config(
         bounded(config.clone(), "tccd-reads"),
         NoTls,
-        ManagerConfig { recycling_method: RecyclingMethod::Fast },
+        ManagerConfig { recycling_method: RecyclingMethod::Verified },
     );
     let patience = Some(Duration::from_secs(3));
     Pool::builder(manager)

@@ -1,6 +1,6 @@
 //! What the API, the status and the audit read.
 
-use super::{Record, Store, StoreError, record::standing};
+use super::{Record, Store, StoreError, WAKE_HORIZON, record::standing};
 use tcc_core::{Attention, Timestamp, TransactionId};
 use uuid::Uuid;
 
@@ -23,7 +23,29 @@ const ATTENTION: &str = "\
 -- attention
 SELECT DISTINCT ON (kind) kind, count(*) OVER (PARTITION BY kind) AS transactions, since,
        extract(epoch FROM clock_timestamp() - since)::float8 AS age_s, transaction_id, last_error
-FROM attention ORDER BY kind, since";
+FROM attention a
+-- A row that was written while its transaction became final says nothing any more.
+WHERE EXISTS (SELECT FROM transaction t WHERE t.id = a.transaction_id AND t.attention = a.kind)
+ORDER BY kind, since";
+
+/// What is held has its wake-up at one known time, unless that lies so far back that it was armed again; everything else has
+/// one within the next moments.
+const FORGOTTEN: &str = "\
+-- forgotten
+SELECT t.id
+FROM unnest($1::uuid[]) AS i (id)
+JOIN transaction t ON t.id = i.id
+JOIN slot s ON s.slot = get_byte(uuid_send(t.id), 15)
+WHERE t.phase IN (1, 2, 3, 5) AND t.attention < 3
+  AND NOT EXISTS (
+      SELECT FROM wakeup w
+      WHERE w.slot = s.slot AND w.transaction_id = t.id AND w.wake_at >= s.watermark AND t.phase = 2
+        AND w.wake_at = least(greatest(t.due_at, t.held_at), t.held_at + $2::float8 * interval '1 second'))
+  AND NOT EXISTS (
+      SELECT FROM wakeup w
+      WHERE w.slot = s.slot AND w.transaction_id = t.id AND w.wake_at >= s.watermark
+        AND (t.phase <> 2 OR t.held_at + $2::float8 * interval '1 second' <= clock_timestamp())
+        AND w.wake_at <= CASE WHEN t.phase = 2 THEN t.due_at ELSE clock_timestamp() + interval '1 minute' END)";
 
 /// The transactions with one kind of attention.
 #[derive(Debug, Clone)]
@@ -70,6 +92,17 @@ impl Store {
     pub async fn get_all(&self, ids: &[Uuid]) -> Result<Vec<Record>, StoreError> {
         let client = self.reader().await?;
         client.query(GET_ALL, &[&ids]).await?.iter().map(Record::read).collect()
+    }
+
+    /// Those of the given transactions that no wake-up would ever find again. There must be none.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`].
+    pub async fn forgotten(&self, ids: &[Uuid]) -> Result<Vec<Uuid>, StoreError> {
+        let client = self.reader().await?;
+        let rows = client.query(FORGOTTEN, &[&ids, &WAKE_HORIZON.as_secs_f64()]).await?;
+        Ok(rows.iter().map(|row| row.get(0)).collect())
     }
 
     /// The database's clock.

@@ -1,6 +1,6 @@
 //! A transaction's row as a value.
 
-use super::StoreError;
+use super::{StoreError, WAKE_HORIZON};
 use std::sync::Arc;
 use tcc_core::{Attention, Cause, Phase, Timestamp, Transaction, TransactionId};
 use tokio_postgres::Row;
@@ -53,6 +53,13 @@ impl Record {
         let transaction =
             Transaction::decode(id, row.get("descriptor")).map_err(|e| damaged(format!("{id}: {e}")))?;
         Ok(Self { transaction: Arc::new(transaction), standing: Standing::read(row)? })
+    }
+
+    /// When the statement that made it HELD left its wake-up, if it is.
+    #[must_use]
+    pub fn maturity_wake_up(&self) -> Option<Timestamp> {
+        let held_at = self.standing.held_at.filter(|_| self.standing.phase == Phase::Held)?;
+        Some(self.transaction.descriptor.due_at.max(held_at).min(held_at + WAKE_HORIZON))
     }
 
     /// Its id.

@@ -17,7 +17,9 @@ use uuid::Uuid;
 const WAKE: &str = concat!(
     "\
 -- wake
-WITH clock AS MATERIALIZED (SELECT clock_timestamp() AS now),
+WITH clock AS MATERIALIZED (
+    SELECT clock_timestamp() AS now FROM pg_current_xact_id() AS xid WHERE xid IS NOT NULL
+),
 matured AS (
     UPDATE transaction t
     SET phase = CASE t.on_maturity WHEN 1 THEN $3::int2 ELSE $4::int2 END, cause = $5::int2, decided_at = clock.now
@@ -35,15 +37,20 @@ open AS (
     WHERE t.phase IN (1, 2, 3, 5) AND t.attention < 3 AND NOT EXISTS (SELECT FROM matured m WHERE m.id = t.id)
 ),
 found AS (
-    SELECT *, NULL::timestamptz AS rearmed FROM matured
+    SELECT matured.*, false AS is_put_off, NULL::int4 AS attempts, NULL::timestamptz AS since FROM matured
     UNION ALL
-    -- What is held and not due yet has its wake-up, except that of a far due time, which is set once more.
-    SELECT open.*, CASE WHEN phase = 2 AND held_at + $8::float8 * interval '1 second' <= clock.now
-                   THEN least(due_at, clock.now + $8::float8 * interval '1 second') END
-    FROM open, clock
+    -- What was put off has a later wake-up of its own: looking at it now would begin a second chain of them.
+    SELECT open.*, coalesce(a.next_try > clock.now, false), a.attempts, a.since
+    FROM clock, open LEFT JOIN attention a ON a.transaction_id = open.id AND open.attention <> 0
 ),
 timed AS (
-    SELECT f.id, CASE WHEN f.phase = 2 THEN f.rearmed ELSE clock.now + $7::float8 * interval '1 second' END AS wake_at
+    SELECT f.id,
+           CASE WHEN f.is_put_off THEN NULL
+                WHEN f.phase <> 2 THEN clock.now + $7::float8 * interval '1 second'
+                -- What is held has its wake-up, except that of a far due time, which is set once more.
+                WHEN f.held_at + $8::float8 * interval '1 second' <= clock.now
+                    THEN least(f.due_at, clock.now + $8::float8 * interval '1 second')
+           END AS wake_at
     FROM found f, clock
 ),
 woken AS (
@@ -53,8 +60,8 @@ woken AS (
 )
 SELECT ",
     standing!(),
-    ", t.id, t.due_at, t.descriptor, timed.wake_at, a.attempts, clock.now, a.since
-FROM found t JOIN timed ON timed.id = t.id CROSS JOIN clock LEFT JOIN attention a ON a.transaction_id = t.id"
+    ", t.id, t.descriptor, t.is_put_off, t.attempts, t.since, timed.wake_at, clock.now
+FROM found t JOIN timed ON timed.id = t.id CROSS JOIN clock"
 );
 
 /// A transaction that is not final, as it stands after its wake-up. (`None` instead of it: final, parked or unknown.)
@@ -62,8 +69,10 @@ FROM found t JOIN timed ON timed.id = t.id CROSS JOIN clock LEFT JOIN attention 
 pub struct Woken {
     /// The whole row.
     pub record: Record,
-    /// Of the next wake-up; `None` for what is held and already has one.
+    /// Of the next wake-up; `None` for what is held or put off, and already has one.
     pub wake_at: Option<Timestamp>,
+    /// It was put off until later than now.
+    pub is_put_off: bool,
     /// How often it failed in its present phase.
     pub attempts: u32,
     /// Since when it has been failing.
@@ -109,7 +118,7 @@ impl Executor for WakeExecutor {
         ]).await.map_err(|e| sort(&e))?;
         self.session.settle()?;
 
-        let mut woken = HashMap::new();
+        let mut woken: HashMap<TransactionId, Woken> = HashMap::new();
         for row in rows {
             let record = Record::read(&row).map_err(|e| Failure::Rejected(e.to_string()))?;
             let attempts: Option<i32> = row.get("attempts");
@@ -117,12 +126,14 @@ impl Executor for WakeExecutor {
             let found = Woken {
                 record,
                 wake_at: row.get("wake_at"),
+                is_put_off: row.get("is_put_off"),
                 attempts: attempts.and_then(|n| u32::try_from(n).ok()).unwrap_or(0),
                 failing_since: row.get("since"),
                 now: row.get("now"),
             };
             woken.insert(id, found);
         }
-        Ok(items.iter().map(|id| woken.remove(id)).collect())
+        // The same id may be there twice, by two of its wake-ups.
+        Ok(items.iter().map(|id| woken.get(id).cloned()).collect())
     }
 }
