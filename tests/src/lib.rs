@@ -25,7 +25,7 @@ use uuid::Uuid;
 /// The currency of every test.
 pub const GOLD: &str = "GOLD";
 /// No test waits longer than this for anything.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A PostgreSQL server with the databases of a coordinator and its shards.
 pub struct System {

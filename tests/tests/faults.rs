@@ -76,7 +76,7 @@ async fn a_hold_whose_shard_is_down_when_it_falls_due_waits_and_is_paid_when_it_
     let mut servers = servers().await;
     let Coordinator { mut client, .. } = serve(&servers).await;
     let (alice, bob) = alice_and_bob(&mut client).await;
-    let request = hold_due_in(&alice, &bob, 10, SignedDuration::from_secs(2));
+    let request = hold_due_in(&alice, &bob, 10, SignedDuration::from_secs(4));
     client.create(&request).await.unwrap();
 
     servers.shards[1].crash().unwrap();
@@ -100,7 +100,7 @@ async fn every_database_may_crash_under_load_and_nothing_is_lost_or_created() {
     let Coordinator { mut client, .. } = serve(&servers).await;
     let (alice, bob) = alice_and_bob(&mut client).await;
     let requests: Vec<_> = (0..300)
-        .map(|n| hold_due_in(&alice, &bob, 10, SignedDuration::from_millis(6_000 + n * 10)))
+        .map(|n| hold_due_in(&alice, &bob, 10, SignedDuration::from_millis(12_000 + n * 10)))
         .collect();
 
     let creating = requests.iter().map(|request| {
@@ -218,9 +218,9 @@ async fn a_hold_that_its_shard_rejects_is_parked_after_many_tries_and_its_neighb
     let system = System::start().await;
     let Coordinator { mut client, running: _running } = system.coordinator().await;
     let (alice, bob) = alice_and_bob(&mut client).await;
-    let poisoned = hold_due_in(&alice, &bob, 13, SignedDuration::from_secs(2));
+    let poisoned = hold_due_in(&alice, &bob, 13, SignedDuration::from_secs(5));
     let sound: Vec<_> =
-        (0..20).map(|_| hold_due_in(&alice, &bob, 10, SignedDuration::from_secs(2))).collect();
+        (0..20).map(|_| hold_due_in(&alice, &bob, 10, SignedDuration::from_secs(5))).collect();
     for request in sound.iter().chain([&poisoned]) {
         client.create(request).await.unwrap();
     }
@@ -258,7 +258,7 @@ async fn without_the_push_after_a_commit_the_verify_pass_finds_every_wake_up() {
     let (alice, bob) = alice_and_bob(&mut client).await;
     running.timers.stop_pushing();
     let requests: Vec<_> =
-        (0..50).map(|n| hold_due_in(&alice, &bob, 10, SignedDuration::from_millis(2_000 + n * 10))).collect();
+        (0..50).map(|n| hold_due_in(&alice, &bob, 10, SignedDuration::from_millis(5_000 + n * 10))).collect();
     for request in &requests {
         client.create(request).await.unwrap();
     }
@@ -392,11 +392,11 @@ async fn a_shard_that_hangs_holds_up_neither_the_others_nor_the_end() {
     let carol = tcc_tests::on_shard("carol", 0);
     client.account(&carol, 0).await;
     let hung: Vec<_> =
-        (0..100).map(|_| hold_due_in(&alice, &bob, 10, SignedDuration::from_secs(2))).collect();
+        (0..100).map(|_| hold_due_in(&alice, &bob, 10, SignedDuration::from_secs(5))).collect();
     for request in &hung {
         client.create(request).await.unwrap();
     }
-    let free = hold_due_in(&alice, &carol, 10, SignedDuration::from_secs(4));
+    let free = hold_due_in(&alice, &carol, 10, SignedDuration::from_secs(7));
     client.create(&free).await.unwrap();
 
     let processes = servers.shards[1].processes();
@@ -426,7 +426,7 @@ async fn a_coordinator_that_is_told_to_stop_finishes_what_is_under_way_and_the_n
     let Coordinator { mut client, running } = system.coordinator().await;
     let (alice, bob) = alice_and_bob(&mut client).await;
     let requests: Vec<_> =
-        (0..200).map(|n| hold_due_in(&alice, &bob, 10, SignedDuration::from_millis(2_500 + n * 5))).collect();
+        (0..200).map(|n| hold_due_in(&alice, &bob, 10, SignedDuration::from_millis(5_000 + n * 5))).collect();
     let creating: Vec<_> = requests
         .iter()
         .map(|request| {

@@ -6,7 +6,7 @@ use tcc_tests::{System, from_proto, hold, hold_due_in, new_id, on_shard, on_two_
 use tonic::Code;
 
 fn soon() -> SignedDuration {
-    SignedDuration::from_secs(2)
+    SignedDuration::from_secs(3)
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -104,7 +104,7 @@ fn whatever_a_kill_interrupts_is_resumed_from_the_tables() {
             for when in [Before, After] {
                 let amount = if wish == Wish::Refuse { 1_000_000 } else { 10 };
                 let request = match wish {
-                    Wish::Pay => hold_due_in(payer, payee, amount, SignedDuration::from_secs(3)),
+                    Wish::Pay => hold_due_in(payer, payee, amount, SignedDuration::from_secs(6)),
                     Wish::Cancel | Wish::Refuse => hold(payer, payee, amount),
                 };
                 gate.stop(TransactionId::parse(&request.id).unwrap(), step, when);

@@ -13,6 +13,8 @@
 //! CONFIRMING and CANCELLING mean "asked, the pivot has not answered yet". Each may flip to the other once, when the pivot
 //! says so. The store turns this table into the guards of its SQL, so it holds there, too.
 
+use std::fmt;
+
 /// Where a transaction stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Phase {
@@ -136,6 +138,20 @@ impl Phase {
     #[must_use]
     pub fn from_number(number: i16) -> Option<Self> {
         Self::ALL.into_iter().find(|phase| phase.number() == number)
+    }
+}
+
+/// As the API names it, without prefix: `CONFIRMED`.
+impl fmt::Display for Phase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Trying => "TRYING",
+            Self::Held => "HELD",
+            Self::Confirming => "CONFIRMING",
+            Self::Confirmed => "CONFIRMED",
+            Self::Cancelling => "CANCELLING",
+            Self::Cancelled => "CANCELLED",
+        })
     }
 }
 

@@ -86,7 +86,7 @@ impl From<EngineError> for Status {
 /// A hold that stands otherwise has a reason of its own for each of the two requests.
 fn too_late(asked: Event, record: &Record) -> Status {
     let id = record.id();
-    let phase = super::convert::phase(record.standing.phase).as_str_name().trim_start_matches("PHASE_");
+    let phase = record.standing.phase;
     let due_at = record.transaction.descriptor.due_at;
     let (reason, message) = match (asked, record.standing.phase) {
         (Event::CancelRequested, Phase::Trying | Phase::Held) => (
@@ -104,7 +104,7 @@ fn too_late(asked: Event, record: &Record) -> Status {
         ),
         _ => ("HOLD_NOT_CONFIRMABLE", format!("hold {id} is {phase}")),
     };
-    let metadata = [("id", id.to_string()), ("phase", phase.to_owned())];
+    let metadata = [("id", id.to_string()), ("phase", phase.to_string())];
     status(Code::FailedPrecondition, reason, message, metadata)
 }
 

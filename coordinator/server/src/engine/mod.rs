@@ -85,7 +85,7 @@ pub enum EngineError {
     #[error("there is no hold {0}")]
     NotFound(TransactionId),
     /// The transaction is in a phase in which this cannot be asked any more.
-    #[error("hold {} is {:?}", .record.id(), .record.standing.phase)]
+    #[error("hold {} is {}", .record.id(), .record.standing.phase)]
     TooLate {
         /// What was asked.
         asked: Event,
