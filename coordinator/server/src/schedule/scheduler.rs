@@ -66,6 +66,8 @@ pub struct Scheduler {
     missed: Arc<AtomicU64>,
     behind: Option<Behind>,
     is_first_load: bool,
+    /// From where on a read that was announced has not come to its end.
+    loading_from_us: Option<i64>,
     /// Windows before it were read once more.
     verified_until_us: i64,
     saved_watermark_us: i64,
@@ -116,6 +118,7 @@ impl Scheduler {
             missed: Arc::default(),
             behind: None,
             is_first_load: true,
+            loading_from_us: None,
             verified_until_us: watermark.as_microsecond(),
             saved_watermark_us: watermark.as_microsecond(),
         })
@@ -156,6 +159,10 @@ impl Scheduler {
                 Ok(false) => break Ended::Overtaken,
                 Err(failure) => {
                     tracing::warn!(%failure, "the scheduler cannot work; trying again");
+                    // What was announced and not read to its end is read again.
+                    if let Some(from) = self.loading_from_us.take() {
+                        self.timers.lock().unload(from);
+                    }
                     failures += 1;
                     self.reconnect().await;
                     Backoff::CONNECTION.delay(failures)
@@ -204,12 +211,10 @@ impl Scheduler {
             let hurry_until = if self.is_first_load { now + RETRY_INTERVAL.as_micros() as i64 } else { now };
             let fire_at = |at_us: i64| if at_us < hurry_until { at_us.min(now) } else { at_us };
             // The announcement comes first: from then on creators push what they commit.
+            self.loading_from_us = Some(from);
             self.timers.lock().load_until(until);
-            if let Err(failure) = self.read(from, until, fire_at, false).await {
-                // Not read after all: take the announcement back, so that the next tick reads the same again.
-                self.timers.lock().unload(from);
-                return Err(failure);
-            }
+            self.read(from, until, fire_at, false).await?;
+            self.loading_from_us = None;
         }
     }
 
