@@ -172,6 +172,9 @@ impl Engine {
         if self.is_draining() {
             return Err(EngineError::Draining);
         }
+        if !self.store.begin.is_reachable() {
+            return Err(StoreError::Unreachable("it is not reachable".into()).into());
+        }
         let admitted =
             Arc::clone(&self.creations).try_acquire_owned().map_err(|_| EngineError::Overloaded)?;
         if let Some(name) = self.participants.unreachable(&transaction) {
