@@ -32,6 +32,15 @@ async fn alice_and_bob(client: &mut Client) -> (String, String) {
     (alice, bob)
 }
 
+/// Creates them all at once; each must be held.
+async fn create_all(client: &Client, requests: &[v1::CreateHoldRequest]) {
+    let creating = requests.iter().map(|request| {
+        let mut client = client.clone();
+        async move { client.create(request).await.unwrap() }
+    });
+    futures::future::join_all(creating).await;
+}
+
 async fn reachable(client: &mut Client, shard: usize) -> bool {
     let status = client.operator.get_status(v1::GetStatusRequest {}).await;
     status.is_ok_and(|status| status.into_inner().shards[shard].reachable)
@@ -221,9 +230,8 @@ async fn a_hold_that_its_shard_rejects_is_parked_after_many_tries_and_its_neighb
     let poisoned = hold_due_in(&alice, &bob, 13, SignedDuration::from_secs(5));
     let sound: Vec<_> =
         (0..20).map(|_| hold_due_in(&alice, &bob, 10, SignedDuration::from_secs(5))).collect();
-    for request in sound.iter().chain([&poisoned]) {
-        client.create(request).await.unwrap();
-    }
+    create_all(&client, &sound).await;
+    client.create(&poisoned).await.unwrap();
     let shard = system.shard_sql(1).await;
     shard
         .batch_execute(
@@ -259,9 +267,7 @@ async fn without_the_push_after_a_commit_the_verify_pass_finds_every_wake_up() {
     running.timers.stop_pushing();
     let requests: Vec<_> =
         (0..50).map(|n| hold_due_in(&alice, &bob, 10, SignedDuration::from_millis(5_000 + n * 10))).collect();
-    for request in &requests {
-        client.create(request).await.unwrap();
-    }
+    create_all(&client, &requests).await;
 
     for request in &requests {
         assert_eq!(client.until_final(&request.id).await.phase(), Phase::Confirmed);
@@ -393,9 +399,7 @@ async fn a_shard_that_hangs_holds_up_neither_the_others_nor_the_end() {
     client.account(&carol, 0).await;
     let hung: Vec<_> =
         (0..100).map(|_| hold_due_in(&alice, &bob, 10, SignedDuration::from_secs(5))).collect();
-    for request in &hung {
-        client.create(request).await.unwrap();
-    }
+    create_all(&client, &hung).await;
     let free = hold_due_in(&alice, &carol, 10, SignedDuration::from_secs(7));
     client.create(&free).await.unwrap();
 

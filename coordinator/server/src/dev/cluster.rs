@@ -88,6 +88,8 @@ const SETTINGS: [&str; 8] = [
     "log_min_messages=warning",
 ];
 
+/// How long a server may take to stop.
+const STOP: Duration = Duration::from_secs(30);
 /// How long a server may take to start, recovery included.
 const START: Duration = Duration::from_secs(60);
 
@@ -266,7 +268,16 @@ impl Cluster {
     fn end(&mut self, how: &'static str) -> Result<(), ClusterError> {
         let Some(mut server) = self.server.take() else { return Ok(()) };
         signal(&server.id().to_string(), how);
-        server.wait().map_err(|e| at(&self.home, e))?;
+        let until = Instant::now() + STOP;
+        while server.try_wait().map_err(|e| at(&self.home, e))?.is_none() {
+            if Instant::now() > until {
+                // It hangs, or its processes were stopped: nothing that it keeps is worth waiting for ever.
+                let _ = server.kill();
+                let _ = server.wait();
+                return Ok(());
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
         Ok(())
     }
 
