@@ -4,10 +4,11 @@
 #   make demo INPUT=FILE    the same on a CSV of orders (order,payer,payee,amount,...)
 #   make test               every test
 #   make model              the exhaustive search of the protocol
+#   make bench              measures against plain PostgreSQL: target/bench/report.html (bench-quick: a part of it)
 #   make lint               formatting, clippy and documentation, warnings are errors
 
 CARGO ?= cargo
-.PHONY: demo test model lint setup
+.PHONY: demo test model bench bench-quick lint setup
 
 setup:
 	@coordinator/ops/ensure-postgres
@@ -23,6 +24,10 @@ test: setup
 
 model:
 	@$(CARGO) run --release --locked --quiet -p tcc-model
+
+bench bench-quick: setup
+	@$(CARGO) build --release --locked -p tcc-coordinator -p tcc-tests --bins
+	@target/release/tcc-bench $(if $(filter bench,$@),all,quick)
 
 lint:
 	$(CARGO) fmt --all --check

@@ -187,9 +187,7 @@ impl<'a> Audit<'a> {
                 fences.entry(row.transaction).or_default().push((shard, row));
             }
         }
-        let open = records.iter().filter(|record| !record.standing.phase.is_final());
-        let open: Vec<Uuid> = open.map(|record| record.id().uuid()).collect();
-        let forgotten: HashSet<Uuid> = self.store.forgotten(&open).await?.into_iter().collect();
+        let forgotten: HashSet<Uuid> = self.store.forgotten(&records).await?.into_iter().collect();
         let suspected = records.iter().map(|record| {
             let fences = fences.remove(&record.id()).unwrap_or_default();
             let mut findings = contradictions(record, &fences);

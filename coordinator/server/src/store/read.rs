@@ -28,24 +28,24 @@ FROM attention a
 WHERE EXISTS (SELECT FROM transaction t WHERE t.id = a.transaction_id AND t.attention = a.kind)
 ORDER BY kind, since";
 
-/// What is held has its wake-up at one known time, unless that lies so far back that it was armed again; everything else has
-/// one within the next moments.
-const FORGOTTEN: &str = "\
--- forgotten
-SELECT t.id
-FROM unnest($1::uuid[]) AS i (id)
-JOIN transaction t ON t.id = i.id
-JOIN slot s ON s.slot = get_byte(uuid_send(t.id), 15)
-WHERE t.phase IN (1, 2, 3, 5) AND t.attention < 3
-  AND NOT EXISTS (
-      SELECT FROM wakeup w
-      WHERE w.slot = s.slot AND w.transaction_id = t.id AND w.wake_at >= s.watermark AND t.phase = 2
-        AND w.wake_at = least(greatest(t.due_at, t.held_at), t.held_at + $2::float8 * interval '1 second'))
-  AND NOT EXISTS (
-      SELECT FROM wakeup w
-      WHERE w.slot = s.slot AND w.transaction_id = t.id AND w.wake_at >= s.watermark
-        AND (t.phase <> 2 OR t.held_at + $2::float8 * interval '1 second' <= clock_timestamp())
-        AND w.wake_at <= CASE WHEN t.phase = 2 THEN t.due_at ELSE clock_timestamp() + interval '1 minute' END)";
+/// Which of some wake-ups, whose times are known, are not there or lie behind the watermark.
+const NOT_ARMED_AT: &str = "\
+-- not_armed_at
+SELECT i.id
+FROM unnest($1::uuid[], $2::int2[], $3::timestamptz[]) AS i (id, slot, wake_at)
+JOIN slot s ON s.slot = i.slot
+WHERE i.wake_at < s.watermark
+   OR NOT EXISTS (
+       SELECT FROM wakeup w WHERE w.slot = i.slot AND w.wake_at = i.wake_at AND w.transaction_id = i.id)";
+
+/// Which of some transactions have no wake-up in a range of times.
+const NOT_ARMED_WITHIN: &str = "\
+-- not_armed_within
+SELECT i.id
+FROM unnest($1::uuid[], $2::int2[]) AS i (id, slot)
+WHERE NOT EXISTS (
+    SELECT FROM wakeup w
+    WHERE w.slot = i.slot AND w.transaction_id = i.id AND w.wake_at >= $3 AND w.wake_at < $4)";
 
 /// The transactions with one kind of attention.
 #[derive(Debug, Clone)]
@@ -99,9 +99,36 @@ impl Store {
     /// # Errors
     ///
     /// [`StoreError`].
-    pub async fn forgotten(&self, ids: &[Uuid]) -> Result<Vec<Uuid>, StoreError> {
+    pub async fn forgotten(&self, records: &[Record]) -> Result<Vec<Uuid>, StoreError> {
+        let waits = |record: &&Record| {
+            !record.standing.phase.is_final() && record.standing.attention < Attention::Parked
+        };
         let client = self.reader().await?;
-        let rows = client.query(FORGOTTEN, &[&ids, &WAKE_HORIZON.as_secs_f64()]).await?;
+        let row = client.query_one("SELECT min(watermark), clock_timestamp() FROM slot", &[]).await?;
+        let (watermark, now): (Timestamp, Timestamp) = (row.get(0), row.get(1));
+
+        // What is held has its wake-up at one known time, unless that is past and it was armed again for a far due time.
+        // Everything else has one within the next moments.
+        let (mut known, mut near, mut far) = (Vec::new(), Vec::new(), Vec::new());
+        for record in records.iter().filter(waits) {
+            match record.maturity_wake_up() {
+                Some(at) if at > now || at >= record.transaction.descriptor.due_at => {
+                    known.push((record.id(), at))
+                }
+                Some(_) => far.push(record.id()),
+                None => near.push(record.id()),
+            }
+        }
+        let uuids = |ids: &[TransactionId]| ids.iter().map(|id| id.uuid()).collect::<Vec<Uuid>>();
+        let slots = |ids: &[TransactionId]| ids.iter().map(|id| i16::from(id.slot())).collect::<Vec<i16>>();
+        let (ids, times): (Vec<TransactionId>, Vec<Timestamp>) = known.into_iter().unzip();
+        let mut rows = client.query(NOT_ARMED_AT, &[&uuids(&ids), &slots(&ids), &times]).await?;
+        let ranges = [(near, now + jiff::SignedDuration::from_mins(1)), (far, now + WAKE_HORIZON)];
+        for (ids, until) in ranges.into_iter().filter(|(ids, _)| !ids.is_empty()) {
+            rows.extend(
+                client.query(NOT_ARMED_WITHIN, &[&uuids(&ids), &slots(&ids), &watermark, &until]).await?,
+            );
+        }
         Ok(rows.iter().map(|row| row.get(0)).collect())
     }
 

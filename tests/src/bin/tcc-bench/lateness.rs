@@ -1,0 +1,104 @@
+//! From due to paid: how late payments are, on an idle system and while 5,000 holds are created per second.
+//!
+//! Both times stand in the rows, by the coordinator database's clock: `settled_at` against `due_at`. A payment is early if
+//! its decision or its settlement is older than its due time.
+
+use crate::{
+    Scale,
+    fleet::Payees,
+    latency::Latency,
+    load::{self, Due, Holds, Rate},
+    progress::Progress,
+    report::{Form, Part, Plot, Series},
+    system::System,
+};
+use std::time::Duration;
+use tcc_core::Timestamp;
+
+/// The goal's rate.
+const RATE: u32 = 5_000;
+
+/// How much is measured.
+#[derive(clap::Args, Clone)]
+pub struct Options {
+    /// How long each of the two runs lasts, in seconds.
+    #[arg(long, default_value_t = 30)]
+    pub seconds: u32,
+    /// Creations per second of the loaded run.
+    #[arg(long, default_value_t = RATE)]
+    pub rate: u32,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { seconds: 30, rate: RATE }
+    }
+}
+
+/// Creations per second of the idle run: enough to have a 99th percentile, too few to be a load.
+const IDLE_RATE: u32 = 20;
+/// Holds fall due one second after they were asked for, or up to two seconds later.
+const DUE: Due = Due::In(Duration::from_secs(1), Duration::from_secs(2));
+
+/// Measures.
+///
+/// # Errors
+///
+/// If anything fails, or the auditor finds something.
+pub async fn run(options: &Options, scale: &Scale, progress: &Progress) -> anyhow::Result<Part> {
+    let system = System::start(2, scale, progress).await?;
+    let holds = Holds { accounts: system.accounts.clone(), payees: Payees::Any, due: DUE };
+    let mut part = Part::default();
+    let mut series = Vec::new();
+    let mut all_early = 0;
+    for (figure, name, creates) in [("P7 idle", "idle", IDLE_RATE), ("P7 loaded", "loaded", options.rate)] {
+        let rate = Rate { creates, cancel_every: 0, lasts: Duration::from_secs(u64::from(options.seconds)) };
+        let watch = progress.watch("holds", u64::from(creates) * u64::from(options.seconds));
+        let started = Timestamp::now();
+        let open = load::open(&system.fleet, rate, &holds, &watch).await?;
+        drop(watch);
+        anyhow::ensure!(open.errors == 0, "{} creations failed: {:?}", open.errors, open.first_error);
+        system.settle(started, holds.due_until(), |_| {}).await?;
+        let (late, early) = lateness(&system, started).await?;
+        // At another rate it says nothing about the goal.
+        if options.rate >= RATE {
+            part.figure(figure, late.percentile_ms(99.0));
+        }
+        part.fact(
+            format!("lateness, {name} ({creates} create/s)"),
+            format!("{}; {early} early", late.summary()),
+        );
+        series.push(Series { name: name.to_owned(), points: late.curve() });
+        all_early += early;
+    }
+    part.figure("P7 early", all_early as f64);
+    part.plots.push(Plot {
+        title: "Lateness: from due to paid".into(),
+        x: "percentile".into(),
+        y: "milliseconds".into(),
+        form: Form::Percentiles,
+        series,
+        bars: Vec::new(),
+    });
+    system.audit(progress).await?;
+    Ok(part)
+}
+
+/// Of all holds that were created since then: how late each was paid, and how many were early.
+async fn lateness(system: &System, since: Timestamp) -> anyhow::Result<(Latency, u64)> {
+    let rows = system
+        .sql
+        .query(
+            "SELECT (extract(epoch FROM settled_at - due_at) * 1000000)::int8, decided_at < due_at
+             FROM transaction WHERE phase = 4 AND created_at >= $1",
+            &[&since],
+        )
+        .await?;
+    let (mut late, mut early) = (Latency::new(), 0);
+    for row in rows {
+        let us: i64 = row.get(0);
+        early += u64::from(us < 0 || row.get(1));
+        late.record_us(us.max(0).unsigned_abs());
+    }
+    Ok((late, early))
+}

@@ -1,0 +1,219 @@
+//! `tcc-bench`: how fast tcc is, measured over gRPC like a client, beside what people would write by hand.
+//!
+//! It starts PostgreSQL servers of its own with the settings that `tccd dev` has, all durable, and `tccd` as a process of its
+//! own. Each subcommand is one experiment: it measures, lets the auditor look, and leaves a part of `report.json`, from which
+//! a table of goals and a page with plots are made. The last line begins with `bench:`. Goals that are missed are results;
+//! the exit code is 1 only if something failed. Of the coordinator it links the code that starts servers, the form of the
+//! configuration, and the encoding of descriptors for the bulk load; nothing that moves money.
+
+mod backlog;
+mod baseline;
+mod burst;
+mod counters;
+mod create;
+mod disk;
+mod fleet;
+mod goals;
+mod latency;
+mod lateness;
+mod lifecycle;
+mod load;
+mod memory;
+mod page;
+mod plot;
+mod processes;
+mod progress;
+mod report;
+mod shards;
+mod system;
+
+use crate::{progress::Progress, report::Report};
+use anyhow::{Context as _, bail};
+use clap::{Parser, Subcommand};
+use std::{path::PathBuf, process::ExitCode, time::Duration};
+use tokio::signal::unix::{SignalKind, signal};
+
+/// Measures tcc on throw-away servers, and compares it with plain PostgreSQL.
+#[derive(Parser)]
+#[command(name = "tcc-bench", version)]
+struct Cli {
+    #[command(subcommand)]
+    experiment: Experiment,
+    /// Where report.json and report.html go. Parts of earlier runs stay in them.
+    #[arg(long, global = true, value_name = "FOLDER", default_value = "target/bench")]
+    out: PathBuf,
+    #[command(flatten)]
+    scale: Scale,
+}
+
+/// What all experiments share.
+#[derive(clap::Args, Clone)]
+pub struct Scale {
+    /// How many callers a closed loop has.
+    #[arg(long, global = true, default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    callers: u32,
+    /// How many accounts there are, over all shards; the baseline has as many.
+    #[arg(long, global = true, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(16..=1_000_000))]
+    accounts: u32,
+    /// How many connections the load generator opens.
+    #[arg(long, global = true, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=64))]
+    connections: u32,
+}
+
+#[derive(Subcommand, Clone)]
+enum Experiment {
+    /// pgbench: the local transfer, and PREPARE TRANSACTION with COMMIT PREPARED.
+    Baseline {
+        /// How long each number of clients is measured.
+        #[arg(long, default_value_t = 10)]
+        seconds: u32,
+    },
+    /// Lifecycles at saturation, alternating with the baseline: P1, P2, P8, P12.
+    Lifecycle(lifecycle::Options),
+    /// Latency of creation, one idle caller and open loop, and the closed loop's rate: P3, P4.
+    Create(create::Options),
+    /// Many holds due in the same second: P5, P6.
+    Burst(burst::Options),
+    /// From due to paid: P7.
+    Lateness(lateness::Options),
+    /// CPU per lifecycle with more shards: P9.
+    Shards(shards::Options),
+    /// Creation over millions of open holds: P10.
+    Backlog(backlog::Options),
+    /// Memory with many holds in the hot window: P11.
+    Memory(memory::Options),
+    /// Bytes on disk per hold: P13.
+    Disk(disk::Options),
+    /// P1 to P4, P8 and P12 in less than five minutes.
+    Quick,
+    /// Everything.
+    All,
+}
+
+// The load generator shares the machine with what it measures; on one thread it is cheapest.
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let progress = Progress::start();
+    let outcome = tokio::select! {
+        outcome = run(&cli, &progress) => outcome,
+        stopped = stopped() => stopped,
+    };
+    progress.end();
+    match outcome {
+        Ok(line) => {
+            println!("{line}");
+            if line.contains(" failed=none") { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+        }
+        Err(error) => {
+            let text = format!("{error:#}");
+            let (what, more) = text.split_once('\n').unwrap_or((&text, ""));
+            eprint!("{more}{}", if more.is_empty() { "" } else { "\n" });
+            println!("bench: FAILED {what}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Does what was asked for, one experiment after the other, and answers the last line.
+async fn run(cli: &Cli, progress: &Progress) -> anyhow::Result<String> {
+    let mut report = Report::open(&cli.out)?;
+    let mut done = Vec::new();
+    let mut failed = Vec::new();
+    for (name, experiment) in experiments(&cli.experiment) {
+        progress.say(&format!("== {name}"));
+        match measure(&experiment, &cli.scale, progress).await {
+            Ok(part) => {
+                part.facts.iter().for_each(|fact| progress.say(&format!("   {fact}")));
+                done.push((name, part.clone()));
+                report.put(name, part)?;
+            }
+            Err(error) => {
+                progress.say(&format!("   {name} failed: {error:#}"));
+                failed.push(name);
+            }
+        }
+    }
+    let figures = done.iter().flat_map(|(_, part)| part.figures.clone()).collect();
+    progress.say(&goals::table(&figures));
+    progress.say(&format!("report: {}", cli.out.join("report.html").display()));
+    Ok(goals::last_line(&figures, &failed))
+}
+
+/// What a subcommand consists of. The quick one is sized to end within five minutes on two cores.
+fn experiments(asked: &Experiment) -> Vec<(&'static str, Experiment)> {
+    use Experiment::{
+        All, Backlog, Baseline, Burst, Create, Disk, Lateness, Lifecycle, Memory, Quick, Shards,
+    };
+    match asked {
+        Quick => vec![
+            (
+                "lifecycle",
+                Lifecycle(lifecycle::Options {
+                    holds: 60_000,
+                    rounds: 2,
+                    seconds: 4,
+                    ..lifecycle::Options::default()
+                }),
+            ),
+            ("create", Create(create::Options { seconds: 15, holds: 40_000, ..create::Options::default() })),
+        ],
+        All => vec![
+            ("lifecycle", Lifecycle(lifecycle::Options::default())),
+            ("create", Create(create::Options::default())),
+            ("burst", Burst(burst::Options::default())),
+            ("lateness", Lateness(lateness::Options::default())),
+            ("shards", Shards(shards::Options::default())),
+            ("disk", Disk(disk::Options::default())),
+            ("memory", Memory(memory::Options::default())),
+            ("backlog", Backlog(backlog::Options::default())),
+        ],
+        one => {
+            let name = match one {
+                Baseline { .. } => "baseline",
+                Lifecycle(_) => "lifecycle",
+                Create(_) => "create",
+                Burst(_) => "burst",
+                Lateness(_) => "lateness",
+                Shards(_) => "shards",
+                Backlog(_) => "backlog",
+                Memory(_) => "memory",
+                Disk(_) => "disk",
+                Quick => "quick",
+                All => "all",
+            };
+            vec![(name, one.clone())]
+        }
+    }
+}
+
+async fn measure(
+    experiment: &Experiment,
+    scale: &Scale,
+    progress: &Progress,
+) -> anyhow::Result<report::Part> {
+    match experiment {
+        Experiment::Baseline { seconds } => {
+            baseline::run(Duration::from_secs(u64::from(*seconds)), scale, progress).await
+        }
+        Experiment::Lifecycle(options) => lifecycle::run(options, scale, progress).await,
+        Experiment::Create(options) => create::run(options, scale, progress).await,
+        Experiment::Burst(options) => burst::run(options, scale, progress).await,
+        Experiment::Lateness(options) => lateness::run(options, scale, progress).await,
+        Experiment::Shards(options) => shards::run(options, scale, progress).await,
+        Experiment::Backlog(options) => backlog::run(options, scale, progress).await,
+        Experiment::Memory(options) => memory::run(options, scale, progress).await,
+        Experiment::Disk(options) => disk::run(options, scale, progress).await,
+        Experiment::Quick | Experiment::All => bail!("these consist of other experiments"),
+    }
+}
+
+/// Somebody wants it to stop. Servers are stopped on the way out, which a signal alone would not do.
+async fn stopped() -> anyhow::Result<String> {
+    let mut interrupt = signal(SignalKind::interrupt()).context("listening for signals")?;
+    let mut terminate = signal(SignalKind::terminate()).context("listening for signals")?;
+    tokio::select! {
+        _ = interrupt.recv() => bail!("stopped by Ctrl-C"),
+        _ = terminate.recv() => bail!("stopped by SIGTERM"),
+    }
+}

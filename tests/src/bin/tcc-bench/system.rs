@@ -1,0 +1,243 @@
+//! A whole system: PostgreSQL servers, a `tccd` process, connections to it, and the accounts.
+//!
+//! The servers have the settings of `tccd dev` and nothing else: fsync, synchronous_commit and full_page_writes are on.
+
+use crate::{
+    Scale,
+    fleet::{Accounts, Fleet},
+    processes,
+    progress::Progress,
+};
+use anyhow::{Context as _, ensure};
+use std::{fs, time::Duration};
+use tcc_coordinator::dev::{Cluster, Servers};
+use tcc_core::Timestamp;
+use tcc_proto::v1;
+use tcc_tests::process::Tccd;
+use tokio_postgres::{Client, NoTls};
+
+/// How often is asked whether everything is paid. Rarely enough to cost nothing.
+const LOOK: Duration = Duration::from_millis(200);
+/// Nothing takes longer than this to be paid after it is due.
+const PATIENCE: Duration = Duration::from_secs(600);
+
+/// A system that runs.
+pub struct System {
+    servers: Servers,
+    tccd: Tccd,
+    connections: u32,
+    /// Connections to its tccd.
+    pub fleet: Fleet,
+    /// Its accounts, which are open and funded.
+    pub accounts: Accounts,
+    /// To the coordinator's database.
+    pub sql: Client,
+    /// To the shards' databases.
+    pub shard_sql: Vec<Client>,
+}
+
+/// What became of the holds of a run.
+pub struct Settled {
+    /// How many are CONFIRMED.
+    pub confirmed: u64,
+    /// When the last one was.
+    pub last: Timestamp,
+    /// How many were per second, from `since` on.
+    pub per_second: Vec<(f64, f64)>,
+}
+
+impl System {
+    /// Starts it, and opens its accounts.
+    ///
+    /// # Errors
+    ///
+    /// If PostgreSQL or tccd does not start, or a server is not durable.
+    pub async fn start(shards: usize, scale: &Scale, progress: &Progress) -> anyhow::Result<Self> {
+        progress.say(&format!("   starting {} servers, tccd, {} accounts", shards + 1, scale.accounts));
+        let servers = tokio::task::spawn_blocking(move || Servers::start(shards, None, &[])).await??;
+        let config = servers.config("127.0.0.1:0");
+        let tccd = Tccd::start(&config).await?;
+        let fleet = Fleet::connect(tccd.url(), scale.connections).await?;
+        let sql = connect(&servers.coordinator).await?;
+        let mut shard_sql = Vec::new();
+        for shard in &servers.shards {
+            shard_sql.push(connect(shard).await?);
+        }
+        let accounts = Accounts::spread(scale.accounts, shards);
+        let connections = scale.connections;
+        let system = Self { servers, tccd, connections, fleet, accounts, sql, shard_sql };
+        let watch = progress.watch("accounts", system.accounts.count());
+        system.fleet.open(&system.accounts, || watch.step()).await?;
+        Ok(system)
+    }
+
+    /// Connections to all its databases, the coordinator's first.
+    pub fn databases(&self) -> impl Iterator<Item = &Client> {
+        std::iter::once(&self.sql).chain(&self.shard_sql)
+    }
+
+    /// The process ids of its servers.
+    ///
+    /// # Errors
+    ///
+    /// If a server is gone.
+    pub fn postmasters(&self) -> anyhow::Result<Vec<u32>> {
+        std::iter::once(&self.servers.coordinator).chain(&self.servers.shards).map(postmaster).collect()
+    }
+
+    /// The process id of its tccd.
+    ///
+    /// # Errors
+    ///
+    /// If it has ended.
+    pub fn tccd_process(&self) -> anyhow::Result<u32> {
+        self.tccd.id().context("tccd has ended by itself")
+    }
+
+    /// Memory of tccd in bytes: now, and at most.
+    ///
+    /// # Errors
+    ///
+    /// If it has ended.
+    pub fn tccd_memory(&self) -> anyhow::Result<(u64, u64)> {
+        processes::resident(self.tccd_process()?)
+    }
+
+    /// How it is.
+    ///
+    /// # Errors
+    ///
+    /// If it does not answer.
+    pub async fn status(&self) -> anyhow::Result<v1::GetStatusResponse> {
+        let response = self.fleet.operator().get_status(v1::GetStatusRequest {}).await;
+        Ok(response.context("asking for the status")?.into_inner())
+    }
+
+    /// Waits until every hold that falls due until `due_until` is final, then reads from the rows what became of those that
+    /// were created since `since`. The times in the rows are the database's, which has this machine's clock.
+    ///
+    /// # Errors
+    ///
+    /// If it takes longer than ten minutes.
+    pub async fn settle(
+        &self,
+        since: Timestamp,
+        due_until: Timestamp,
+        watch: impl Fn(u64),
+    ) -> anyhow::Result<Settled> {
+        let wait = due_until.duration_since(Timestamp::now());
+        tokio::time::sleep(Duration::try_from(wait).unwrap_or_default()).await;
+        let until = tokio::time::Instant::now() + PATIENCE;
+        loop {
+            // Cheap to ask; only when nothing is being worked on are the rows looked at.
+            if self.status().await?.active == 0 {
+                let open = self.open_until(due_until).await?;
+                watch(open);
+                if open == 0 {
+                    break;
+                }
+            }
+            ensure!(
+                tokio::time::Instant::now() < until,
+                "holds are not final {PATIENCE:?} after they were due"
+            );
+            tokio::time::sleep(LOOK).await;
+        }
+        self.settled(since).await
+    }
+
+    /// How many holds that are due by then are not final.
+    async fn open_until(&self, due_until: Timestamp) -> anyhow::Result<u64> {
+        let sql = "SELECT count(*) FROM transaction WHERE phase NOT IN (4, 6) AND due_at <= $1";
+        Ok(self.sql.query_one(sql, &[&due_until]).await?.get::<_, i64>(0).unsigned_abs())
+    }
+
+    async fn settled(&self, since: Timestamp) -> anyhow::Result<Settled> {
+        let sql = "SELECT count(*), coalesce(max(settled_at), $1) FROM transaction WHERE phase = 4 AND created_at >= $1";
+        let row = self.sql.query_one(sql, &[&since]).await?;
+        let rows = self
+            .sql
+            .query(
+                "SELECT floor(extract(epoch FROM settled_at - $1))::float8 AS second, count(*)::float8
+                 FROM transaction WHERE phase = 4 AND created_at >= $1 GROUP BY second ORDER BY second",
+                &[&since],
+            )
+            .await?;
+        Ok(Settled {
+            confirmed: row.get::<_, i64>(0).unsigned_abs(),
+            last: row.get(1),
+            per_second: rows.iter().map(|row| (row.get(0), row.get(1))).collect(),
+        })
+    }
+
+    /// Lets the auditor look, who must find nothing.
+    ///
+    /// # Errors
+    ///
+    /// If he does.
+    pub async fn audit(&self, progress: &Progress) -> anyhow::Result<()> {
+        let watch = progress.watch("audit", 0);
+        let postings = self.fleet.audit(|done| watch.set(done)).await?;
+        drop(watch);
+        progress.say(&format!("   the auditor read {postings} postings: 0 findings"));
+        Ok(())
+    }
+
+    /// Stops tccd, in order.
+    ///
+    /// # Errors
+    ///
+    /// If it does not end in order within a minute.
+    pub async fn stop_tccd(&mut self) -> anyhow::Result<()> {
+        let status = self.tccd.terminate(Duration::from_secs(60)).await?;
+        ensure!(status.success(), "tccd ended with {status}. Its log ends:\n{}", self.tccd.log_tail());
+        Ok(())
+    }
+
+    /// Starts tccd again, and connects to it.
+    ///
+    /// # Errors
+    ///
+    /// If it does not start.
+    pub async fn start_tccd(&mut self) -> anyhow::Result<()> {
+        self.tccd.restart().await?;
+        self.fleet = Fleet::connect(self.tccd.url(), self.connections).await?;
+        Ok(())
+    }
+
+    /// Bytes of all tables and indexes, over all servers. The log is not in it: it is recycled.
+    ///
+    /// # Errors
+    ///
+    /// If a server does not answer.
+    pub async fn bytes_on_disk(&self) -> anyhow::Result<u64> {
+        let mut bytes = 0;
+        for sql in self.databases() {
+            let size = "SELECT pg_database_size(current_database())";
+            bytes += sql.query_one(size, &[]).await?.get::<_, i64>(0).unsigned_abs();
+        }
+        Ok(bytes)
+    }
+}
+
+/// A connection to a server, which must be durable.
+///
+/// # Errors
+///
+/// If it does not answer, or is not.
+pub async fn connect(cluster: &Cluster) -> anyhow::Result<Client> {
+    let (client, connection) =
+        tokio_postgres::connect(&cluster.url(), NoTls).await.context("connecting to PostgreSQL")?;
+    tokio::spawn(connection);
+    for setting in ["fsync", "synchronous_commit", "full_page_writes"] {
+        let value: String = client.query_one(&format!("SHOW {setting}"), &[]).await?.get(0);
+        ensure!(value == "on", "{setting} is {value}: such figures mean nothing");
+    }
+    Ok(client)
+}
+
+fn postmaster(cluster: &Cluster) -> anyhow::Result<u32> {
+    let path = cluster.home().join("data").join("postmaster.pid");
+    let text = fs::read_to_string(&path).context("reading a server's process id")?;
+    text.lines().next().and_then(|line| line.trim().parse().ok()).context("a server has no process id")
+}
