@@ -95,6 +95,8 @@ impl Session {
             .batch_execute(&format!(
                 "SET plan_cache_mode = {plans};
                  SET default_transaction_isolation = 'read committed';
+                 -- Plans over many partitions look costly; compiling them would cost milliseconds each time.
+                 SET jit = off;
                  SET lock_timeout = '500ms';
                  SET statement_timeout = '8s';
                  SET idle_in_transaction_session_timeout = '20s'"
