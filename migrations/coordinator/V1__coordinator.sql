@@ -1,26 +1,28 @@
 -- The coordinator's memory: the schedule and the clients' view. The participants' fences are the truth.
 
 -- Partitioned by week of the id, each with fillfactor 50, so that a change of phase finds room on its page (HOT). For the
--- same reason no index, and no partial index, mentions the phase.
+-- same reason no index, and no partial index, mentions the phase. What changes stands together, before what does not: then
+-- the log of a change has nothing else in it.
 CREATE TABLE transaction (
     id uuid PRIMARY KEY,
     -- 1 trying, 2 held, 3 confirming, 4 confirmed, 5 cancelling, 6 cancelled
     phase smallint NOT NULL CHECK (phase BETWEEN 1 AND 6),
-    -- What happens at due_at: 1 confirm, 2 cancel
-    on_maturity smallint NOT NULL CHECK (on_maturity IN (1, 2)),
     -- 1 refused, 2 vetoed, 3 requested, 4 timed out, 5 matured, 6 operator
     cause smallint CHECK (cause BETWEEN 1 AND 6),
     -- 0 none, 1 retrying, 2 stuck, 3 parked, 4 paused
     attention smallint NOT NULL DEFAULT 0 CHECK (attention BETWEEN 0 AND 4),
     -- The pivot turned the decision round. That happens once at most.
     flipped boolean NOT NULL DEFAULT false,
-    due_at timestamptz NOT NULL,
-    created_at timestamptz NOT NULL,
     held_at timestamptz,
+    -- When it was asked for, or found due.
     decided_at timestamptz,
     settled_at timestamptz,
     -- Why it was refused or vetoed.
     reason text,
+    created_at timestamptz NOT NULL,
+    due_at timestamptz NOT NULL,
+    -- What happens at due_at: 1 confirm, 2 cancel
+    on_maturity smallint NOT NULL CHECK (on_maturity IN (1, 2)),
     -- The whole transaction, as coordinator/core/src/descriptor.rs encodes it.
     descriptor bytea NOT NULL
 ) PARTITION BY RANGE (id);
@@ -40,6 +42,10 @@ CREATE TABLE instance (
     started_at timestamptz NOT NULL,
     lease_until timestamptz NOT NULL
 ) WITH (fillfactor = 10);
+
+-- Which slot serves a transaction's wake-ups: the last byte of its id, as TransactionId::slot has it.
+CREATE FUNCTION slot_of(id uuid) RETURNS smallint LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN get_byte(uuid_send(id), 15)::smallint;
 
 -- The 256 slots of the id space: who serves the wake-ups, and up to when everything has been looked at.
 CREATE TABLE slot (

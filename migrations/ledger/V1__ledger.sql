@@ -27,6 +27,7 @@ CREATE TABLE account (
     created_at timestamptz NOT NULL
 ) WITH (fillfactor = 50);
 
+-- What changes stands together, before what does not: then the log of a change has nothing else in it.
 CREATE TABLE branch (
     transaction_id uuid NOT NULL,
     branch smallint NOT NULL,
@@ -34,30 +35,31 @@ CREATE TABLE branch (
     role smallint NOT NULL CHECK (role BETWEEN 1 AND 3),
     -- 1 tried, 2 refused, 3 confirmed, 4 cancelled, 5 vetoed, 6 stopped
     state smallint NOT NULL CHECK (state BETWEEN 1 AND 6),
-    account text COLLATE "C" NOT NULL,
-    amount bigint NOT NULL CHECK (amount > 0),
+    decided_at timestamptz,
     -- Why it was refused or vetoed.
     refusal text CHECK ((refusal IS NOT NULL) = (state IN (2, 5))),
+    fenced_at timestamptz NOT NULL,
+    amount bigint NOT NULL CHECK (amount > 0),
+    account text COLLATE "C" NOT NULL,
     -- The whole transaction, as coordinator/core/src/descriptor.rs encodes it.
     descriptor bytea NOT NULL,
-    fenced_at timestamptz NOT NULL,
-    decided_at timestamptz,
     PRIMARY KEY (transaction_id, branch)
 ) PARTITION BY RANGE (transaction_id);
 
 CREATE TABLE posting (
-    account text COLLATE "C" NOT NULL,
     version bigint NOT NULL CHECK (version > 0),
-    transaction_id uuid NOT NULL,
-    branch smallint NOT NULL,
-    -- 1 issue, 2 burn, 3 hold, 4 release, 5 settle, 6 pay; see the view entry
-    kind smallint NOT NULL CHECK (kind BETWEEN 1 AND 6),
     amount bigint NOT NULL CHECK (amount > 0),
     available_after bigint NOT NULL CHECK (available_after >= 0),
     held_after bigint NOT NULL CHECK (held_after >= 0),
     recorded_at timestamptz NOT NULL,
-    PRIMARY KEY (account, version, recorded_at)
+    transaction_id uuid NOT NULL,
+    branch smallint NOT NULL,
+    -- 1 issue, 2 burn, 3 hold, 4 release, 5 settle, 6 pay; see the view entry
+    kind smallint NOT NULL CHECK (kind BETWEEN 1 AND 6),
+    account text COLLATE "C" NOT NULL
 ) PARTITION BY RANGE (recorded_at);
+-- Not unique: over partitions it could not be. That versions have no gap and no twin is the account row's guard.
+CREATE INDEX posting_by_account ON posting (account, version);
 
 -- Each kind of posting: which book it is taken from and which it is added to, and what it does to the account.
 CREATE TABLE posting_kind (

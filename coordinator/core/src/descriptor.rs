@@ -5,7 +5,7 @@
 //! protobuf with the fields of the private `wire` module: stable, compact (about 60 bytes), and the same bytes for the
 //! same transaction.
 
-use crate::{AccountId, Amount, Currency, MoneyError, Timestamp, TransactionId};
+use crate::{AccountId, Amount, Currency, MoneyError, Operation, Timestamp, TransactionId};
 use prost::Message as _;
 
 /// One global transaction: its id, its descriptor, and the descriptor's bytes. Immutable.
@@ -222,6 +222,15 @@ impl Descriptor {
 }
 
 impl OnMaturity {
+    /// What the branches are asked for then.
+    #[must_use]
+    pub fn operation(self) -> Operation {
+        match self {
+            Self::Confirm => Operation::Confirm,
+            Self::Cancel => Operation::Cancel,
+        }
+    }
+
     /// The number in the tables: 1 or 2.
     #[must_use]
     pub fn number(self) -> i16 {

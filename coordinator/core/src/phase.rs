@@ -3,15 +3,19 @@
 //! ```text
 //!           refused / timed out / cancel                   (a veto, or a cancel that won at the pivot)
 //! TRYING ----------------------------------> CANCELLING <------------------------------- CONFIRMING
-//!    | every branch tried                      ^   | pivot cancelled, then the rest          |   ^
-//!    v                                         |   v                                         |   |
-//!   HELD -------------- cancel ----------------+  CANCELLED     CONFIRMED <------------------+   |
-//!    |                                                            pivot confirmed, then the rest |
-//!    +------------------------- matured, or confirm ---------------------------------------------+
+//!    | every branch tried                     ^  ^  | pivot cancelled, then the rest         |  ^
+//!    v                                        |  |  v                                        |  |
+//!   HELD ------ cancel, or not the pivot -----+  |  CANCELLED     CONFIRMED <----------------+  |
+//!    |                                           |      ^             ^  pivot confirmed, then the rest
+//!    |                                           |      |             |                         |
+//!    +-- due: pivot first, then the rest --------|------+-------------+                         |
+//!    +-- confirm --------------------------------+----------------------------------------------+
 //! ```
 //!
 //! CONFIRMING and CANCELLING mean "asked, the pivot has not answered yet". Each may flip to the other once, when the pivot
-//! says so. The store turns this table into the guards of its SQL, so it holds there, too.
+//! says so. A hold that is due needs no phase of its own for being asked: its due time says what is asked, for ever, and the
+//! pivot decides between that and a cancel that was admitted in time. So it goes from HELD to its end in one write. The
+//! store turns this table into the guards of its SQL, so it holds there, too.
 
 use std::fmt;
 
@@ -45,10 +49,6 @@ pub enum Event {
     CancelRequested,
     /// A client asks for the payment.
     ConfirmRequested,
-    /// The due time came, and the hold is to be paid.
-    MaturedToConfirm,
-    /// The due time came, and the hold is to be released.
-    MaturedToCancel,
     /// The pivot had confirmed when it was asked to cancel.
     PivotConfirmed,
     /// The pivot had cancelled when it was asked to confirm.
@@ -102,21 +102,22 @@ impl Phase {
     #[must_use]
     pub fn after(self, event: Event) -> Option<Self> {
         use Event::{
-            AllCancelled, AllConfirmed, CancelRequested, ConfirmRequested, MaturedToCancel, MaturedToConfirm,
-            PivotCancelled, PivotConfirmed, PivotVetoed, Refused, TimedOut, Tried,
+            AllCancelled, AllConfirmed, CancelRequested, ConfirmRequested, PivotCancelled, PivotConfirmed,
+            PivotVetoed, Refused, TimedOut, Tried,
         };
         match (self, event) {
             (Self::Trying, Tried) => Some(Self::Held),
             (Self::Trying, Refused | TimedOut | CancelRequested) => Some(Self::Cancelling),
 
-            (Self::Held, ConfirmRequested | MaturedToConfirm) => Some(Self::Confirming),
-            (Self::Held, CancelRequested | MaturedToCancel) => Some(Self::Cancelling),
+            // What is held is asked by a client, or by its due time.
+            (Self::Held, ConfirmRequested | PivotConfirmed) => Some(Self::Confirming),
+            (Self::Held, CancelRequested | PivotCancelled | PivotVetoed) => Some(Self::Cancelling),
 
             (Self::Confirming, PivotCancelled | PivotVetoed) => Some(Self::Cancelling),
-            (Self::Confirming, AllConfirmed) => Some(Self::Confirmed),
+            (Self::Held | Self::Confirming, AllConfirmed) => Some(Self::Confirmed),
 
             (Self::Cancelling, PivotConfirmed) => Some(Self::Confirming),
-            (Self::Cancelling, AllCancelled) => Some(Self::Cancelled),
+            (Self::Held | Self::Cancelling, AllCancelled) => Some(Self::Cancelled),
 
             _ => None,
         }
@@ -157,14 +158,12 @@ impl fmt::Display for Phase {
 
 impl Event {
     /// Every event.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 10] = [
         Self::Tried,
         Self::Refused,
         Self::TimedOut,
         Self::CancelRequested,
         Self::ConfirmRequested,
-        Self::MaturedToConfirm,
-        Self::MaturedToCancel,
         Self::PivotConfirmed,
         Self::PivotCancelled,
         Self::PivotVetoed,
@@ -189,14 +188,13 @@ impl Event {
         matches!(self, Self::PivotConfirmed | Self::PivotCancelled | Self::PivotVetoed)
     }
 
-    /// The cause that it leaves, if it decides.
+    /// The cause that it leaves, if it has one. What leaves HELD without one has [`Cause::Matured`].
     #[must_use]
     pub fn cause(self) -> Option<Cause> {
         match self {
             Self::Refused => Some(Cause::Refused),
             Self::TimedOut => Some(Cause::TimedOut),
             Self::CancelRequested | Self::ConfirmRequested => Some(Cause::Requested),
-            Self::MaturedToConfirm | Self::MaturedToCancel => Some(Cause::Matured),
             Self::PivotVetoed => Some(Cause::Vetoed),
             Self::Tried
             | Self::PivotConfirmed

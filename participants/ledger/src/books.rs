@@ -94,7 +94,7 @@ pub enum Answer {
     Broken(String),
 }
 
-/// A line of the journal, still without the time that the server gives it.
+/// A line of the journal.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Posting {
     /// Whose.
@@ -113,6 +113,8 @@ pub struct Posting {
     pub available_after: i64,
     /// See above.
     pub held_after: i64,
+    /// When it was made: after the account's row was locked, and not before the account's posting before it.
+    pub recorded_at: Timestamp,
 }
 
 /// The branch number of an issue's fence: one that no branch of a hold has, so that an id of both is no clash.
@@ -122,10 +124,12 @@ pub const ISSUE: u16 = i16::MAX as u16;
 pub type FenceKey = (TransactionId, u16);
 
 /// The rows of a batch: as they were read, and as the operations so far left them.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Books {
     /// Which buckets of accounts this shard serves.
     buckets: Arc<HashSet<u16>>,
+    /// The server's clock, read after the rows were locked.
+    now: Timestamp,
     accounts: BTreeMap<AccountId, Entry<Account>>,
     fences: BTreeMap<FenceKey, FenceEntry>,
     postings: Vec<Posting>,
@@ -148,8 +152,10 @@ struct FenceEntry {
 }
 
 /// What a batch leaves to be written.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Writes {
+    /// The time of it all.
+    pub now: Timestamp,
     /// Fences that were absent, in the order of their keys.
     pub new_fences: Vec<NewFence>,
     /// Fences that were `tried` when read, and their state now.
@@ -158,8 +164,8 @@ pub struct Writes {
     pub new_accounts: Vec<(AccountId, Account)>,
     /// Accounts that changed, each with the version that was read.
     pub changed_accounts: Vec<(AccountId, Account, i64)>,
-    /// New lines of the journal, each with the time of the account's posting before this batch.
-    pub postings: Vec<(Posting, Timestamp)>,
+    /// New lines of the journal.
+    pub postings: Vec<Posting>,
 }
 
 /// A fence to be inserted.
@@ -178,10 +184,10 @@ pub struct NewFence {
 }
 
 impl Books {
-    /// Books of a shard that serves these buckets, with no row read yet.
+    /// Books of a shard that serves these buckets, with no row read yet. `now` is the server's clock after the locks.
     #[must_use]
-    pub fn new(buckets: Arc<HashSet<u16>>) -> Self {
-        Self { buckets, ..Self::default() }
+    pub fn new(buckets: Arc<HashSet<u16>>, now: Timestamp) -> Self {
+        Self { buckets, now, accounts: BTreeMap::new(), fences: BTreeMap::new(), postings: Vec::new() }
     }
 
     /// Takes an account's row that was read and locked.
@@ -206,19 +212,14 @@ impl Books {
     /// What is to be written, once every operation is done.
     #[must_use]
     pub fn into_writes(self) -> Writes {
-        let mut writes = Writes::default();
-        let posted_before = |id: &AccountId| {
-            let read = self.accounts.get(id).and_then(|entry| entry.read.as_ref());
-            read.map_or(Timestamp::UNIX_EPOCH, |account| account.posted_at)
+        let mut writes = Writes {
+            now: self.now,
+            new_fences: Vec::new(),
+            moved_fences: Vec::new(),
+            new_accounts: Vec::new(),
+            changed_accounts: Vec::new(),
+            postings: self.postings,
         };
-        writes.postings = self
-            .postings
-            .into_iter()
-            .map(|p| {
-                let at = posted_before(&p.account);
-                (p, at)
-            })
-            .collect();
         for (id, entry) in self.accounts {
             match entry.read {
                 None => writes.new_accounts.push((id, entry.now)),
@@ -341,6 +342,7 @@ impl Books {
         if let Err(broken) = self.check_bucket(id) {
             return Answer::Broken(broken);
         }
+        let now = self.now;
         let entry = self.accounts.entry(id.clone()).or_insert_with(|| Entry {
             read: None,
             now: Account {
@@ -349,8 +351,8 @@ impl Books {
                 held: 0,
                 state: AccountState::Open,
                 version: 0,
-                posted_at: Timestamp::UNIX_EPOCH,
-                created_at: Timestamp::UNIX_EPOCH,
+                posted_at: now,
+                created_at: now,
             },
         });
         Answer::Account(entry.now.clone())
@@ -430,6 +432,7 @@ impl Books {
         entry.now.available = available;
         entry.now.held = held;
         entry.now.version += 1;
+        entry.now.posted_at = entry.now.posted_at.max(self.now);
         self.postings.push(Posting {
             account: branch.account.clone(),
             version: entry.now.version,
@@ -439,6 +442,7 @@ impl Books {
             amount,
             available_after: available,
             held_after: held,
+            recorded_at: entry.now.posted_at,
         });
         Ok(())
     }

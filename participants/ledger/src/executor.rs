@@ -1,17 +1,17 @@
 //! One batch of operations in one local transaction.
 //!
 //! The order of locks is the same for everybody, each in its own statement: existing fences by (transaction, branch), then
-//! accounts by id. Then [`Books`] decides in memory, and one statement writes everything, guarded by the states and versions
-//! that were read and counted before the COMMIT that follows it without a round trip. Fences and accounts that were absent
-//! cannot be locked: they are inserted in the order of their keys, and a duplicate key means that somebody else came
-//! first, so the batch is rolled back and decided anew. Reading fences without locking them would let a Cancel and a
-//! Confirm both win.
+//! accounts by id. Then [`Books`] decides in memory, and what changed is written, guarded by the states and versions that
+//! were read. Each guard counts its rows in its own statement, so that the COMMIT follows without a round trip: if a row is
+//! missing, it is a ROLLBACK. Fences and accounts that were absent cannot be locked: they are inserted in the order of their
+//! keys, and a duplicate key means that somebody else came first, so the batch is rolled back and decided anew. Reading
+//! fences without locking them would let a Cancel and a Confirm both win.
 //!
 //! Every answer, "done again" included, is given after a commit: a bare read may show a commit that a synchronous standby
 //! does not have yet and that a failover would lose.
 
-use crate::books::{Account, AccountState, Answer, Books, Fence, Op, Writes};
-use futures::future::{join, join3};
+use crate::books::{Account, AccountState, Answer, Books, Fence, FenceKey, NewFence, Op, Posting, Writes};
+use futures::future::{join, join4, join5};
 use std::{
     collections::{BTreeSet, HashSet},
     sync::Arc,
@@ -40,47 +40,50 @@ WHERE id = ANY ($1::text[])
 ORDER BY id
 FOR NO KEY UPDATE";
 
+/// After the locks, so that the times in an account's postings follow their versions.
+const CLOCK: &str = "\
+-- clock
+SELECT clock_timestamp()";
+
+const INSERT_FENCES: &str = "\
+-- insert_fences
+INSERT INTO branch (transaction_id, branch, role, state, account, amount, refusal, descriptor, fenced_at, decided_at)
+SELECT i.*, $9::timestamptz, CASE WHEN i.state <> 1 THEN $9::timestamptz END
+FROM unnest($1::uuid[], $2::int2[], $3::int2[], $4::int2[], $5::text[], $6::int8[], $7::text[], $8::bytea[])
+    AS i (transaction_id, branch, role, state, account, amount, refusal, descriptor)";
+
 /// Existing fences are only ever moved from `tried` (1), the one state that is not final.
-const WRITE: &str = "\
--- write
-WITH clock AS MATERIALIZED (SELECT clock_timestamp() AS now),
-new_fence AS (
-    INSERT INTO branch (transaction_id, branch, role, state, account, amount, refusal, descriptor, fenced_at, decided_at)
-    SELECT i.*, clock.now, CASE WHEN i.state <> 1 THEN clock.now END
-    FROM clock, unnest($1::uuid[], $2::int2[], $3::int2[], $4::int2[], $5::text[], $6::int8[], $7::text[], $8::bytea[])
-        AS i (transaction_id, branch, role, state, account, amount, refusal, descriptor)
-),
-moved_fence AS (
-    UPDATE branch b SET state = i.state, refusal = i.refusal, decided_at = clock.now
-    FROM clock, unnest($9::uuid[], $10::int2[], $11::int2[], $12::text[]) AS i (transaction_id, branch, state, refusal)
+const MOVE_FENCES: &str = "\
+-- move_fences
+WITH moved AS (
+    UPDATE branch b SET state = i.state, refusal = i.refusal, decided_at = $5
+    FROM unnest($1::uuid[], $2::int2[], $3::int2[], $4::text[]) AS i (transaction_id, branch, state, refusal)
     WHERE b.transaction_id = i.transaction_id AND b.branch = i.branch AND b.state = 1
     RETURNING 1
-),
-new_account AS (
-    INSERT INTO account (id, currency, available, held, state, version, posted_at, created_at)
-    SELECT i.*, clock.now, clock.now
-    FROM clock, unnest($13::text[], $14::text[], $15::int8[], $16::int8[], $17::int2[], $18::int8[])
-        AS i (id, currency, available, held, state, version)
-),
-changed_account AS (
-    UPDATE account a
-    SET available = i.available, held = i.held, version = i.version, posted_at = greatest(clock.now, a.posted_at)
-    FROM clock, unnest($19::text[], $20::int8[], $21::int8[], $22::int8[], $23::int8[])
-        AS i (id, available, held, version, version_read)
+)
+SELECT expect_rows(count(*), cardinality($1::uuid[]), 'fences') FROM moved";
+
+const INSERT_ACCOUNTS: &str = "\
+-- insert_accounts
+INSERT INTO account (id, currency, available, held, state, version, posted_at, created_at)
+SELECT * FROM unnest($1::text[], $2::text[], $3::int8[], $4::int8[], $5::int2[], $6::int8[], $7::timestamptz[], $8::timestamptz[])";
+
+const CHANGE_ACCOUNTS: &str = "\
+-- change_accounts
+WITH changed AS (
+    UPDATE account a SET available = i.available, held = i.held, version = i.version, posted_at = i.posted_at
+    FROM unnest($1::text[], $2::int8[], $3::int8[], $4::int8[], $5::timestamptz[], $6::int8[])
+        AS i (id, available, held, version, posted_at, version_read)
     WHERE a.id = i.id AND a.version = i.version_read
     RETURNING 1
-),
-new_posting AS (
-    INSERT INTO posting (account, version, transaction_id, branch, kind, amount, available_after, held_after, recorded_at)
-    SELECT i.account, i.version, i.transaction_id, i.branch, i.kind, i.amount, i.available_after, i.held_after,
-           greatest(clock.now, i.posted_before)
-    FROM clock, unnest($24::text[], $25::int8[], $26::uuid[], $27::int2[], $28::int2[], $29::int8[], $30::int8[],
-                       $31::int8[], $32::timestamptz[])
-        AS i (account, version, transaction_id, branch, kind, amount, available_after, held_after, posted_before)
 )
-SELECT expect_rows((SELECT count(*) FROM moved_fence), cardinality($9::uuid[]), 'fences'),
-       expect_rows((SELECT count(*) FROM changed_account), cardinality($19::text[]), 'accounts'),
-       (SELECT now FROM clock)";
+SELECT expect_rows(count(*), cardinality($1::text[]), 'accounts') FROM changed";
+
+const INSERT_POSTINGS: &str = "\
+-- insert_postings
+INSERT INTO posting (account, version, transaction_id, branch, kind, amount, available_after, held_after, recorded_at)
+SELECT * FROM unnest($1::text[], $2::int8[], $3::uuid[], $4::int2[], $5::int2[], $6::int8[], $7::int8[], $8::int8[],
+                     $9::timestamptz[])";
 
 const IDENTIFY: &str = "\
 -- identify
@@ -123,17 +126,9 @@ impl ShardExecutor {
 
     async fn attempt(&mut self, ops: &[Op]) -> Result<Vec<Answer>, Failure> {
         let mut books = self.lock(ops).await?;
-        let mut answers: Vec<_> = ops.iter().map(|op| books.decide(op)).collect();
-        let now = self.write(books.into_writes()).await?;
+        let answers = ops.iter().map(|op| books.decide(op)).collect();
+        self.write(books.into_writes()).await?;
         self.session.settle()?;
-        // An account that is new has the time of this commit.
-        for answer in &mut answers {
-            if let Answer::Account(account) | Answer::Issued(_, Some(account)) = answer
-                && account.created_at == Timestamp::UNIX_EPOCH
-            {
-                account.created_at = now;
-            }
-        }
         Ok(answers)
     }
 
@@ -142,93 +137,145 @@ impl ShardExecutor {
         let (ids, accounts) = touched(ops);
         let client = self.session.client()?;
         let (fences, locks) = (self.session.statement(LOCK_FENCES)?, self.session.statement(LOCK_ACCOUNTS)?);
-        // `join3` polls in this order, so the statements arrive in this order.
-        let (begun, fences, accounts) = join3(
+        // `join` polls in this order, so the statements arrive in this order.
+        let (begun, fences, accounts, clock) = join4(
             client.batch_execute("BEGIN"),
             client.query(fences, &[&ids]),
             client.query(locks, &[&accounts]),
+            client.query_one(self.session.statement(CLOCK)?, &[]),
         )
         .await;
         begun.map_err(|e| sort(&e))?;
-        let mut books = Books::new(Arc::clone(&self.buckets));
-        for row in fences.map_err(|e| sort(&e))? {
+        let (fences, accounts) = (fences.map_err(|e| sort(&e))?, accounts.map_err(|e| sort(&e))?);
+        let mut books = Books::new(Arc::clone(&self.buckets), clock.map_err(|e| sort(&e))?.get(0));
+        for row in fences {
             read_fence(&mut books, &row)?;
         }
-        for row in accounts.map_err(|e| sort(&e))? {
+        for row in accounts {
             let id = AccountId::parse(row.get("id")).map_err(damaged)?;
             books.read_account(id, read_account(&row)?);
         }
         Ok(books)
     }
 
-    /// Writes and commits, in one round trip. The write counts its rows, so that its COMMIT is a ROLLBACK if one is missing.
-    async fn write(&self, writes: Writes) -> Result<Timestamp, Failure> {
+    /// Writes and commits, in one round trip.
+    async fn write(&self, writes: Writes) -> Result<(), Failure> {
+        let Writes { now, new_fences, moved_fences, new_accounts, changed_accounts, postings } = writes;
+        // `join` polls in this order, so the statements arrive in this order.
+        let written = join5(
+            self.insert_fences(&new_fences, now),
+            self.move_fences(&moved_fences, now),
+            self.insert_accounts(&new_accounts),
+            self.change_accounts(&changed_accounts),
+            self.insert_postings(&postings),
+        );
         let client = self.session.client()?;
-        let Writes { new_fences, moved_fences, new_accounts, changed_accounts, postings } = writes;
-
-        let nf_id: Vec<Uuid> = new_fences.iter().map(|f| f.key.0.uuid()).collect();
-        let nf_branch: Vec<i16> = new_fences.iter().map(|f| f.key.1 as i16).collect();
-        let nf_role: Vec<i16> = new_fences.iter().map(|f| role_number(f.role)).collect();
-        let nf_state: Vec<i16> = new_fences.iter().map(|f| f.fence.state.number()).collect();
-        let nf_account: Vec<&str> = new_fences.iter().map(|f| f.account.as_str()).collect();
-        let nf_amount: Vec<i64> = new_fences.iter().map(|f| f.amount).collect();
-        let nf_refusal: Vec<Option<&str>> =
-            new_fences.iter().map(|f| f.fence.state.refusal().map(Refusal::code)).collect();
-        let nf_descriptor: Vec<&[u8]> = new_fences.iter().map(|f| f.fence.descriptor.as_slice()).collect();
-
-        let mf_id: Vec<Uuid> = moved_fences.iter().map(|((id, _), _)| id.uuid()).collect();
-        let mf_branch: Vec<i16> = moved_fences.iter().map(|((_, branch), _)| *branch as i16).collect();
-        let mf_state: Vec<i16> = moved_fences.iter().map(|(_, state)| state.number()).collect();
-        let mf_refusal: Vec<Option<&str>> =
-            moved_fences.iter().map(|(_, state)| state.refusal().map(Refusal::code)).collect();
-
-        let na_id: Vec<&str> = new_accounts.iter().map(|(id, _)| id.as_str()).collect();
-        let na_currency: Vec<&str> = new_accounts.iter().map(|(_, a)| a.currency.as_str()).collect();
-        let na_available: Vec<i64> = new_accounts.iter().map(|(_, a)| a.available).collect();
-        let na_held: Vec<i64> = new_accounts.iter().map(|(_, a)| a.held).collect();
-        let na_state: Vec<i16> = new_accounts.iter().map(|(_, a)| a.state.number()).collect();
-        let na_version: Vec<i64> = new_accounts.iter().map(|(_, a)| a.version).collect();
-
-        let ca_id: Vec<&str> = changed_accounts.iter().map(|(id, _, _)| id.as_str()).collect();
-        let ca_available: Vec<i64> = changed_accounts.iter().map(|(_, a, _)| a.available).collect();
-        let ca_held: Vec<i64> = changed_accounts.iter().map(|(_, a, _)| a.held).collect();
-        let ca_version: Vec<i64> = changed_accounts.iter().map(|(_, a, _)| a.version).collect();
-        let ca_read: Vec<i64> = changed_accounts.iter().map(|(_, _, read)| *read).collect();
-
-        let p_account: Vec<&str> = postings.iter().map(|(p, _)| p.account.as_str()).collect();
-        let p_version: Vec<i64> = postings.iter().map(|(p, _)| p.version).collect();
-        let p_id: Vec<Uuid> = postings.iter().map(|(p, _)| p.transaction.uuid()).collect();
-        let p_branch: Vec<i16> = postings.iter().map(|(p, _)| p.branch as i16).collect();
-        let p_kind: Vec<i16> = postings.iter().map(|(p, _)| p.kind as i16).collect();
-        let p_amount: Vec<i64> = postings.iter().map(|(p, _)| p.amount).collect();
-        let p_available: Vec<i64> = postings.iter().map(|(p, _)| p.available_after).collect();
-        let p_held: Vec<i64> = postings.iter().map(|(p, _)| p.held_after).collect();
-        let p_before: Vec<Timestamp> = postings.iter().map(|(_, at)| *at).collect();
-
-        let write = self.session.statement(WRITE)?;
-        #[rustfmt::skip]
-        let parameters: [&(dyn ToSql + Sync); 32] = [
-            &nf_id, &nf_branch, &nf_role, &nf_state, &nf_account, &nf_amount, &nf_refusal, &nf_descriptor,
-            &mf_id, &mf_branch, &mf_state, &mf_refusal,
-            &na_id, &na_currency, &na_available, &na_held, &na_state, &na_version,
-            &ca_id, &ca_available, &ca_held, &ca_version, &ca_read,
-            &p_account, &p_version, &p_id, &p_branch, &p_kind, &p_amount, &p_available, &p_held, &p_before,
-        ];
-        let (written, committed) =
-            join(client.query_one(write, &parameters), client.batch_execute("COMMIT")).await;
-        let row = written.map_err(|e| sort(&e))?;
+        let ((fences, moved, accounts, changed, posted), committed) =
+            join(written, client.batch_execute("COMMIT")).await;
+        // The first that failed has made the others fail.
+        fences.and(moved).and(accounts).and(changed).and(posted)?;
         // A COMMIT that fails has not said whether it happened.
-        committed.map_err(|e| Failure::Disconnected(e.to_string()))?;
-        Ok(row.get(2))
+        committed.map_err(|e| Failure::Disconnected(e.to_string()))
+    }
+
+    async fn insert_fences(&self, fences: &[NewFence], now: Timestamp) -> Result<(), Failure> {
+        let id: Vec<Uuid> = fences.iter().map(|f| f.key.0.uuid()).collect();
+        let branch: Vec<i16> = fences.iter().map(|f| f.key.1 as i16).collect();
+        let role: Vec<i16> = fences.iter().map(|f| role_number(f.role)).collect();
+        let state: Vec<i16> = fences.iter().map(|f| f.fence.state.number()).collect();
+        let account: Vec<&str> = fences.iter().map(|f| f.account.as_str()).collect();
+        let amount: Vec<i64> = fences.iter().map(|f| f.amount).collect();
+        let refusal: Vec<Option<&str>> =
+            fences.iter().map(|f| f.fence.state.refusal().map(Refusal::code)).collect();
+        let descriptor: Vec<&[u8]> = fences.iter().map(|f| f.fence.descriptor.as_slice()).collect();
+        let rows = [&id as Parameter, &branch, &role, &state, &account, &amount, &refusal, &descriptor, &now];
+        self.execute(INSERT_FENCES, fences.len(), &rows).await
+    }
+
+    async fn move_fences(&self, fences: &[(FenceKey, FenceState)], now: Timestamp) -> Result<(), Failure> {
+        let id: Vec<Uuid> = fences.iter().map(|((id, _), _)| id.uuid()).collect();
+        let branch: Vec<i16> = fences.iter().map(|((_, branch), _)| *branch as i16).collect();
+        let state: Vec<i16> = fences.iter().map(|(_, state)| state.number()).collect();
+        let refusal: Vec<Option<&str>> =
+            fences.iter().map(|(_, state)| state.refusal().map(Refusal::code)).collect();
+        self.execute(MOVE_FENCES, fences.len(), &[&id, &branch, &state, &refusal, &now]).await
+    }
+
+    async fn insert_accounts(&self, accounts: &[(AccountId, Account)]) -> Result<(), Failure> {
+        let id: Vec<&str> = accounts.iter().map(|(id, _)| id.as_str()).collect();
+        let currency: Vec<&str> = accounts.iter().map(|(_, a)| a.currency.as_str()).collect();
+        let available: Vec<i64> = accounts.iter().map(|(_, a)| a.available).collect();
+        let held: Vec<i64> = accounts.iter().map(|(_, a)| a.held).collect();
+        let state: Vec<i16> = accounts.iter().map(|(_, a)| a.state.number()).collect();
+        let version: Vec<i64> = accounts.iter().map(|(_, a)| a.version).collect();
+        let posted: Vec<Timestamp> = accounts.iter().map(|(_, a)| a.posted_at).collect();
+        let created: Vec<Timestamp> = accounts.iter().map(|(_, a)| a.created_at).collect();
+        let rows = [&id as Parameter, &currency, &available, &held, &state, &version, &posted, &created];
+        self.execute(INSERT_ACCOUNTS, accounts.len(), &rows).await
+    }
+
+    async fn change_accounts(&self, accounts: &[(AccountId, Account, i64)]) -> Result<(), Failure> {
+        let id: Vec<&str> = accounts.iter().map(|(id, _, _)| id.as_str()).collect();
+        let available: Vec<i64> = accounts.iter().map(|(_, a, _)| a.available).collect();
+        let held: Vec<i64> = accounts.iter().map(|(_, a, _)| a.held).collect();
+        let version: Vec<i64> = accounts.iter().map(|(_, a, _)| a.version).collect();
+        let posted: Vec<Timestamp> = accounts.iter().map(|(_, a, _)| a.posted_at).collect();
+        let read: Vec<i64> = accounts.iter().map(|(_, _, read)| *read).collect();
+        let rows = [&id as Parameter, &available, &held, &version, &posted, &read];
+        self.execute(CHANGE_ACCOUNTS, accounts.len(), &rows).await
+    }
+
+    async fn insert_postings(&self, postings: &[Posting]) -> Result<(), Failure> {
+        let account: Vec<&str> = postings.iter().map(|p| p.account.as_str()).collect();
+        let version: Vec<i64> = postings.iter().map(|p| p.version).collect();
+        let id: Vec<Uuid> = postings.iter().map(|p| p.transaction.uuid()).collect();
+        let branch: Vec<i16> = postings.iter().map(|p| p.branch as i16).collect();
+        let kind: Vec<i16> = postings.iter().map(|p| p.kind as i16).collect();
+        let amount: Vec<i64> = postings.iter().map(|p| p.amount).collect();
+        let available: Vec<i64> = postings.iter().map(|p| p.available_after).collect();
+        let held: Vec<i64> = postings.iter().map(|p| p.held_after).collect();
+        let recorded: Vec<Timestamp> = postings.iter().map(|p| p.recorded_at).collect();
+        let rows =
+            [&account as Parameter, &version, &id, &branch, &kind, &amount, &available, &held, &recorded];
+        self.execute(INSERT_POSTINGS, postings.len(), &rows).await
+    }
+
+    /// Sends a statement, unless it has no rows to write.
+    async fn execute(
+        &self,
+        sql: &'static str,
+        rows: usize,
+        parameters: &[Parameter<'_>],
+    ) -> Result<(), Failure> {
+        if rows == 0 {
+            return Ok(());
+        }
+        let executed = self.session.client()?.execute(self.session.statement(sql)?, parameters).await;
+        executed.map(drop).map_err(|e| sort(&e))
     }
 }
+
+/// A parameter of a statement: mostly an array, one element for each row.
+type Parameter<'a> = &'a (dyn ToSql + Sync);
+
+const STATEMENTS: [&str; 9] = [
+    IDENTIFY,
+    LOCK_FENCES,
+    LOCK_ACCOUNTS,
+    CLOCK,
+    INSERT_FENCES,
+    MOVE_FENCES,
+    INSERT_ACCOUNTS,
+    CHANGE_ACCOUNTS,
+    INSERT_POSTINGS,
+];
 
 impl Executor for ShardExecutor {
     type Item = Op;
     type Answer = Answer;
 
     async fn connect(&mut self) -> Result<(), Failure> {
-        self.session.connect(&[IDENTIFY, LOCK_FENCES, LOCK_ACCOUNTS, WRITE]).await?;
+        self.session.connect(&STATEMENTS).await?;
         self.identify().await
     }
 

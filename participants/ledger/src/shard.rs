@@ -45,17 +45,14 @@ pub enum ShardError {
     },
 }
 
-/// Executors of one shard. With more than two the batches get smaller and everything slower.
-const EXECUTORS: usize = 2;
-
 impl Shard {
     /// Starts the shard's executors, which connect by themselves and keep trying.
     #[must_use]
     pub fn start(name: &str, config: &Config, buckets: HashSet<u16>) -> Self {
         let served = buckets.len();
         let buckets = Arc::new(buckets);
-        let executors =
-            (0..EXECUTORS).map(|_| ShardExecutor::new(name, config, Arc::clone(&buckets))).collect();
+        // A second one would mostly wait for the accounts that the first one has locked.
+        let executors = vec![ShardExecutor::new(name, config, buckets)];
         let operations = Batcher::start(&format!("shard {name}"), executors, Limits::default());
         Self::with_operations(name, operations, config, served)
     }

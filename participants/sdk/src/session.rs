@@ -25,7 +25,8 @@ use tokio_postgres::{
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Plans {
     /// For work by id sets over partitioned tables: plan once, prune while running. Planning each batch anew over 100
-    /// partitions costs 65 ms, running the generic plan 2 ms.
+    /// partitions costs 65 ms, running the generic plan 2 ms. Such a plan may be made while a table is empty and is kept
+    /// when it is not, so it may only loop over the set and look each id up.
     Generic,
     /// For range reads over partitioned tables: plan each time, so that the planner sees the bounds and locks one partition.
     Custom,
@@ -88,12 +89,17 @@ impl Session {
             }
         });
         let plans = match self.plans {
-            Plans::Generic => "force_generic_plan",
-            Plans::Custom => "force_custom_plan",
+            Plans::Generic => {
+                "SET plan_cache_mode = force_generic_plan;
+                 SET enable_seqscan = off;
+                 SET enable_hashjoin = off;
+                 SET enable_mergejoin = off;"
+            }
+            Plans::Custom => "SET plan_cache_mode = force_custom_plan;",
         };
         client
             .batch_execute(&format!(
-                "SET plan_cache_mode = {plans};
+                "{plans}
                  SET default_transaction_isolation = 'read committed';
                  -- Plans over many partitions look costly; compiling them would cost milliseconds each time.
                  SET jit = off;

@@ -50,9 +50,7 @@ pub enum Step {
     ConfirmHold,
     /// The client repeats its CreateHold, with the same id, and the row is new.
     CreateHold,
-    /// The scheduler sees that the hold is due.
-    Mature,
-    /// A coordinator takes up the transaction in a phase that it read, now or long ago.
+    /// A coordinator takes up the transaction in a phase that it read, now or long ago. What is held it takes up when due.
     TakeUp(usize, Phase),
     /// An operation that was sent arrives.
     Arrive {
@@ -113,13 +111,12 @@ impl Search {
     pub fn recovered(&self, world: &World) -> World {
         let mut world =
             World { due: true, coordinators: [None, None], sent: Default::default(), ..world.clone() };
-        // The longest way has five turns: sweep, mature, confirm, turn round, cancel.
-        for _ in 0..5 {
+        // The longest way has four turns: sweep, confirm what is due, turn round, cancel.
+        for _ in 0..4 {
             let steps = match world.row.map(|row| row.phase) {
                 None => vec![Step::Sweep(world.fences)],
-                Some(Phase::Held) => vec![Step::Mature],
                 Some(phase) => {
-                    let Some(Attempt { operation, .. }) = Attempt::at(phase) else { break };
+                    let Some(Attempt { operation, .. }) = Attempt::at(phase, &world) else { break };
                     let ask = |branch| {
                         let (at, no, heard_by) = (At::Branch(branch), None, Some(0));
                         Step::Arrive { operation, at, no, heard_by }
@@ -149,7 +146,7 @@ impl Model for Search {
         if world.parked || !world.books.are_kept() {
             return;
         }
-        steps.extend([Step::TimePasses, Step::CancelHold, Step::ConfirmHold, Step::CreateHold, Step::Mature]);
+        steps.extend([Step::TimePasses, Step::CancelHold, Step::ConfirmHold, Step::CreateHold]);
         for (operation, branch) in world.sent() {
             arrivals(world, operation, At::Branch(branch), &[branch], steps);
             // Where the row alone decides, there is no order for one local transaction to keep.
@@ -200,14 +197,8 @@ impl Search {
                 world.write(Phase::Trying, false);
                 world.loss = Loss::RowThenCreated;
             }
-            Step::Mature if world.due => {
-                world.apply(match world.on_maturity {
-                    OnMaturity::Confirm => Event::MaturedToConfirm,
-                    OnMaturity::Cancel => Event::MaturedToCancel,
-                });
-            }
             Step::TakeUp(coordinator, phase) if world.coordinators[coordinator].is_none() => {
-                world.coordinators[coordinator] = Attempt::at(phase);
+                world.coordinators[coordinator] = Attempt::at(phase, world);
                 self.send(world, coordinator);
             }
             Step::Arrive { operation, at, no, heard_by } if world.was_sent(operation, at) => {

@@ -1,5 +1,4 @@
-use crate::claims::{NO_UNIT_IS_CREATED, broken};
-use crate::world::Loss;
+use crate::claims::NO_UNIT_IS_CREATED;
 use crate::{Search, Step};
 use stateright::{Checker as _, HasDiscoveries, Model as _};
 
@@ -13,24 +12,14 @@ fn nothing_that_can_happen_to_a_hold_breaks_a_claim() {
 }
 
 #[test]
-fn if_the_row_alone_decides_a_lost_commit_creates_money() {
-    let search = Search { pivot_rule: false, ..Search::product() };
+fn if_the_row_alone_decides_not_even_a_database_that_loses_nothing_would_do() {
+    let search = Search { pivot_rule: false, commits_are_lost: false };
 
     let path = search.shortest_way_to_break(NO_UNIT_IS_CREATED).expect("the row alone is not enough");
 
     let end = path.last_state();
     assert_eq!((end.books.payer_available, end.books.payee_available), (1, 1));
-    assert_eq!(end.loss, Loss::LastCommits);
-    let losses =
-        path.into_actions().into_iter().filter(|step| matches!(step, Step::Rewind(_) | Step::Vanish));
-    assert_eq!(losses.count(), 1);
-}
-
-#[test]
-fn if_the_row_alone_decides_and_no_commit_is_lost_no_money_is_created() {
-    let search = Search { pivot_rule: false, commits_are_lost: false };
-
-    let checker = search.checker().spawn_bfs().join();
-
-    assert!(!broken(&checker).contains(&NO_UNIT_IS_CREATED));
+    // A cancel is admitted in time, and a coordinator that has read HELD before it finds the hold due after it.
+    let steps = path.into_actions();
+    assert!(steps.contains(&Step::CancelHold) && steps.contains(&Step::TimePasses), "{steps:?}");
 }

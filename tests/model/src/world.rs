@@ -238,10 +238,12 @@ impl World {
 
 impl Attempt {
     /// What a coordinator sets out to do about a transaction in this phase, if there is anything to ask of the branches.
+    /// The store says whether a hold is due in the statement that reads it, and writes nothing.
     #[must_use]
-    pub fn at(phase: Phase) -> Option<Self> {
+    pub fn at(phase: Phase, world: &World) -> Option<Self> {
         let operation = match phase {
             Phase::Trying => Operation::Try,
+            Phase::Held if world.due => world.on_maturity.operation(),
             Phase::Confirming => Operation::Confirm,
             Phase::Cancelling => Operation::Cancel,
             Phase::Held | Phase::Confirmed | Phase::Cancelled => return None,

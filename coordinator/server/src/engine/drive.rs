@@ -1,6 +1,6 @@
 //! One transaction, from where it stands to where it rests: held, final, put off or parked.
 
-use super::{Engine, WakeAt, participants::Part};
+use super::{Engine, participants::Part};
 use crate::store::{Advance, Defer, Record, Woken};
 use futures::future::join_all;
 use std::{sync::Arc, time::Duration};
@@ -21,16 +21,30 @@ const PARK_AFTER: u32 = 50;
 pub(super) struct Life<'a> {
     engine: &'a Arc<Engine>,
     record: Record,
-    /// The wake-up that would find this transaction if this life ended here.
-    safety: WakeAt,
+    /// The wake-up that would find this transaction if this life ended here, unless it needs none.
+    safety: Option<Timestamp>,
+    /// When the store found it due, if it is held and due.
+    found_due_at: Option<Timestamp>,
     faults: u32,
     failing_since: Option<Timestamp>,
 }
 
+/// How a life ended.
+pub(super) struct Rest {
+    /// The transaction as this life knows it.
+    pub record: Record,
+    /// The wake-up that is open still, unless the transaction needs none.
+    pub open: Option<Timestamp>,
+    /// Whether the store knows what comes next. If not, that wake-up must fire again.
+    pub is_written: bool,
+}
+
 /// How a step ended that did not move the transaction.
 enum Stop {
-    /// Someone else moved it, or the store does not answer: its row and its wake-up go on without this life.
+    /// Someone else moved it: its row and its next wake-up go on without this life.
     Overtaken,
+    /// The store does not answer.
+    StoreDown,
     /// Try it again later.
     Again(Unanswered),
     /// A person is needed.
@@ -38,15 +52,16 @@ enum Stop {
 }
 
 impl<'a> Life<'a> {
-    /// A life that begins with a row just written.
-    pub(super) fn new(engine: &'a Arc<Engine>, record: Record, safety: WakeAt) -> Self {
-        Self { engine, record, safety, faults: 0, failing_since: None }
+    /// A life that begins with a row just written, which left this wake-up.
+    pub(super) fn new(engine: &'a Arc<Engine>, record: Record, safety: Timestamp) -> Self {
+        Self { engine, record, safety: Some(safety), found_due_at: None, faults: 0, failing_since: None }
     }
 
     /// A life that goes on after a wake-up.
-    pub(super) fn woken(engine: &'a Arc<Engine>, woken: Woken) -> Self {
-        let Woken { record, wake_at, attempts, failing_since, .. } = woken;
-        Self { engine, record, safety: wake_at, faults: attempts, failing_since }
+    pub(super) fn woken(engine: &'a Arc<Engine>, woken: Woken, safety: Timestamp) -> Self {
+        let Woken { record, is_due, now, attempts, failing_since, .. } = woken;
+        let found_due_at = is_due.then_some(now);
+        Self { engine, record, safety: Some(safety), found_due_at, faults: attempts, failing_since }
     }
 
     /// As it stands.
@@ -55,13 +70,18 @@ impl<'a> Life<'a> {
     }
 
     /// Step by step until it rests.
-    pub(super) async fn drive(mut self) {
+    pub(super) async fn drive(mut self) -> Rest {
         loop {
             let step = match self.record.standing.phase {
                 Phase::Trying => self.try_step().await,
+                Phase::Held if self.found_due_at.is_some() => {
+                    self.decide_step(self.record.transaction.descriptor.on_maturity.operation()).await
+                }
                 Phase::Confirming => self.decide_step(Operation::Confirm).await,
                 Phase::Cancelling => self.decide_step(Operation::Cancel).await,
-                Phase::Held | Phase::Confirmed | Phase::Cancelled => return,
+                Phase::Held | Phase::Confirmed | Phase::Cancelled => {
+                    return self.at_rest(true);
+                }
             };
             if let Err(stop) = step {
                 return self.rest(stop).await;
@@ -146,8 +166,12 @@ impl<'a> Life<'a> {
 
     /// Moves the row, if nobody else has.
     async fn advance(&mut self, event: Event, reason: Option<&'static str>) -> Result<(), Stop> {
-        let id = self.record.id();
-        let advance = Advance { id, event, reason: reason.map(str::to_owned) };
+        let advance = Advance {
+            reason: reason.map(str::to_owned),
+            found_due_at: self.found_due_at,
+            failed: self.failing_since.is_some(),
+            ..Advance::new(self.record.id(), event)
+        };
         match self.engine.store.advance.call(advance).await {
             Ok(Some(advanced)) => {
                 self.record.standing = advanced.standing;
@@ -158,16 +182,21 @@ impl<'a> Life<'a> {
             Ok(None) if event.is_flip() && self.record.standing.flipped => {
                 Err(Stop::Park(format!("the pivot turned the decision round twice: {event:?}")))
             }
-            Ok(None) | Err(_) => Err(Stop::Overtaken),
+            Ok(None) => Err(Stop::Overtaken),
+            Err(_) => Err(Stop::StoreDown),
         }
     }
 
-    async fn rest(mut self, stop: Stop) {
+    async fn rest(mut self, stop: Stop) -> Rest {
         let (id, phase) = (self.record.id(), self.record.standing.phase);
         let now_us = self.engine.clock.now_us();
         let failing_us = self.failing_since.map_or(0, |since| (now_us - since.as_microsecond()).max(0));
         let (attention, delay, error, is_fault) = match stop {
-            Stop::Overtaken => return,
+            Stop::Overtaken => {
+                self.replace_safety(None);
+                return self.at_rest(true);
+            }
+            Stop::StoreDown => return self.at_rest(false),
             Stop::Park(what) => (Attention::Parked, None, what, true),
             Stop::Again(Unanswered { why, is_fault: true }) if self.faults + 1 >= PARK_AFTER => {
                 (Attention::Parked, None, format!("{PARK_AFTER} failures, the last one: {why}"), true)
@@ -185,15 +214,20 @@ impl<'a> Life<'a> {
         } else {
             tracing::debug!(%id, ?phase, error, "put off");
         }
-        // If this fails, the wake-up of the statement before it is still there.
         let defer = Defer { id, phase, is_fault, attention, delay, error };
-        if let Ok(wake_at) = self.engine.store.defer.call(defer).await {
+        let written = self.engine.store.defer.call(defer).await;
+        if let Ok(wake_at) = written {
             self.replace_safety(wake_at);
         }
+        self.at_rest(written.is_ok())
+    }
+
+    fn at_rest(self, is_written: bool) -> Rest {
+        Rest { record: self.record, open: self.safety, is_written }
     }
 
     /// The next wake-up takes the place of the one before.
-    fn replace_safety(&mut self, wake_at: WakeAt) {
+    fn replace_safety(&mut self, wake_at: Option<Timestamp>) {
         let id = self.record.id();
         if let Some(at) = wake_at {
             self.engine.timers.arm(at, id);

@@ -15,7 +15,10 @@ pub use participants::Participants;
 
 use crate::{
     schedule::{Clock, Entry, Timers},
-    store::{Advance, Begin, Record, Store, StoreError, record::Standing},
+    store::{
+        Advance, Advanced, Begin, Defer, Record, Store, StoreError, WAKE_HORIZON, Woken, begin,
+        record::Standing,
+    },
 };
 use std::{
     collections::HashMap,
@@ -25,7 +28,7 @@ use std::{
     },
     time::Duration,
 };
-use tcc_core::{Event, OnMaturity, Phase, Timestamp, Transaction, TransactionId};
+use tcc_core::{Event, OnMaturity, Phase, Transaction, TransactionId};
 use tcc_participant::{batch::Unknown, retry::Backoff};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio_util::task::TaskTracker;
@@ -35,7 +38,7 @@ const CREATIONS: usize = 4_096;
 /// How many lives may be driven by wake-ups at a time. The rest of what is due waits in the ring.
 const LIVES: usize = 8_192;
 /// A wake-up for a transaction that is being worked on comes back after this.
-const BUSY_US: i64 = 100_000;
+const BUSY_US: i64 = 20_000;
 /// A wake-up that the store could not answer comes back after this.
 const STORE_DOWN_US: i64 = 500_000;
 
@@ -278,23 +281,17 @@ impl Engine {
             tokio::time::sleep(Backoff::CONNECTION.delay(attempts)).await;
             attempts += 1;
         };
-        let life = match begun {
+        let (record, wake_at) = match begun {
             Some(begun) => {
-                self.timers.arm(begun.wake_at, id);
-                let record = Record { transaction, standing: Standing::begun(begun.created_at) };
-                drive::Life::new(&self, record, Some(begun.wake_at))
+                (Record { transaction, standing: Standing::begun(begun.created_at) }, begun.wake_at)
             }
-            // An attempt without an answer had recorded it after all. Looking at it by a commit of its own makes sure that
-            // the row is where a standby has it, before anything is asked of a participant.
-            None if attempts > 0 => match self.store.wake.call(id).await {
-                Ok(Some(woken))
-                    if woken.record.transaction == transaction
-                        && woken.record.standing.phase == Phase::Trying =>
+            // An attempt without an answer had recorded it after all.
+            None if attempts > 0 => match self.store.get(id).await {
+                Ok(Some(record))
+                    if record.transaction == transaction && record.standing.phase == Phase::Trying =>
                 {
-                    if let Some(at) = woken.wake_at {
-                        self.timers.arm(at, id);
-                    }
-                    drive::Life::woken(&self, woken)
+                    let wake_at = begin::wake_at(&record);
+                    (record, wake_at)
                 }
                 _ => {
                     let _ = answer.send(Begun::Known);
@@ -306,6 +303,8 @@ impl Engine {
                 return;
             }
         };
+        self.timers.arm(wake_at, id);
+        let life = drive::Life::new(&self, record, wake_at);
         let life = life.try_branches().await;
         drop(admitted);
         // A client that no longer waits is no reason to stop.
@@ -326,44 +325,39 @@ impl Engine {
             return Err(EngineError::Draining);
         }
         let deadline = tokio::time::Instant::now() + patience;
-        let record = self.store.get(id).await?.ok_or(EngineError::NotFound(id))?;
-        let (moved, asked) = oneshot::channel();
-        self.spawn(Arc::clone(self).move_on_request(record, event, moved));
-        match tokio::time::timeout_at(deadline, asked).await {
-            Ok(Ok(Ok(()))) => {}
+        let (answer, answered) = oneshot::channel();
+        self.spawn(Arc::clone(self).move_on_request(id, event, answer));
+        match tokio::time::timeout_at(deadline, answered).await {
+            Ok(Ok(Ok(Some(record)))) if record.standing.phase.is_final() => return Ok(record),
+            // It was not moved by this request, or not to its end, or not in time: its row says how it goes.
+            Ok(Ok(Ok(_))) | Err(_) => {}
             Ok(Ok(Err(unknown))) => return Err(StoreError::Unreachable(unknown.to_string()).into()),
-            Ok(Err(_)) | Err(_) => return Err(EngineError::OutcomeUnknown(id)),
+            Ok(Err(_)) => return Err(EngineError::OutcomeUnknown(id)),
         }
-        // Whoever moved it, it is watched until it is final or the patience ends.
         let goes_on = |standing: &Standing| !matches!(standing.phase, Phase::Confirming | Phase::Cancelling);
         let record = self.watch(id, deadline - tokio::time::Instant::now(), goes_on).await?;
         record.ok_or(EngineError::NotFound(id))
     }
 
-    /// Moves a row on a client's behalf, and sees it through, whether or not the client still waits.
+    /// Moves a row on a client's behalf, and sees it through, whether or not the client still waits. Answers the row as it
+    /// left it, if it moved it.
     async fn move_on_request(
         self: Arc<Self>,
-        record: Record,
+        id: TransactionId,
         event: Event,
-        moved: oneshot::Sender<Result<(), Unknown>>,
+        answer: oneshot::Sender<Result<Option<Record>, Unknown>>,
     ) {
-        let id = record.id();
         let _active = self.activate(id);
-        let advanced = match self.store.advance.call(Advance { id, event, reason: None }).await {
-            Ok(advanced) => advanced,
-            Err(unknown) => {
-                let _ = moved.send(Err(unknown));
-                return;
-            }
-        };
-        let _ = moved.send(Ok(()));
-        if let Some(advanced) = advanced {
-            if let Some(at) = advanced.wake_at {
+        let moved = match self.store.advance.call(Advance { failed: true, ..Advance::new(id, event) }).await {
+            Ok(Some(Advanced { standing, transaction: Some(transaction), wake_at: Some(at) })) => {
                 self.timers.arm(at, id);
+                let life = drive::Life::new(&self, Record { transaction, standing }, at);
+                Ok(Some(life.drive().await.record))
             }
-            let record = Record { transaction: record.transaction, standing: advanced.standing };
-            drive::Life::new(&self, record, advanced.wake_at).drive().await;
-        }
+            Ok(_) => Ok(None),
+            Err(unknown) => Err(unknown),
+        };
+        let _ = answer.send(moved);
     }
 
     /// What is there under a creation's id: the same body is answered as it stands, another one is refused.
@@ -415,22 +409,49 @@ impl Engine {
         let woken = match self.store.wake.call(entry.id).await {
             Ok(Some(woken)) => woken,
             Ok(None) => return self.timers.done(entry),
-            Err(_) => return self.timers.put_back(entry, self.clock.now_us() + STORE_DOWN_US),
+            Err(_) => return self.put_back(entry),
         };
-        let is_held = woken.record.standing.phase == Phase::Held;
-        let early_us = entry.at_us - woken.now.as_microsecond();
-        if (is_held || woken.is_put_off) && early_us > 0 {
-            // Its time has come by the clock here, and not yet by the database's, which counts.
-            return self.timers.put_back(entry, self.clock.now_us() + early_us);
+        let waits = woken.is_put_off || (woken.record.standing.phase == Phase::Held && !woken.is_due);
+        if waits {
+            return self.wait_on(entry, &woken).await;
         }
-        // What is held has a wake-up that its own statement left; that statement's answer may have been lost.
-        if let Some(at) = woken.wake_at.or_else(|| woken.record.maturity_wake_up()) {
-            self.timers.arm(at, entry.id);
+        let rest = drive::Life::woken(&self, woken, entry.at()).drive().await;
+        if !rest.is_written {
+            self.put_back(entry);
+        } else if rest.open == Some(entry.at()) {
+            // It is held now, and this is the wake-up of its due time, which came a little early.
+            self.timers.put_back(entry, entry.at_us);
+        }
+    }
+
+    /// There is nothing to do yet: makes sure that a wake-up stands when there is.
+    async fn wait_on(&self, entry: Entry, woken: &Woken) {
+        let now_us = woken.now.as_microsecond();
+        if entry.at_us > now_us {
+            // Its time has come by the clock here, and not yet by the database's, which counts.
+            return self.timers.put_back(entry, self.clock.now_us() + entry.at_us - now_us);
+        }
+        if let Some(at) = woken.record.maturity_wake_up().filter(|_| !woken.is_put_off) {
+            if at > woken.now {
+                // The statement that left it may have had no answer, so it may not be in the ring.
+                self.timers.arm(at, entry.id);
+            } else {
+                // It stood on the way to a far due time.
+                let (id, delay) = (entry.id, Some(WAKE_HORIZON.unsigned_abs()));
+                let (phase, attention) = (Phase::Held, woken.record.standing.attention);
+                let defer = Defer { id, phase, attention, delay, is_fault: false, error: String::new() };
+                match self.store.defer.call(defer).await {
+                    Ok(wake_at) => wake_at.into_iter().for_each(|at| self.timers.arm(at, id)),
+                    Err(_) => return self.put_back(entry),
+                }
+            }
         }
         self.timers.done(entry);
-        if !is_held && !woken.is_put_off {
-            drive::Life::woken(&self, woken).drive().await;
-        }
+    }
+
+    /// The store does not answer.
+    fn put_back(&self, entry: Entry) {
+        self.timers.put_back(entry, self.clock.now_us() + STORE_DOWN_US);
     }
 
     fn spawn(&self, life: impl Future<Output = ()> + Send + 'static) {
@@ -474,6 +495,3 @@ impl Drop for Active {
         }
     }
 }
-
-/// When a wake-up was left, and where.
-type WakeAt = Option<Timestamp>;

@@ -28,6 +28,14 @@ pub struct Entry {
     pub id: TransactionId,
 }
 
+impl Entry {
+    /// As the table has it.
+    #[must_use]
+    pub fn at(&self) -> Timestamp {
+        Timestamp::from_microsecond(self.at_us).unwrap_or(Timestamp::MAX)
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
     /// In a bucket, or being looked at.

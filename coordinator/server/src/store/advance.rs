@@ -1,22 +1,23 @@
 //! The one statement that moves a phase on an event.
 //!
 //! Its guards are derived from `Phase::after`: an event applies only in the phases in which it has a meaning. Three more
-//! stand beside them, decided by this database's clock while the row is locked: nothing matures before its due time, no
-//! client cancels after it, and the pivot turns a decision round once at most.
+//! stand beside them, decided by this database's clock while the row is locked: no client cancels or releases after the due
+//! time, and the pivot turns a decision round once at most.
 
 use super::{
-    RETRY_INTERVAL, WAKE_HORIZON,
-    record::{Standing, standing},
+    RETRY_INTERVAL, StoreError, WAKE_HORIZON,
+    record::{Standing, standing, transaction},
 };
-use std::collections::HashMap;
-use tcc_core::{Cause, Event, Phase, Timestamp, TransactionId};
+use std::{collections::HashMap, sync::Arc};
+use tcc_core::{Cause, Event, Timestamp, Transaction, TransactionId};
 use tcc_participant::{
     Executor, Failure, Session,
     session::{Plans, sort},
 };
-use tokio_postgres::Config;
+use tokio_postgres::{Config, Row};
 use uuid::Uuid;
 
+/// What an event does is looked up in arrays by its number, so that each item brings little more than that.
 const ADVANCE: &str = concat!(
     "\
 -- advance
@@ -25,39 +26,47 @@ WITH clock AS MATERIALIZED (
 ),
 advanced AS (
     UPDATE transaction t
-    SET phase = i.target,
-        cause = coalesce(i.cause, t.cause),
+    SET phase = e.target,
+        -- What leaves HELD for no other cause was due.
+        cause = coalesce(e.cause, t.cause, CASE WHEN e.target <> 2 THEN 5 END),
         reason = coalesce(i.reason, t.reason),
         attention = 0,
-        flipped = t.flipped OR i.flip,
-        held_at = CASE WHEN i.target = 2 THEN clock.now ELSE t.held_at END,
-        decided_at = CASE WHEN i.target IN (3, 5) THEN clock.now ELSE t.decided_at END,
-        settled_at = CASE WHEN i.target IN (4, 6) THEN clock.now END
-    FROM clock, unnest($1::uuid[], $2::int4[], $3::int2[], $4::int2[], $5::int2[], $6::text[], $7::bool[], $8::int2[])
-        AS i (id, sources, target, bound, cause, reason, flip, slot)
+        flipped = t.flipped OR e.flip,
+        held_at = CASE WHEN e.target = 2 THEN clock.now ELSE t.held_at END,
+        decided_at = CASE WHEN e.target IN (3, 5) THEN clock.now ELSE coalesce(t.decided_at, i.found_due_at) END,
+        settled_at = CASE WHEN e.target IN (4, 6) THEN clock.now END
+    FROM clock,
+        unnest($1::uuid[], $2::int2[], $3::text[], $4::timestamptz[], $5::bool[]) AS i (id, event, reason, found_due_at, failed)
+        CROSS JOIN LATERAL (
+            SELECT ($6::int4[])[i.event] AS sources, ($7::int2[])[i.event] AS target, ($8::int2[])[i.event] AS cause,
+                   ($9::int2[])[i.event] AS bound, ($10::bool[])[i.event] AS flip
+        ) AS e
     WHERE t.id = i.id
-      AND (1 << t.phase) & i.sources <> 0
-      AND NOT (i.flip AND t.flipped)
-      AND CASE i.bound
+      AND (1 << t.phase) & e.sources <> 0
+      AND NOT (e.flip AND t.flipped)
+      AND CASE e.bound
               WHEN 1 THEN t.due_at > clock_timestamp()
               WHEN 2 THEN t.on_maturity = 1 OR t.due_at > clock_timestamp()
               ELSE true
           END
     RETURNING ",
     standing!(),
-    ", t.id, i.slot,
-        CASE WHEN i.target = 2 THEN least(greatest(t.due_at, clock.now), clock.now + $10::float8 * interval '1 second')
-             WHEN i.target IN (3, 5) THEN clock.now + $9::float8 * interval '1 second' END AS wake_at
+    ", t.id, i.failed, CASE WHEN e.bound <> 0 THEN t.descriptor END AS descriptor,
+        CASE WHEN t.phase = 2 THEN least(greatest(t.due_at, clock.now), clock.now + $12::float8 * interval '1 second')
+             WHEN t.phase IN (3, 5) THEN clock.now + $11::float8 * interval '1 second' END AS wake_at,
+        -- The statement that began it has left its wake-up there.
+        t.phase = 2 AND t.due_at > clock.now AND t.due_at <= t.created_at + $11::float8 * interval '1 second' AS is_armed
 ),
 woken AS (
-    INSERT INTO wakeup (wake_at, transaction_id, slot) SELECT wake_at, id, slot FROM advanced WHERE wake_at IS NOT NULL
+    INSERT INTO wakeup (wake_at, transaction_id, slot)
+    SELECT wake_at, id, slot_of(id) FROM advanced WHERE wake_at IS NOT NULL AND NOT is_armed
 ),
 calmed AS (
-    DELETE FROM attention a USING advanced WHERE a.transaction_id = advanced.id
+    DELETE FROM attention a USING advanced WHERE advanced.failed AND a.transaction_id = advanced.id
 )
 SELECT ",
     standing!(),
-    ", t.id, t.wake_at FROM advanced t"
+    ", t.id, t.descriptor, t.wake_at FROM advanced t"
 );
 
 /// Asks for an event to happen to a transaction.
@@ -69,6 +78,10 @@ pub struct Advance {
     pub event: Event,
     /// Why, for refusals and vetoes.
     pub reason: Option<String>,
+    /// When the store found it due, if that is why it happens.
+    pub found_due_at: Option<Timestamp>,
+    /// It may have failed before, which is to be forgotten.
+    pub failed: bool,
 }
 
 /// It happened. (`None` instead of it: it has no meaning in the phase the row is in now, or a guard forbade it.)
@@ -76,41 +89,70 @@ pub struct Advance {
 pub struct Advanced {
     /// How the transaction stands now.
     pub standing: Standing,
-    /// Of the wake-up that the statement left, unless the phase is final.
+    /// What it is, if a client has asked, who may not know.
+    pub transaction: Option<Arc<Transaction>>,
+    /// Of the wake-up that finds it from now on, unless the phase is final.
     pub wake_at: Option<Timestamp>,
 }
 
-/// What else must hold, as `i.bound` in the statement.
-#[derive(Clone, Copy)]
-enum Bound {
-    None = 0,
-    BeforeDue = 1,
-    BeforeDueUnlessItPays = 2,
-}
-
-fn bound(event: Event) -> Bound {
-    match event {
-        Event::CancelRequested => Bound::BeforeDue,
-        Event::ConfirmRequested => Bound::BeforeDueUnlessItPays,
-        _ => Bound::None,
+impl Advance {
+    /// An event with no more to say about it, for a transaction that has not failed.
+    #[must_use]
+    pub fn new(id: TransactionId, event: Event) -> Self {
+        Self { id, event, reason: None, found_due_at: None, failed: false }
     }
 }
 
-/// The phases in which an event applies, one bit each.
-fn sources(event: Event) -> i32 {
-    event.sources().map(|phase: Phase| 1 << phase.number()).sum()
+/// What an event does, by its position in [`Event::ALL`], as the statement's arrays.
+struct Table {
+    /// The phases in which it applies, one bit each.
+    sources: Vec<i32>,
+    target: Vec<i16>,
+    cause: Vec<Option<i16>>,
+    /// A client asks: 1, only before the due time; 2, likewise, unless it is paid then anyway.
+    bound: Vec<i16>,
+    flip: Vec<bool>,
+}
+
+impl Table {
+    fn new() -> Self {
+        let events = Event::ALL.into_iter();
+        Self {
+            sources: events
+                .clone()
+                .map(|event| event.sources().map(|phase| 1 << phase.number()).sum())
+                .collect(),
+            target: events.clone().map(|event| event.target().number()).collect(),
+            cause: events.clone().map(|event| event.cause().map(Cause::number)).collect(),
+            bound: events
+                .clone()
+                .map(|event| match event {
+                    Event::CancelRequested => 1,
+                    Event::ConfirmRequested => 2,
+                    _ => 0,
+                })
+                .collect(),
+            flip: events.map(Event::is_flip).collect(),
+        }
+    }
+
+    /// The position of an event, counted from 1 as SQL does.
+    fn number(event: Event) -> i16 {
+        event as i16 + 1
+    }
 }
 
 /// Moves batches.
 pub struct AdvanceExecutor {
     session: Session,
+    table: Table,
 }
 
 impl AdvanceExecutor {
     /// Not connected yet.
     #[must_use]
     pub fn new(config: &Config) -> Self {
-        Self { session: Session::new(config, "tccd-advance", Plans::Generic) }
+        Self { session: Session::new(config, "tccd-advance", Plans::Generic), table: Table::new() }
     }
 
     /// Moves in rounds, in each of which an id is there once.
@@ -133,29 +175,31 @@ impl AdvanceExecutor {
     /// Moves each id once.
     async fn round(&mut self, items: &[&Advance]) -> Result<HashMap<Uuid, Advanced>, Failure> {
         let ids: Vec<Uuid> = items.iter().map(|item| item.id.uuid()).collect();
-        let from: Vec<i32> = items.iter().map(|item| sources(item.event)).collect();
-        let target: Vec<i16> = items.iter().map(|item| item.event.target().number()).collect();
-        let bounds: Vec<i16> = items.iter().map(|item| bound(item.event) as i16).collect();
-        let cause: Vec<Option<i16>> =
-            items.iter().map(|item| item.event.cause().map(Cause::number)).collect();
-        let reason: Vec<Option<&str>> = items.iter().map(|item| item.reason.as_deref()).collect();
-        let flip: Vec<bool> = items.iter().map(|item| item.event.is_flip()).collect();
-        let slot: Vec<i16> = items.iter().map(|item| i16::from(item.id.slot())).collect();
+        let events: Vec<i16> = items.iter().map(|item| Table::number(item.event)).collect();
+        let reasons: Vec<Option<&str>> = items.iter().map(|item| item.reason.as_deref()).collect();
+        let due: Vec<Option<Timestamp>> = items.iter().map(|item| item.found_due_at).collect();
+        let failed: Vec<bool> = items.iter().map(|item| item.failed).collect();
 
         let statement = self.session.statement(ADVANCE)?;
+        let Table { sources, target, cause, bound, flip } = &self.table;
         #[rustfmt::skip]
         let rows = self.session.client()?.query(statement, &[
-            &ids, &from, &target, &bounds, &cause, &reason, &flip, &slot,
+            &ids, &events, &reasons, &due, &failed, sources, target, cause, bound, flip,
             &RETRY_INTERVAL.as_secs_f64(), &WAKE_HORIZON.as_secs_f64(),
         ]).await.map_err(|e| sort(&e))?;
         self.session.settle()?;
-
-        let advanced = |row: &tokio_postgres::Row| {
-            let standing = Standing::read(row).map_err(|e| Failure::Rejected(e.to_string()))?;
-            Ok((row.get("id"), Advanced { standing, wake_at: row.get("wake_at") }))
-        };
-        rows.iter().map(advanced).collect()
+        let moved = rows.iter().map(|row| Ok((row.get("id"), read(row)?))).collect::<Result<_, StoreError>>();
+        moved.map_err(|e| Failure::Rejected(e.to_string()))
     }
+}
+
+fn read(row: &Row) -> Result<Advanced, StoreError> {
+    let descriptor: Option<Vec<u8>> = row.get("descriptor");
+    Ok(Advanced {
+        standing: Standing::read(row)?,
+        transaction: descriptor.map(|bytes| transaction(row.get("id"), bytes)).transpose()?,
+        wake_at: row.get("wake_at"),
+    })
 }
 
 impl Executor for AdvanceExecutor {
@@ -199,9 +243,19 @@ mod tests {
 
     #[test]
     fn the_guards_are_those_of_the_phase_table() {
+        let table = Table::new();
+        let sources = |event| table.sources[usize::from(Table::number(event).unsigned_abs()) - 1];
+
         assert_eq!(sources(Event::Tried), 1 << 1);
         assert_eq!(sources(Event::CancelRequested), 1 << 1 | 1 << 2);
-        assert_eq!(sources(Event::AllConfirmed), 1 << 3);
-        assert_eq!(sources(Event::PivotConfirmed), 1 << 5);
+        assert_eq!(sources(Event::AllConfirmed), 1 << 2 | 1 << 3);
+        assert_eq!(sources(Event::PivotConfirmed), 1 << 2 | 1 << 5);
+    }
+
+    #[test]
+    fn an_event_stands_at_its_own_number() {
+        for (n, event) in Event::ALL.into_iter().enumerate() {
+            assert_eq!(usize::try_from(Table::number(event)), Ok(n + 1));
+        }
     }
 }

@@ -1,6 +1,6 @@
 //! A transaction's first row, and the wake-up that finds it again if everything else is lost.
 
-use super::RETRY_INTERVAL;
+use super::{RETRY_INTERVAL, Record};
 use std::{collections::HashMap, sync::Arc};
 use tcc_core::{Timestamp, Transaction};
 use tcc_participant::{
@@ -10,25 +10,23 @@ use tcc_participant::{
 use tokio_postgres::Config;
 use uuid::Uuid;
 
+/// A hold that is due before the next retry needs one wake-up only: the one at its due time finds it, whatever its phase.
 const BEGIN: &str = "\
 -- begin
 WITH clock AS MATERIALIZED (
-    SELECT clock_timestamp() AS now, clock_timestamp() + $6::float8 * interval '1 second' AS wake_at
-    FROM pg_current_xact_id() AS xid WHERE xid IS NOT NULL
+    SELECT clock_timestamp() AS now FROM pg_current_xact_id() AS xid WHERE xid IS NOT NULL
 ),
 begun AS (
     INSERT INTO transaction (id, phase, on_maturity, due_at, created_at, descriptor)
     SELECT i.id, 1, i.on_maturity, i.due_at, clock.now, i.descriptor
     FROM clock, unnest($1::uuid[], $2::int2[], $3::timestamptz[], $4::bytea[]) AS i (id, on_maturity, due_at, descriptor)
     ON CONFLICT (id) DO NOTHING
-    RETURNING id, created_at
+    RETURNING id, created_at, least(greatest(due_at, created_at), created_at + $5::float8 * interval '1 second') AS wake_at
 ),
 woken AS (
-    INSERT INTO wakeup (wake_at, transaction_id, slot)
-    SELECT clock.wake_at, i.id, i.slot
-    FROM clock, unnest($1::uuid[], $5::int2[]) AS i (id, slot) JOIN begun USING (id)
+    INSERT INTO wakeup (wake_at, transaction_id, slot) SELECT wake_at, id, slot_of(id) FROM begun
 )
-SELECT begun.id, begun.created_at, clock.wake_at FROM begun, clock";
+SELECT id, created_at, wake_at FROM begun";
 
 /// Asks for a transaction to be recorded as TRYING.
 #[derive(Debug, Clone)]
@@ -41,6 +39,13 @@ pub struct Begun {
     pub created_at: Timestamp,
     /// Of its wake-up.
     pub wake_at: Timestamp,
+}
+
+/// When the wake-up stands that the statement left for a row.
+#[must_use]
+pub fn wake_at(record: &Record) -> Timestamp {
+    let created_at = record.standing.created_at;
+    record.transaction.descriptor.due_at.max(created_at).min(created_at + RETRY_INTERVAL)
 }
 
 /// Inserts batches.
@@ -73,16 +78,12 @@ impl Executor for BeginExecutor {
         let on_maturity: Vec<i16> = sorted.iter().map(|t| t.descriptor.on_maturity.number()).collect();
         let due_at: Vec<Timestamp> = sorted.iter().map(|t| t.descriptor.due_at).collect();
         let descriptors: Vec<&[u8]> = sorted.iter().map(|t| t.encoded.as_slice()).collect();
-        let slots: Vec<i16> = sorted.iter().map(|t| i16::from(t.id.slot())).collect();
 
         let statement = self.session.statement(BEGIN)?;
         let rows = self
             .session
             .client()?
-            .query(
-                statement,
-                &[&ids, &on_maturity, &due_at, &descriptors, &slots, &RETRY_INTERVAL.as_secs_f64()],
-            )
+            .query(statement, &[&ids, &on_maturity, &due_at, &descriptors, &RETRY_INTERVAL.as_secs_f64()])
             .await
             .map_err(|e| sort(&e))?;
         self.session.settle()?;

@@ -1,4 +1,4 @@
-//! Putting off what could not be done: what is wrong, since when, and the wake-up that tries it again.
+//! Putting off what could not be done, or is not due yet: what is wrong, since when, and the wake-up that tries it again.
 
 use std::{collections::HashMap, time::Duration};
 use tcc_core::{Attention, Phase, Timestamp, TransactionId};
@@ -16,22 +16,24 @@ WITH clock AS MATERIALIZED (
 ),
 put_off AS (
     UPDATE transaction t SET attention = i.attention
-    FROM unnest($1::uuid[], $2::int2[], $3::float8[], $4::text[], $5::int2[], $6::int2[], $7::int4[])
-        AS i (id, attention, delay, error, slot, phase, faults)
+    FROM clock, unnest($1::uuid[], $2::int2[], $3::float8[], $4::text[], $5::int2[], $6::int4[])
+        AS i (id, attention, delay, error, phase, faults)
     WHERE t.id = i.id AND t.phase = i.phase AND t.attention < 3
-    RETURNING t.id, i.attention, i.delay, i.error, i.slot, i.faults
+    RETURNING t.id, i.attention, i.error, i.faults,
+        -- What is only not due yet needs no later look than that.
+        least(clock.now + i.delay * interval '1 second', CASE WHEN i.attention = 0 THEN t.due_at END) AS wake_at
 ),
 noted AS (
     INSERT INTO attention AS a (transaction_id, kind, since, attempts, last_error, next_try)
-    SELECT p.id, p.attention, clock.now, p.faults, p.error, clock.now + p.delay * interval '1 second' FROM put_off p, clock
+    SELECT p.id, p.attention, clock.now, p.faults, p.error, p.wake_at FROM put_off p, clock WHERE p.attention <> 0
     ON CONFLICT (transaction_id) DO UPDATE
     SET kind = excluded.kind, attempts = a.attempts + excluded.attempts, last_error = excluded.last_error, next_try = excluded.next_try
 ),
 woken AS (
     INSERT INTO wakeup (wake_at, transaction_id, slot)
-    SELECT clock.now + p.delay * interval '1 second', p.id, p.slot FROM put_off p, clock WHERE p.delay IS NOT NULL
+    SELECT wake_at, id, slot_of(id) FROM put_off WHERE wake_at IS NOT NULL
 )
-SELECT p.id, clock.now + p.delay * interval '1 second' AS wake_at FROM put_off p, clock";
+SELECT id, wake_at FROM put_off";
 
 /// Asks for a transaction to be tried again later, or not at all.
 #[derive(Debug, Clone)]
@@ -42,7 +44,7 @@ pub struct Defer {
     pub phase: Phase,
     /// Whether it was the fault of this transaction alone, which is counted.
     pub is_fault: bool,
-    /// What to show: RETRYING, STUCK or PARKED.
+    /// What to show: RETRYING, STUCK or PARKED; NONE for what is only not due yet.
     pub attention: Attention,
     /// When to try again; `None` for what is parked.
     pub delay: Option<Duration>,
@@ -84,8 +86,6 @@ impl Executor for DeferExecutor {
         let delays: Vec<Option<f64>> =
             sorted.iter().map(|item| item.delay.map(|d| d.as_secs_f64())).collect();
         let errors: Vec<&str> = sorted.iter().map(|item| item.error.as_str()).collect();
-        let slots: Vec<i16> = sorted.iter().map(|item| i16::from(item.id.slot())).collect();
-
         let phases: Vec<i16> = sorted.iter().map(|item| item.phase.number()).collect();
         let faults: Vec<i32> = sorted.iter().map(|item| i32::from(item.is_fault)).collect();
 
@@ -93,7 +93,7 @@ impl Executor for DeferExecutor {
         let rows = self
             .session
             .client()?
-            .query(statement, &[&ids, &attention, &delays, &errors, &slots, &phases, &faults])
+            .query(statement, &[&ids, &attention, &delays, &errors, &phases, &faults])
             .await
             .map_err(|e| sort(&e))?;
         self.session.settle()?;

@@ -1,10 +1,11 @@
 //! The coordinator's database: one file per statement that changes it, each with its parameters and its row.
 //!
-//! Four batchers do all the writing: [`begin`] inserts transactions, [`advance`] moves their phases, [`wake`] looks at what
-//! is due and claims it, [`defer`] puts off what could not be done. Every write of a phase is a compare-and-set whose
-//! guards come from `Phase::after`, and every statement that leaves a transaction non-final leaves a wake-up for it. Each
-//! takes its transaction's number before it reads the clock: a window of wake-ups is closed when no older number is still
-//! running, so a statement must not make a wake-up by a time at which it had no number yet. Reads use a pool of their own. SQL on these tables stands here and in `schedule`, nowhere else.
+//! Four batchers do this: [`begin`] inserts transactions, [`wake`] looks at what is due, [`advance`] moves phases, [`defer`]
+//! puts off what could not be done. Every write of a phase is a compare-and-set whose guards come from `Phase::after`, and
+//! whatever is not final has a wake-up that is not done with. A statement that writes takes its transaction's number before
+//! it reads the clock: a window of wake-ups is closed when no older number is still running, so a statement must not make a
+//! wake-up by a time at which it had no number yet. Reads use a pool of their own. SQL on these tables stands here and in
+//! `schedule`, nowhere else.
 
 pub mod advance;
 pub mod begin;

@@ -108,10 +108,10 @@ impl Store {
         let (watermark, now): (Timestamp, Timestamp) = (row.get(0), row.get(1));
 
         // What is held has its wake-up at one known time, unless that is past and it was armed again for a far due time.
-        // Everything else has one within the next moments.
+        // Everything else, and what has failed, has one within the next moments.
         let (mut known, mut near, mut far) = (Vec::new(), Vec::new(), Vec::new());
         for record in records.iter().filter(waits) {
-            match record.maturity_wake_up() {
+            match record.maturity_wake_up().filter(|_| record.standing.attention == Attention::None) {
                 Some(at) if at > now || at >= record.transaction.descriptor.due_at => {
                     known.push((record.id(), at))
                 }

@@ -4,6 +4,7 @@ use super::{StoreError, WAKE_HORIZON};
 use std::sync::Arc;
 use tcc_core::{Attention, Cause, Phase, Timestamp, Transaction, TransactionId};
 use tokio_postgres::Row;
+use uuid::Uuid;
 
 /// A transaction and where it stands.
 #[derive(Debug, Clone)]
@@ -48,14 +49,13 @@ pub(crate) use standing;
 impl Record {
     /// Reads a row of `id`, `descriptor` and the columns of [`Standing`].
     pub(super) fn read(row: &Row) -> Result<Self, StoreError> {
-        let damaged = |what: String| StoreError::Damaged(what);
-        let id = TransactionId::from_uuid(row.get("id")).map_err(|e| damaged(e.to_string()))?;
-        let transaction =
-            Transaction::decode(id, row.get("descriptor")).map_err(|e| damaged(format!("{id}: {e}")))?;
-        Ok(Self { transaction: Arc::new(transaction), standing: Standing::read(row)? })
+        Ok(Self {
+            transaction: transaction(row.get("id"), row.get("descriptor"))?,
+            standing: Standing::read(row)?,
+        })
     }
 
-    /// When the statement that made it HELD left its wake-up, if it is.
+    /// When the wake-up stands that finds it at its due time, or on the way there, if it is HELD.
     #[must_use]
     pub fn maturity_wake_up(&self) -> Option<Timestamp> {
         let held_at = self.standing.held_at.filter(|_| self.standing.phase == Phase::Held)?;
@@ -67,6 +67,13 @@ impl Record {
     pub fn id(&self) -> TransactionId {
         self.transaction.id
     }
+}
+
+/// Reads the part of a row that never changes.
+pub(super) fn transaction(id: Uuid, descriptor: Vec<u8>) -> Result<Arc<Transaction>, StoreError> {
+    let damaged = |what: String| StoreError::Damaged(format!("{id}: {what}"));
+    let id = TransactionId::from_uuid(id).map_err(|e| damaged(e.to_string()))?;
+    Transaction::decode(id, descriptor).map(Arc::new).map_err(|e| damaged(e.to_string()))
 }
 
 impl Standing {

@@ -1,12 +1,12 @@
-//! Looking at what a wake-up names: claims what is due, and loads what is under way.
+//! Looking at what a wake-up names: whether there is anything to do, and whether it is due.
 //!
-//! Due-ness is decided here and nowhere else, by this database's clock, in the statement that claims: never early. What is
-//! final is skipped. Whatever is left non-final gets its next wake-up in the same statement, so that the one which led
-//! here is done with.
+//! Due-ness is decided here and nowhere else, by this database's clock: never early. Nothing is written. That a hold is due
+//! holds for ever, and between its due time and a cancel that was admitted before it the pivot decides; so there is nothing
+//! to claim. The wake-up that led here stays open until its transaction is final, or another one stands in its place.
 
-use super::{RETRY_INTERVAL, Record, WAKE_HORIZON, record::standing};
+use super::{Record, record::standing};
 use std::collections::HashMap;
-use tcc_core::{Cause, Event, Phase, Timestamp, TransactionId};
+use tcc_core::{Timestamp, TransactionId};
 use tcc_participant::{
     Executor, Failure, Session,
     session::{Plans, sort},
@@ -17,60 +17,23 @@ use uuid::Uuid;
 const WAKE: &str = concat!(
     "\
 -- wake
-WITH clock AS MATERIALIZED (
-    SELECT clock_timestamp() AS now FROM pg_current_xact_id() AS xid WHERE xid IS NOT NULL
-),
-matured AS (
-    UPDATE transaction t
-    SET phase = CASE t.on_maturity WHEN 1 THEN $3::int2 ELSE $4::int2 END, cause = $5::int2, decided_at = clock.now
-    FROM clock, unnest($1::uuid[]) AS i (id)
-    WHERE t.id = i.id AND t.phase = $6::int2 AND t.due_at <= clock.now AND t.attention < 3
-    RETURNING ",
-    standing!(),
-    ", t.id, t.due_at, t.descriptor
-),
-open AS (
-    SELECT ",
-    standing!(),
-    ", t.id, t.due_at, t.descriptor
-    FROM unnest($1::uuid[]) AS i (id) JOIN transaction t ON t.id = i.id
-    WHERE t.phase IN (1, 2, 3, 5) AND t.attention < 3 AND NOT EXISTS (SELECT FROM matured m WHERE m.id = t.id)
-),
-found AS (
-    SELECT matured.*, false AS is_put_off, NULL::int4 AS attempts, NULL::timestamptz AS since FROM matured
-    UNION ALL
-    -- What was put off has a later wake-up of its own: looking at it now would begin a second chain of them.
-    SELECT open.*, coalesce(a.next_try > clock.now, false), a.attempts, a.since
-    FROM clock, open LEFT JOIN attention a ON a.transaction_id = open.id AND open.attention <> 0
-),
-timed AS (
-    SELECT f.id,
-           CASE WHEN f.is_put_off THEN NULL
-                WHEN f.phase <> 2 THEN clock.now + $7::float8 * interval '1 second'
-                -- What is held has its wake-up, except that of a far due time, which is set once more.
-                WHEN f.held_at + $8::float8 * interval '1 second' <= clock.now
-                    THEN least(f.due_at, clock.now + $8::float8 * interval '1 second')
-           END AS wake_at
-    FROM found f, clock
-),
-woken AS (
-    INSERT INTO wakeup (wake_at, transaction_id, slot)
-    SELECT timed.wake_at, timed.id, i.slot
-    FROM timed JOIN unnest($1::uuid[], $2::int2[]) AS i (id, slot) USING (id) WHERE timed.wake_at IS NOT NULL
-)
 SELECT ",
     standing!(),
-    ", t.id, t.descriptor, t.is_put_off, t.attempts, t.since, timed.wake_at, clock.now
-FROM found t JOIN timed ON timed.id = t.id CROSS JOIN clock"
+    ", t.id, t.descriptor, clock_timestamp() AS now, t.due_at <= clock_timestamp() AS is_due,
+       coalesce(a.next_try > clock_timestamp(), false) AS is_put_off, a.attempts, a.since
+FROM unnest($1::uuid[]) AS i (id)
+JOIN transaction t ON t.id = i.id
+LEFT JOIN attention a ON a.transaction_id = t.id AND t.attention <> 0
+WHERE t.phase IN (1, 2, 3, 5) AND t.attention < 3"
 );
 
-/// A transaction that is not final, as it stands after its wake-up. (`None` instead of it: final, parked or unknown.)
+/// A transaction that is not final, as it stands. (`None` instead of it: final, parked or unknown.)
 #[derive(Debug, Clone)]
 pub struct Woken {
     /// The whole row.
     pub record: Record,
-    /// Of the next wake-up; `None` for what is held or put off, and already has one.
-    pub wake_at: Option<Timestamp>,
+    /// Its due time has come.
+    pub is_due: bool,
     /// It was put off until later than now.
     pub is_put_off: bool,
     /// How often it failed in its present phase.
@@ -103,29 +66,20 @@ impl Executor for WakeExecutor {
     }
 
     async fn run(&mut self, items: &[TransactionId]) -> Result<Vec<Option<Woken>>, Failure> {
-        let mut ids: Vec<TransactionId> = items.to_vec();
+        let mut ids: Vec<Uuid> = items.iter().map(|id| id.uuid()).collect();
         ids.sort_unstable();
         ids.dedup();
-        let slots: Vec<i16> = ids.iter().map(|id| i16::from(id.slot())).collect();
-        let ids: Vec<Uuid> = ids.into_iter().map(TransactionId::uuid).collect();
-
         let statement = self.session.statement(WAKE)?;
-        #[rustfmt::skip]
-        let rows = self.session.client()?.query(statement, &[
-            &ids, &slots, &Event::MaturedToConfirm.target().number(), &Event::MaturedToCancel.target().number(),
-            &Cause::Matured.number(), &Phase::Held.number(),
-            &RETRY_INTERVAL.as_secs_f64(), &WAKE_HORIZON.as_secs_f64(),
-        ]).await.map_err(|e| sort(&e))?;
-        self.session.settle()?;
+        let rows = self.session.client()?.query(statement, &[&ids]).await.map_err(|e| sort(&e))?;
 
-        let mut woken: HashMap<TransactionId, Woken> = HashMap::new();
+        let mut woken: HashMap<TransactionId, Woken> = HashMap::with_capacity(rows.len());
         for row in rows {
             let record = Record::read(&row).map_err(|e| Failure::Rejected(e.to_string()))?;
             let attempts: Option<i32> = row.get("attempts");
             let id = record.id();
             let found = Woken {
                 record,
-                wake_at: row.get("wake_at"),
+                is_due: row.get("is_due"),
                 is_put_off: row.get("is_put_off"),
                 attempts: attempts.and_then(|n| u32::try_from(n).ok()).unwrap_or(0),
                 failing_since: row.get("since"),

@@ -38,7 +38,7 @@ fn issue(n: u8, account: &str, amount: i64) -> Op {
 }
 
 fn books_with(accounts: &[(&str, i64)]) -> Books {
-    let mut books = Books::new(everything());
+    let mut books = Books::new(everything(), Timestamp::UNIX_EPOCH);
     for (n, (account, amount)) in accounts.iter().enumerate() {
         books.decide(&Op::Open(name(account), Currency::parse(GOLD).unwrap()));
         if *amount > 0 {
@@ -150,7 +150,7 @@ fn a_nearly_full_account_refuses_try_and_vetoes_confirm() {
 
 #[test]
 fn an_account_of_another_shard_is_not_touched() {
-    let mut books = Books::new(Arc::default());
+    let mut books = Books::new(Arc::default(), Timestamp::UNIX_EPOCH);
 
     let answer = books.decide(&Op::Open(name("alice"), Currency::parse(GOLD).unwrap()));
 
@@ -239,7 +239,7 @@ proptest! {
         steps in proptest::collection::vec((0_u8..24, 0_u16..2, 0_u8..3, proptest::bool::weighted(0.1)), 1..200),
     ) {
         let mut model = Model::default();
-        let mut books = Books::new(everything());
+        let mut books = Books::new(everything(), Timestamp::UNIX_EPOCH);
         for account in 0..6_u8 {
             books.decide(&Op::Open(name(&account.to_string()), Currency::parse(GOLD).unwrap()));
             let amount = funds.get(usize::from(account)).copied().unwrap_or(0);
@@ -279,7 +279,7 @@ proptest! {
 
 /// The next batch: it reads everything that this one left.
 fn reread(books: Books) -> Books {
-    let mut next = Books::new(everything());
+    let mut next = Books::new(everything(), Timestamp::UNIX_EPOCH);
     for (id, entry) in books.accounts {
         next.read_account(id, entry.now);
     }

@@ -33,6 +33,10 @@ use clap::{Parser, Subcommand};
 use std::{path::PathBuf, process::ExitCode, time::Duration};
 use tokio::signal::unix::{SignalKind, signal};
 
+/// A fifth of the CPU time went into the system's allocator.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Measures tcc on throw-away servers, and compares it with plain PostgreSQL.
 #[derive(Parser)]
 #[command(name = "tcc-bench", version)]
