@@ -1,22 +1,29 @@
-//! One batch of operations in one local transaction.
+//! One batch of operations in one local transaction, in one of two ways.
 //!
-//! The order of locks is the same for everybody, each in its own statement: existing fences by (transaction, branch), then
-//! accounts by id. Then [`Books`] decides in memory, and what changed is written, guarded by the states and versions that
-//! were read. Each guard counts its rows in its own statement, so that the COMMIT follows without a round trip: if a row is
-//! missing, it is a ROLLBACK. Fences and accounts that were absent cannot be locked: they are inserted in the order of their
-//! keys, and a duplicate key means that somebody else came first, so the batch is rolled back and decided anew. Reading
-//! fences without locking them would let a Cancel and a Confirm both win.
+//! **Usually** a Try meets no fence, a Confirm or Cancel a fence that is `tried`, and nobody else writes to the accounts. So
+//! fences are moved before anything is decided, accounts are read and not locked, [`Books`] decides in memory, and the write
+//! is guarded by the versions and states that were read. If a fence does not move, or the books decide otherwise than was
+//! assumed, or a guard fails, the batch is rolled back, and done with locks.
 //!
-//! Every answer, "done again" included, is given after a commit: a bare read may show a commit that a synchronous standby
-//! does not have yet and that a failover would lose.
+//! **With locks,** in an order that is the same for everybody, each in its own statement: existing fences by (transaction,
+//! branch), then accounts by id. Then [`Books`] decides in memory, and what changed is written, guarded all the same.
+//! Reading fences without locking them would let a Cancel and a Confirm both win.
+//!
+//! Either way each guard counts its rows in its own statement, so that the COMMIT follows without a round trip: if a row is
+//! missing, it is a ROLLBACK. Existing fences are locked first, then accounts, then absent fences are inserted, each in the
+//! order of their keys; a duplicate key means that somebody else came first. And every answer, "done again" included, is given by a transaction that wrote or
+//! locked the fence and committed: a bare read may show a commit that a synchronous standby does not have yet and that a
+//! failover would lose.
 
-use crate::books::{Account, AccountState, Answer, Books, Fence, FenceKey, NewFence, Op, Posting, Writes};
-use futures::future::{join, join4, join5};
+use crate::books::{
+    Account, AccountState, Answer, Books, Fence, FenceKey, ISSUE, NewFence, Op, Posting, Writes,
+};
+use futures::future::{join, join3, join4, join5};
 use std::{
-    collections::{BTreeSet, HashSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     sync::Arc,
 };
-use tcc_core::{AccountId, Currency, FenceState, Refusal, Role, Timestamp, TransactionId};
+use tcc_core::{AccountId, Currency, FenceState, Operation, Refusal, Role, Timestamp, TransactionId};
 use tcc_participant::{
     Executor, Failure, Session,
     session::{Plans, sort},
@@ -39,6 +46,21 @@ FROM account
 WHERE id = ANY ($1::text[])
 ORDER BY id
 FOR NO KEY UPDATE";
+
+/// Without a lock: the version and the state that are read guard the write.
+const READ_ACCOUNTS: &str = "\
+-- read_accounts
+SELECT id, currency, available, held, state, version, posted_at, created_at, clock_timestamp() AS now
+FROM account
+WHERE id = ANY ($1::text[])";
+
+/// Moves fences on the assumption that they are `tried` (1), and answers those that were.
+const TAKE_FENCES: &str = "\
+-- take_fences
+UPDATE branch b SET state = i.state, decided_at = clock_timestamp()
+FROM unnest($1::uuid[], $2::int2[], $3::int2[]) AS i (transaction_id, branch, state)
+WHERE b.transaction_id = i.transaction_id AND b.branch = i.branch AND b.state = 1
+RETURNING b.transaction_id, b.branch, 1::int2 AS state, NULL::text AS refusal, b.descriptor, b.role, b.account, b.amount";
 
 /// After the locks, so that the times in an account's postings follow their versions.
 const CLOCK: &str = "\
@@ -72,9 +94,9 @@ const CHANGE_ACCOUNTS: &str = "\
 -- change_accounts
 WITH changed AS (
     UPDATE account a SET available = i.available, held = i.held, version = i.version, posted_at = i.posted_at
-    FROM unnest($1::text[], $2::int8[], $3::int8[], $4::int8[], $5::timestamptz[], $6::int8[])
-        AS i (id, available, held, version, posted_at, version_read)
-    WHERE a.id = i.id AND a.version = i.version_read
+    FROM unnest($1::text[], $2::int8[], $3::int8[], $4::int8[], $5::timestamptz[], $6::int8[], $7::int2[])
+        AS i (id, available, held, version, posted_at, version_read, state_read)
+    WHERE a.id = i.id AND a.version = i.version_read AND a.state = i.state_read
     RETURNING 1
 )
 SELECT expect_rows(count(*), cardinality($1::text[]), 'accounts') FROM changed";
@@ -94,13 +116,19 @@ pub struct ShardExecutor {
     session: Session,
     name: String,
     buckets: Arc<HashSet<u16>>,
+    /// How many batches are still to be done with locks.
+    with_locks: u32,
 }
+
+/// After a batch that was not as usual, so many are done with locks: what makes one unusual seldom comes alone.
+const WITH_LOCKS: u32 = 16;
 
 impl ShardExecutor {
     /// An executor for a shard that serves these buckets.
     #[must_use]
     pub fn new(name: &str, config: &Config, buckets: Arc<HashSet<u16>>) -> Self {
-        Self { session: Session::new(config, "tcc-shard", Plans::Generic), name: name.to_owned(), buckets }
+        let session = Session::new(config, "tcc-shard", Plans::Generic);
+        Self { session, name: name.to_owned(), buckets, with_locks: 0 }
     }
 
     /// Makes sure that the database is this shard: a url that points elsewhere would answer a Cancel with a tombstone, and
@@ -124,12 +152,65 @@ impl ShardExecutor {
         Ok(())
     }
 
-    async fn attempt(&mut self, ops: &[Op]) -> Result<Vec<Answer>, Failure> {
+    /// Does a batch on the usual assumptions. `None`: they do not hold, and nothing is committed.
+    async fn usually(&mut self, ops: &[Op], moves: &Moves) -> Result<Option<Vec<Answer>>, Failure> {
+        let Some(mut books) = self.take(ops, moves).await? else { return Ok(None) };
+        let answers = ops.iter().map(|op| books.decide(op)).collect();
+        let mut writes = books.into_writes();
+        if !writes.moved_fences.drain(..).eq(moves.iter().map(|(key, state)| (*key, *state))) {
+            return Ok(None);
+        }
+        self.write(writes).await?;
+        self.session.settle()?;
+        Ok(Some(answers))
+    }
+
+    async fn with_locks(&mut self, ops: &[Op]) -> Result<Vec<Answer>, Failure> {
         let mut books = self.lock(ops).await?;
         let answers = ops.iter().map(|op| books.decide(op)).collect();
         self.write(books.into_writes()).await?;
         self.session.settle()?;
         Ok(answers)
+    }
+
+    /// Begins, moves the fences and reads the accounts, in one round trip. `None`, if there is one that is not as assumed.
+    async fn take(&self, ops: &[Op], moves: &Moves) -> Result<Option<Books>, Failure> {
+        let (_, accounts) = touched(ops);
+        let id: Vec<Uuid> = moves.keys().map(|(id, _)| id.uuid()).collect();
+        let branch: Vec<i16> = moves.keys().map(|(_, branch)| *branch as i16).collect();
+        let state: Vec<i16> = moves.values().map(|state| state.number()).collect();
+        let client = self.session.client()?;
+        let (take, read) = (self.session.statement(TAKE_FENCES)?, self.session.statement(READ_ACCOUNTS)?);
+        let take_fences = async {
+            if moves.is_empty() { Ok(Vec::new()) } else { client.query(take, &[&id, &branch, &state]).await }
+        };
+        // `join` polls in this order, so the statements arrive in this order.
+        let (begun, fences, accounts) =
+            join3(client.batch_execute("BEGIN"), take_fences, client.query(read, &[&accounts])).await;
+        begun.map_err(|e| sort(&e))?;
+        let (fences, accounts) = (fences.map_err(|e| sort(&e))?, accounts.map_err(|e| sort(&e))?);
+        let now = accounts.first().map(|row| row.get("now"));
+        Ok(match now {
+            Some(now) if fences.len() == moves.len() => Some(self.books(now, &fences, &accounts)?),
+            _ => None,
+        })
+    }
+
+    fn books(&self, now: Timestamp, fences: &[Row], accounts: &[Row]) -> Result<Books, Failure> {
+        let mut books = Books::new(Arc::clone(&self.buckets), now);
+        for row in fences {
+            read_fence(&mut books, row)?;
+        }
+        for row in accounts {
+            let id = AccountId::parse(row.get("id")).map_err(damaged)?;
+            books.read_account(id, read_account(row)?);
+        }
+        Ok(books)
+    }
+
+    async fn roll_back(&self) -> Result<(), Failure> {
+        let rolled_back = self.session.client()?.batch_execute("ROLLBACK").await;
+        rolled_back.map_err(|e| Failure::Disconnected(e.to_string()))
     }
 
     /// Begins, locks and reads what the operations touch, in one round trip.
@@ -147,33 +228,26 @@ impl ShardExecutor {
         .await;
         begun.map_err(|e| sort(&e))?;
         let (fences, accounts) = (fences.map_err(|e| sort(&e))?, accounts.map_err(|e| sort(&e))?);
-        let mut books = Books::new(Arc::clone(&self.buckets), clock.map_err(|e| sort(&e))?.get(0));
-        for row in fences {
-            read_fence(&mut books, &row)?;
-        }
-        for row in accounts {
-            let id = AccountId::parse(row.get("id")).map_err(damaged)?;
-            books.read_account(id, read_account(&row)?);
-        }
-        Ok(books)
+        self.books(clock.map_err(|e| sort(&e))?.get(0), &fences, &accounts)
     }
 
     /// Writes and commits, in one round trip.
     async fn write(&self, writes: Writes) -> Result<(), Failure> {
         let Writes { now, new_fences, moved_fences, new_accounts, changed_accounts, postings } = writes;
-        // `join` polls in this order, so the statements arrive in this order.
+        // `join` polls in this order, so the statements arrive in this order: existing fences, accounts, new fences, as the
+        // locks are taken.
         let written = join5(
-            self.insert_fences(&new_fences, now),
             self.move_fences(&moved_fences, now),
-            self.insert_accounts(&new_accounts),
             self.change_accounts(&changed_accounts),
+            self.insert_accounts(&new_accounts),
+            self.insert_fences(&new_fences, now),
             self.insert_postings(&postings),
         );
         let client = self.session.client()?;
-        let ((fences, moved, accounts, changed, posted), committed) =
+        let ((moved, changed, accounts, fences, posted), committed) =
             join(written, client.batch_execute("COMMIT")).await;
         // The first that failed has made the others fail.
-        fences.and(moved).and(accounts).and(changed).and(posted)?;
+        moved.and(changed).and(accounts).and(fences).and(posted)?;
         // A COMMIT that fails has not said whether it happened.
         committed.map_err(|e| Failure::Disconnected(e.to_string()))
     }
@@ -221,7 +295,8 @@ impl ShardExecutor {
         let version: Vec<i64> = accounts.iter().map(|(_, a, _)| a.version).collect();
         let posted: Vec<Timestamp> = accounts.iter().map(|(_, a, _)| a.posted_at).collect();
         let read: Vec<i64> = accounts.iter().map(|(_, _, read)| *read).collect();
-        let rows = [&id as Parameter, &available, &held, &version, &posted, &read];
+        let state: Vec<i16> = accounts.iter().map(|(_, a, _)| a.state.number()).collect();
+        let rows = [&id as Parameter, &available, &held, &version, &posted, &read, &state];
         self.execute(CHANGE_ACCOUNTS, accounts.len(), &rows).await
     }
 
@@ -258,8 +333,10 @@ impl ShardExecutor {
 /// A parameter of a statement: mostly an array, one element for each row.
 type Parameter<'a> = &'a (dyn ToSql + Sync);
 
-const STATEMENTS: [&str; 9] = [
+const STATEMENTS: [&str; 11] = [
     IDENTIFY,
+    TAKE_FENCES,
+    READ_ACCOUNTS,
     LOCK_FENCES,
     LOCK_ACCOUNTS,
     CLOCK,
@@ -280,13 +357,62 @@ impl Executor for ShardExecutor {
     }
 
     async fn run(&mut self, ops: &[Op]) -> Result<Vec<Answer>, Failure> {
-        let result = self.attempt(ops).await;
+        if self.with_locks == 0
+            && let Some(moves) = usual_moves(ops)
+        {
+            match self.usually(ops, &moves).await {
+                Ok(Some(answers)) => return Ok(answers),
+                Ok(None) | Err(Failure::Conflict(_)) => {}
+                Err(failure) => {
+                    if matches!(failure, Failure::Rejected(_)) {
+                        self.roll_back().await?;
+                    }
+                    return Err(failure);
+                }
+            }
+            self.roll_back().await?;
+            self.with_locks = WITH_LOCKS;
+        }
+        self.with_locks = self.with_locks.saturating_sub(1);
+        let result = self.with_locks(ops).await;
         if let Err(Failure::Conflict(_) | Failure::Rejected(_)) = result {
-            let rolled_back = self.session.client()?.batch_execute("ROLLBACK").await;
-            rolled_back.map_err(|e| Failure::Disconnected(e.to_string()))?;
+            self.roll_back().await?;
         }
         result
     }
+}
+
+/// Fences that are taken to be `tried`, and the state to which an operation is taken to move each.
+type Moves = BTreeMap<FenceKey, FenceState>;
+
+/// What a batch does to fences that exist, if all is as usual. `None`, if two of its operations meet at one fence.
+fn usual_moves(ops: &[Op]) -> Option<Moves> {
+    let mut moves = Moves::new();
+    let mut tried = HashSet::new();
+    for op in ops {
+        match op {
+            Op::Call(call) => {
+                for index in &call.branches {
+                    let key = (call.transaction.id, *index);
+                    let is_new = match call.operation {
+                        Operation::Try => tried.insert(key),
+                        Operation::Confirm => moves.insert(key, FenceState::Confirmed).is_none(),
+                        Operation::Cancel => moves.insert(key, FenceState::Cancelled).is_none(),
+                    };
+                    if !is_new {
+                        return None;
+                    }
+                }
+            }
+            Op::Issue(transaction) => {
+                if !tried.insert((transaction.id, ISSUE)) {
+                    return None;
+                }
+            }
+            Op::Open(..) => {}
+        }
+    }
+    tried.iter().all(|key| !moves.contains_key(key)).then_some(moves)
 }
 
 /// The transactions and accounts that operations touch, each once, in the order in which they are locked.

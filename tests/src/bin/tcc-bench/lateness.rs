@@ -6,7 +6,6 @@
 use crate::{
     Scale,
     fleet::Payees,
-    latency::Latency,
     load::{self, Due, Holds, Rate},
     progress::Progress,
     report::{Form, Part, Plot, Series},
@@ -59,7 +58,7 @@ pub async fn run(options: &Options, scale: &Scale, progress: &Progress) -> anyho
         drop(watch);
         anyhow::ensure!(open.errors == 0, "{} creations failed: {:?}", open.errors, open.first_error);
         system.settle(started, holds.due_until(), |_| {}).await?;
-        let (late, early) = lateness(&system, started).await?;
+        let (late, early) = system.lateness(started).await?;
         // At another rate it says nothing about the goal.
         if options.rate >= RATE {
             part.figure(figure, late.percentile_ms(99.0));
@@ -82,23 +81,4 @@ pub async fn run(options: &Options, scale: &Scale, progress: &Progress) -> anyho
     });
     system.audit(progress).await?;
     Ok(part)
-}
-
-/// Of all holds that were created since then: how late each was paid, and how many were early.
-async fn lateness(system: &System, since: Timestamp) -> anyhow::Result<(Latency, u64)> {
-    let rows = system
-        .sql
-        .query(
-            "SELECT (extract(epoch FROM settled_at - due_at) * 1000000)::int8, decided_at < due_at
-             FROM transaction WHERE phase = 4 AND created_at >= $1",
-            &[&since],
-        )
-        .await?;
-    let (mut late, mut early) = (Latency::new(), 0);
-    for row in rows {
-        let us: i64 = row.get(0);
-        early += u64::from(us < 0 || row.get(1));
-        late.record_us(us.max(0).unsigned_abs());
-    }
-    Ok((late, early))
 }

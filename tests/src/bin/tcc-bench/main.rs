@@ -6,6 +6,7 @@
 //! the exit code is 1 only if something failed. Of the coordinator it links the code that starts servers, the form of the
 //! configuration, and the encoding of descriptors for the bulk load; nothing that moves money.
 
+mod admission;
 mod backlog;
 mod baseline;
 mod burst;
@@ -76,6 +77,8 @@ enum Experiment {
     Lifecycle(lifecycle::Options),
     /// Latency of creation, one idle caller and open loop, and the closed loop's rate: P3, P4.
     Create(create::Options),
+    /// Ten times the callers that saturate, who come back when they are told to.
+    Admission(admission::Options),
     /// Many holds due in the same second: P5, P6.
     Burst(burst::Options),
     /// From due to paid: P7.
@@ -147,7 +150,7 @@ async fn run(cli: &Cli, progress: &Progress) -> anyhow::Result<String> {
 /// What a subcommand consists of. The quick one is sized to end within five minutes on two cores.
 fn experiments(asked: &Experiment) -> Vec<(&'static str, Experiment)> {
     use Experiment::{
-        All, Backlog, Baseline, Burst, Create, Disk, Lateness, Lifecycle, Memory, Quick, Shards,
+        Admission, All, Backlog, Baseline, Burst, Create, Disk, Lateness, Lifecycle, Memory, Quick, Shards,
     };
     match asked {
         Quick => vec![
@@ -165,6 +168,7 @@ fn experiments(asked: &Experiment) -> Vec<(&'static str, Experiment)> {
         All => vec![
             ("lifecycle", Lifecycle(lifecycle::Options::default())),
             ("create", Create(create::Options::default())),
+            ("admission", Admission(admission::Options::default())),
             ("burst", Burst(burst::Options::default())),
             ("lateness", Lateness(lateness::Options::default())),
             ("shards", Shards(shards::Options::default())),
@@ -177,6 +181,7 @@ fn experiments(asked: &Experiment) -> Vec<(&'static str, Experiment)> {
                 Baseline { .. } => "baseline",
                 Lifecycle(_) => "lifecycle",
                 Create(_) => "create",
+                Admission(_) => "admission",
                 Burst(_) => "burst",
                 Lateness(_) => "lateness",
                 Shards(_) => "shards",
@@ -202,6 +207,7 @@ async fn measure(
         }
         Experiment::Lifecycle(options) => lifecycle::run(options, scale, progress).await,
         Experiment::Create(options) => create::run(options, scale, progress).await,
+        Experiment::Admission(options) => admission::run(options, scale, progress).await,
         Experiment::Burst(options) => burst::run(options, scale, progress).await,
         Experiment::Lateness(options) => lateness::run(options, scale, progress).await,
         Experiment::Shards(options) => shards::run(options, scale, progress).await,

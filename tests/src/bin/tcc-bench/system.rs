@@ -5,6 +5,7 @@
 use crate::{
     Scale,
     fleet::{Accounts, Fleet},
+    latency::Latency,
     processes,
     progress::Progress,
 };
@@ -168,6 +169,23 @@ impl System {
             last: row.get(1),
             per_second: rows.iter().map(|row| (row.get(0), row.get(1))).collect(),
         })
+    }
+
+    /// Of all holds that were created since then: how late each was paid, and how many were early.
+    ///
+    /// # Errors
+    ///
+    /// If the coordinator's database does not answer.
+    pub async fn lateness(&self, since: Timestamp) -> anyhow::Result<(Latency, u64)> {
+        let sql = "SELECT (extract(epoch FROM settled_at - due_at) * 1000000)::int8, decided_at < due_at
+                   FROM transaction WHERE phase = 4 AND created_at >= $1";
+        let (mut late, mut early) = (Latency::new(), 0);
+        for row in self.sql.query(sql, &[&since]).await? {
+            let us: i64 = row.get(0);
+            early += u64::from(us < 0 || row.get(1));
+            late.record_us(us.max(0).unsigned_abs());
+        }
+        Ok((late, early))
     }
 
     /// Lets the auditor look, who must find nothing.
