@@ -21,22 +21,25 @@ use std::{
     time::Duration,
 };
 use tcc_core::Timestamp;
-use tcc_proto::v1;
+use tcc_proto::v1::{self, hold_service_client::HoldServiceClient};
 use tokio::{task::JoinSet, time::Instant};
-use tonic::Code;
+use tonic::{Code, transport::Channel};
 use tonic_types::StatusExt as _;
 
 /// How much is measured.
 #[derive(clap::Args, Clone)]
 pub struct Options {
-    /// How many holds the callers that saturate the system create; ten times as many callers create as many.
-    #[arg(long, default_value_t = 120_000)]
-    pub admitted: u64,
+    /// How many holds the callers that saturate the system create.
+    #[arg(long, default_value_t = 100_000)]
+    pub holds: u64,
+    /// For how many seconds ten times as many callers want to come in.
+    #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u32).range(6..))]
+    pub seconds: u32,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { admitted: 120_000 }
+        Self { holds: 100_000, seconds: 15 }
     }
 }
 
@@ -57,8 +60,10 @@ const DUE_WITHIN: Duration = Duration::from_secs(8);
 /// What a caller met.
 #[derive(Default)]
 struct Met {
+    /// How long each answer took.
     turned_away: Vec<Duration>,
-    admitted: Vec<Duration>,
+    /// How long each answer took, and when it came.
+    admitted: Vec<(Duration, Duration)>,
 }
 
 /// Measures.
@@ -71,10 +76,10 @@ pub async fn run(options: &Options, scale: &Scale, progress: &Progress) -> anyho
     let far =
         Holds { accounts: system.accounts.clone(), payees: Payees::Any, due: Due::In(FAR, Duration::ZERO) };
 
-    let watch = progress.watch("as many callers as saturate", options.admitted);
-    let usual = load::closed(&system.fleet, scale.callers, options.admitted, &far, &watch).await?;
+    let watch = progress.watch("as many callers as saturate", options.holds);
+    let usual = load::closed(&system.fleet, scale.callers, options.holds, &far, &watch).await?;
     drop(watch);
-    let usual_rate = options.admitted as f64 / usual.took.as_secs_f64();
+    let usual_rate = steady(&usual.per_second);
 
     // Some holds to be cancelled, and some that fall due, while everybody wants to come in.
     let before = Timestamp::now();
@@ -86,12 +91,14 @@ pub async fn run(options: &Options, scale: &Scale, progress: &Progress) -> anyho
     let ends = Arc::new(AtomicBool::new(false));
     let cancelling = cancel_until(&ends, &system, to_cancel);
     let flooding = async {
-        let flood = flood(&system, TIMES * scale.callers, options.admitted, &far, progress).await;
+        let lasts = Duration::from_secs(u64::from(options.seconds));
+        let flood = flood(&system, TIMES * scale.callers, lasts, &far, progress).await;
         ends.store(true, Ordering::Relaxed);
         flood
     };
     let (cancels, flood) = tokio::join!(cancelling, flooding);
-    let ((rate, admitted, turned_away), cancels) = (flood?, cancels?);
+    let ((per_second, admitted, turned_away), cancels) = (flood?, cancels?);
+    let rate = steady(&per_second);
     system.settle(before, due.due_until(), |_| {}).await?;
     let (late, early) = system.lateness(before).await?;
     ensure!(early == 0, "{early} holds were paid early");
@@ -128,57 +135,76 @@ pub async fn run(options: &Options, scale: &Scale, progress: &Progress) -> anyho
     Ok(part)
 }
 
-/// Creates `total` holds with so many callers, who come back when they are told to. Answers how many were admitted per
-/// second, how long those waited since they were admitted, and how long it took to be turned away.
+/// The rate of the whole seconds between the first and the last two, in which not everybody is there.
+fn steady(per_second: &[(f64, f64)]) -> f64 {
+    let inner = &per_second[1..per_second.len().saturating_sub(2).max(2)];
+    inner.iter().map(|(_, count)| count).sum::<f64>() / inner.len() as f64
+}
+
+/// Creates holds with so many callers, who come back when they are told to. Answers how many were admitted in each second,
+/// how long those waited since they were admitted, and how long it took to be turned away.
 async fn flood(
     system: &System,
     callers: u32,
-    total: u64,
+    lasts: Duration,
     holds: &Holds,
     progress: &Progress,
-) -> anyhow::Result<(f64, Latency, Latency)> {
-    let watch = progress.watch("ten times the callers", total);
-    let each = total.div_ceil(u64::from(callers));
+) -> anyhow::Result<(Vec<(f64, f64)>, Latency, Latency)> {
+    let watch = progress.watch("ten times the callers, seconds", lasts.as_secs());
     let started = Instant::now();
     let mut tasks = JoinSet::new();
     for caller in 0..callers as usize {
-        let (mut client, holds, done) = (system.fleet.holds(caller), holds.clone(), watch.counter());
-        tasks.spawn(async move {
-            let mut chance = Chance::new(1_000_000 + caller as u64);
-            let mut met = Met::default();
-            for _ in 0..each {
-                let request = holds.next(&mut chance);
-                loop {
-                    let called = Instant::now();
-                    match client.create_hold(request.clone()).await {
-                        Ok(_) => {
-                            met.admitted.push(called.elapsed());
-                            done.fetch_add(1, Ordering::Relaxed);
-                            break;
-                        }
-                        Err(status) if status.code() == Code::ResourceExhausted => {
-                            met.turned_away.push(called.elapsed());
-                            let told = status.get_details_retry_info().and_then(|info| info.retry_delay);
-                            let delay = told.context("RESOURCE_EXHAUSTED without RetryInfo")?;
-                            // As clients do, so that they do not come back all at once.
-                            let spread = delay.mul_f64(chance.below(1_000) as f64 / 1_000.0);
-                            tokio::time::sleep(delay + spread).await;
-                        }
-                        Err(status) => return Err(status).context("creating a hold"),
-                    }
-                }
-            }
-            anyhow::Ok(met)
-        });
+        let (client, holds) = (system.fleet.holds(caller), holds.clone());
+        tasks.spawn(come_in(client, holds, Chance::new(1_000_000 + caller as u64), started, started + lasts));
+    }
+    for _ in 0..lasts.as_secs() {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        watch.step();
     }
     let (mut admitted, mut turned_away) = (Latency::new(), Latency::new());
+    let mut seconds = vec![0_u64; lasts.as_secs() as usize];
     while let Some(met) = tasks.join_next().await {
         let met = met.context("a caller panicked")??;
-        met.admitted.into_iter().for_each(|latency| admitted.record(latency));
+        for (latency, at) in met.admitted {
+            admitted.record(latency);
+            if let Some(second) = seconds.get_mut(at.as_secs() as usize) {
+                *second += 1;
+            }
+        }
         met.turned_away.into_iter().for_each(|latency| turned_away.record(latency));
     }
-    let rate = admitted.count() as f64 / started.elapsed().as_secs_f64();
-    Ok((rate, admitted, turned_away))
+    let points = seconds.iter().enumerate().map(|(second, count)| (second as f64, *count as f64));
+    Ok((points.collect(), admitted, turned_away))
+}
+
+/// One caller, until the time is over.
+async fn come_in(
+    mut client: HoldServiceClient<Channel>,
+    holds: Holds,
+    mut chance: Chance,
+    started: Instant,
+    until: Instant,
+) -> anyhow::Result<Met> {
+    let mut met = Met::default();
+    let mut request = holds.next(&mut chance);
+    while Instant::now() < until {
+        let called = Instant::now();
+        match client.create_hold(request.clone()).await {
+            Ok(_) => {
+                met.admitted.push((called.elapsed(), started.elapsed()));
+                request = holds.next(&mut chance);
+            }
+            Err(status) if status.code() == Code::ResourceExhausted => {
+                met.turned_away.push(called.elapsed());
+                let told = status.get_details_retry_info().and_then(|info| info.retry_delay);
+                let delay = told.context("RESOURCE_EXHAUSTED without RetryInfo")?;
+                // A little later, by chance, so that they do not come back all at once.
+                tokio::time::sleep(delay.mul_f64(1.0 + chance.below(1_000) as f64 / 1_000.0)).await;
+            }
+            Err(status) => return Err(status).context("creating a hold"),
+        }
+    }
+    Ok(met)
 }
 
 /// Holds for each canceller.

@@ -5,7 +5,7 @@
 
 use anyhow::{Context as _, bail};
 use futures::{StreamExt as _, TryStreamExt as _};
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 use tcc_core::{AccountId, Timestamp, bucket_of};
 use tcc_proto::v1::{
     self, hold_service_client::HoldServiceClient, ledger_service_client::LedgerServiceClient,
@@ -27,9 +27,9 @@ pub struct Fleet {
     channels: Vec<Channel>,
 }
 
-/// Accounts by the shard that they live on; each shard has as many.
+/// Accounts by the shard that they live on; each shard has as many. Clones share them.
 #[derive(Clone)]
-pub struct Accounts(pub Vec<Vec<String>>);
+pub struct Accounts(pub Arc<[Vec<String>]>);
 
 /// Where a random payee comes from.
 #[derive(Clone)]
@@ -142,7 +142,7 @@ impl Accounts {
                 break;
             }
         }
-        Self(by_shard)
+        Self(by_shard.into())
     }
 
     /// How many there are.
