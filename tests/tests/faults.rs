@@ -259,6 +259,37 @@ async fn a_hold_that_its_shard_rejects_is_parked_after_many_tries_and_its_neighb
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_short_hold_whose_try_had_to_be_repeated_is_paid_when_it_is_due() {
+    let system = System::start().await;
+    let Coordinator { mut client, running: _running } = system.coordinator().await;
+    let (alice, bob) = alice_and_bob(&mut client).await;
+    let shard = system.shard_sql(1).await;
+    shard
+        .batch_execute(
+            "CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'not now'; END $$;
+             CREATE TRIGGER fail BEFORE INSERT ON branch FOR EACH ROW EXECUTE FUNCTION fail()",
+        )
+        .await
+        .unwrap();
+    // Due before the retry interval is over, so that it has one wake-up for everything.
+    let request = hold_due_in(&alice, &bob, 10, SignedDuration::from_secs(4));
+    let created = tokio::spawn({
+        let (mut client, request) = (client.clone(), request.clone());
+        async move { client.create(&request).await }
+    });
+    let sql = system.sql().await;
+    until("its Try is put off", || async {
+        sql.query_one("SELECT count(*) FROM attention", &[]).await.unwrap().get::<_, i64>(0) == 1
+    })
+    .await;
+    shard.batch_execute("DROP TRIGGER fail ON branch").await.unwrap();
+
+    assert_eq!(created.await.unwrap().unwrap().hold.unwrap().phase(), Phase::Held);
+    assert_eq!(client.until_final(&request.id).await.phase(), Phase::Confirmed);
+    client.audit_is_clean().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn without_the_push_after_a_commit_the_verify_pass_finds_every_wake_up() {
     let system = System::start().await;
     let Coordinator { mut client, running } = system.coordinator().await;

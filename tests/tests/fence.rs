@@ -236,6 +236,30 @@ async fn the_same_try_on_many_connections_freezes_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn two_processes_that_meet_at_one_account_again_and_again_lose_no_posting() {
+    let ledger = Ledger::start().await;
+    let rivals = [another(&ledger.url), another(&ledger.url)];
+    let holds: Vec<Vec<_>> = (0..2).map(|_| (0..400).map(|_| hold(10)).collect()).collect();
+
+    // Each tries its own holds, then ends those of the other: every second one is taken, the others are given back.
+    let tries = rivals.iter().zip(&holds).map(|(shard, holds)| {
+        futures::future::join_all(holds.iter().map(move |hold| ask(shard, Try, hold, DEBIT)))
+    });
+    let tried = futures::future::join_all(tries).await;
+    let ends = rivals.iter().zip(holds.iter().rev()).map(|(shard, holds)| {
+        let end = |n: usize| if n.is_multiple_of(2) { Confirm } else { Cancel };
+        let asked = holds.iter().enumerate().map(move |(n, hold)| ask(shard, end(n), hold, DEBIT));
+        futures::future::join_all(asked)
+    });
+    let ended = futures::future::join_all(ends).await;
+
+    assert!(tried.iter().chain(&ended).flatten().all(|answer| *answer == Outcome::Done));
+    assert_eq!(ledger.balances("alice").await, (1_000_000 - 400 * 10, 0));
+    assert_eq!(ledger.shard.account(&account("alice")).await.unwrap().unwrap().version, 1 + 1_600);
+    ledger.books_are_clean().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_row_that_the_database_rejects_hurts_nobody_but_itself() {
     let ledger = Ledger::start().await;
     let sql = tcc_tests::connect(&ledger.url).await;

@@ -15,7 +15,7 @@ use std::{
     time::Duration,
 };
 use tcc_core::{Cause, FenceState, Phase, Role, TransactionId};
-use tcc_ledger::{BranchRow, ReadError};
+use tcc_ledger::{BranchRow, Branches, ReadError};
 use tokio::sync::mpsc;
 use uuid::Uuid;
 
@@ -99,7 +99,6 @@ pub async fn run(store: &Store, shards: &Shards, events: mpsc::Sender<AuditEvent
     let mut audit = Audit { store, shards, events, summary: Summary::default() };
     audit.shards_alone().await?;
     audit.transactions().await?;
-    audit.orphans().await?;
     let summary = AuditEvent::Summary(audit.summary.clone());
     audit.tell(summary).await
 }
@@ -149,15 +148,17 @@ impl<'a> Audit<'a> {
         Ok(())
     }
 
-    /// Each transaction against its fences.
+    /// Each transaction against its fences, and each fence against its transaction, range by range of their ids.
     async fn transactions(&mut self) -> Result<(), AuditError> {
         let mut after = Uuid::nil();
         loop {
             let page = self.store.page(after, PAGE).await?;
-            let Some(last) = page.last() else { return Ok(()) };
-            after = last.id().uuid();
+            let is_last = page.is_empty();
+            let until = page.last().map_or(Uuid::max(), |last| last.id().uuid());
             self.summary.transactions += page.len() as u64;
-            let mut suspects = self.contradictions(page).await?;
+            let fences = self.fences(Branches::Between(after, until)).await?;
+            let orphans = orphans(&page, &fences);
+            let mut suspects = self.contradictions(page, fences).await?;
             for _ in 0..SECOND_LOOKS.0 {
                 if suspects.is_empty() {
                     break;
@@ -165,28 +166,33 @@ impl<'a> Audit<'a> {
                 tokio::time::sleep(SECOND_LOOKS.1).await;
                 let ids: Vec<Uuid> = suspects.keys().map(|id| id.uuid()).collect();
                 let again = self.store.get_all(&ids).await?;
-                suspects = self.contradictions(again).await?;
+                let fences = self.fences(Branches::Of(&ids)).await?;
+                suspects = self.contradictions(again, fences).await?;
             }
             for finding in suspects.into_values().flatten() {
                 self.find(finding).await?;
             }
+            for (id, finding) in orphans {
+                // Its row may have been committed after the page was read, if its id is the caller's.
+                if self.store.get(id).await?.is_none() {
+                    self.find(finding).await?;
+                }
+            }
+            if is_last {
+                return Ok(());
+            }
+            after = until;
             let done = self.summary.transactions;
             self.tell(AuditEvent::Progress { step: "transactions".into(), done }).await?;
         }
     }
 
-    /// What contradicts among some transactions that were read before this reads their fences.
+    /// What contradicts among some transactions that were read before their fences.
     async fn contradictions(
         &self,
         records: Vec<Record>,
+        mut fences: HashMap<TransactionId, Fences<'a>>,
     ) -> Result<HashMap<TransactionId, Vec<Finding>>, AuditError> {
-        let ids: Vec<Uuid> = records.iter().map(|record| record.id().uuid()).collect();
-        let mut fences: HashMap<TransactionId, Fences<'a>> = HashMap::new();
-        for (shard, rows) in self.branches_of(&ids).await? {
-            for row in rows {
-                fences.entry(row.transaction).or_default().push((shard, row));
-            }
-        }
         let forgotten: HashSet<Uuid> = self.store.forgotten(&records).await?.into_iter().collect();
         let suspected = records.iter().map(|record| {
             let fences = fences.remove(&record.id()).unwrap_or_default();
@@ -205,48 +211,17 @@ impl<'a> Audit<'a> {
         Ok(suspected.filter(|(_, findings)| !findings.is_empty()).collect())
     }
 
-    async fn branches_of(&self, ids: &[Uuid]) -> Result<Vec<(&'a str, Vec<BranchRow>)>, AuditError> {
+    /// Reads fences of every shard, side by side.
+    async fn fences(&self, which: Branches<'_>) -> Result<HashMap<TransactionId, Fences<'a>>, AuditError> {
         let shards = self.shards;
-        let reads =
-            shards.all().iter().map(|shard| async move { Ok((shard.name(), shard.branches_of(ids).await?)) });
-        try_join_all(reads).await
-    }
-
-    /// Each fence must have a transaction: the row is committed before the first Try is sent.
-    async fn orphans(&mut self) -> Result<(), AuditError> {
-        let shards = self.shards;
-        for shard in shards.all() {
-            let mut after = (Uuid::nil(), 0);
-            let mut done = 0;
-            loop {
-                let page = shard.branches(after, PAGE).await?;
-                let Some(last) = page.last() else { break };
-                after = (last.transaction.uuid(), last.branch as i16);
-                done += page.len() as u64;
-                let ids: Vec<Uuid> = page.iter().map(|row| row.transaction.uuid()).collect();
-                let known: HashSet<TransactionId> =
-                    self.store.get_all(&ids).await?.iter().map(Record::id).collect();
-                let orphans = page.iter().filter(|row| {
-                    row.role != Role::Issue
-                        && row.age_us > ORPHAN_AFTER_US
-                        && !known.contains(&row.transaction)
-                });
-                for row in orphans {
-                    let finding = Finding {
-                        kind: "ORPHAN_BRANCH",
-                        shard: shard.name().to_owned(),
-                        transaction: row.transaction.to_string(),
-                        account: row.account.clone(),
-                        expected: "a transaction of the coordinator".into(),
-                        found: format!("branch {} {:?} without one", row.branch, row.state),
-                    };
-                    self.find(finding).await?;
-                }
-                self.tell(AuditEvent::Progress { step: format!("branches of {}", shard.name()), done })
-                    .await?;
+        let mut fences: HashMap<TransactionId, Fences<'a>> = HashMap::new();
+        let reads = try_join_all(shards.all().iter().map(|shard| shard.branches(which))).await?;
+        for (shard, rows) in shards.all().iter().zip(reads) {
+            for row in rows {
+                fences.entry(row.transaction).or_default().push((shard.name(), row));
             }
         }
-        Ok(())
+        Ok(fences)
     }
 
     async fn find(&mut self, finding: Finding) -> Result<(), AuditError> {
@@ -257,6 +232,25 @@ impl<'a> Audit<'a> {
     async fn tell(&self, event: AuditEvent) -> Result<(), AuditError> {
         self.events.send(event).await.map_err(|_| AuditError::GivenUp)
     }
+}
+
+/// Fences in a range of ids in which there is no transaction for them. The row is committed before the first Try is sent.
+fn orphans(records: &[Record], fences: &HashMap<TransactionId, Fences<'_>>) -> Vec<(TransactionId, Finding)> {
+    let known: HashSet<TransactionId> = records.iter().map(Record::id).collect();
+    let unknown = fences.iter().filter(|(id, _)| !known.contains(id)).flat_map(|(_, fences)| fences);
+    let old = unknown.filter(|(_, row)| row.age_us > ORPHAN_AFTER_US);
+    old.map(|(shard, row)| {
+        let finding = Finding {
+            kind: "ORPHAN_BRANCH",
+            shard: (*shard).to_owned(),
+            transaction: row.transaction.to_string(),
+            account: row.account.clone(),
+            expected: "a transaction of the coordinator".into(),
+            found: format!("branch {} {:?} without one", row.branch, row.state),
+        };
+        (row.transaction, finding)
+    })
+    .collect()
 }
 
 /// The invariants between one transaction, read first, and its fences, read after it.

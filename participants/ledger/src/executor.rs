@@ -54,12 +54,16 @@ SELECT id, currency, available, held, state, version, posted_at, created_at, clo
 FROM account
 WHERE id = ANY ($1::text[])";
 
+/// It says whether it worked, to those that follow it unseen: if it fails, they would each commit by themselves.
+const BEGIN: &str = "BEGIN; SET LOCAL tcc.batch = 'begun'";
+
 /// Moves fences on the assumption that they are `tried` (1), and answers those that were.
 const TAKE_FENCES: &str = "\
 -- take_fences
 UPDATE branch b SET state = i.state, decided_at = clock_timestamp()
 FROM unnest($1::uuid[], $2::int2[], $3::int2[]) AS i (transaction_id, branch, state)
 WHERE b.transaction_id = i.transaction_id AND b.branch = i.branch AND b.state = 1
+  AND current_setting('tcc.batch', true) = 'begun'
 RETURNING b.transaction_id, b.branch, 1::int2 AS state, NULL::text AS refusal, b.descriptor, b.role, b.account, b.amount";
 
 /// After the locks, so that the times in an account's postings follow their versions.
@@ -186,7 +190,7 @@ impl ShardExecutor {
         };
         // `join` polls in this order, so the statements arrive in this order.
         let (begun, fences, accounts) =
-            join3(client.batch_execute("BEGIN"), take_fences, client.query(read, &[&accounts])).await;
+            join3(client.batch_execute(BEGIN), take_fences, client.query(read, &[&accounts])).await;
         begun.map_err(|e| sort(&e))?;
         let (fences, accounts) = (fences.map_err(|e| sort(&e))?, accounts.map_err(|e| sort(&e))?);
         let now = accounts.first().map(|row| row.get("now"));
@@ -220,7 +224,7 @@ impl ShardExecutor {
         let (fences, locks) = (self.session.statement(LOCK_FENCES)?, self.session.statement(LOCK_ACCOUNTS)?);
         // `join` polls in this order, so the statements arrive in this order.
         let (begun, fences, accounts, clock) = join4(
-            client.batch_execute("BEGIN"),
+            client.batch_execute(BEGIN),
             client.query(fences, &[&ids]),
             client.query(locks, &[&accounts]),
             client.query_one(self.session.statement(CLOCK)?, &[]),
@@ -362,13 +366,8 @@ impl Executor for ShardExecutor {
         {
             match self.usually(ops, &moves).await {
                 Ok(Some(answers)) => return Ok(answers),
-                Ok(None) | Err(Failure::Conflict(_)) => {}
-                Err(failure) => {
-                    if matches!(failure, Failure::Rejected(_)) {
-                        self.roll_back().await?;
-                    }
-                    return Err(failure);
-                }
+                Err(Failure::Disconnected(why)) => return Err(Failure::Disconnected(why)),
+                Ok(None) | Err(Failure::Conflict(_) | Failure::Rejected(_)) => {}
             }
             self.roll_back().await?;
             self.with_locks = WITH_LOCKS;
@@ -385,7 +384,8 @@ impl Executor for ShardExecutor {
 /// Fences that are taken to be `tried`, and the state to which an operation is taken to move each.
 type Moves = BTreeMap<FenceKey, FenceState>;
 
-/// What a batch does to fences that exist, if all is as usual. `None`, if two of its operations meet at one fence.
+/// What a batch does to fences that exist, if all is as usual. `None`, if it cannot be: when two of its operations meet at
+/// one fence, or one may write nothing.
 fn usual_moves(ops: &[Op]) -> Option<Moves> {
     let mut moves = Moves::new();
     let mut tried = HashSet::new();
@@ -409,7 +409,8 @@ fn usual_moves(ops: &[Op]) -> Option<Moves> {
                     return None;
                 }
             }
-            Op::Open(..) => {}
+            // If the account is there, its answer is a read, and needs the lock.
+            Op::Open(..) => return None,
         }
     }
     tried.iter().all(|key| !moves.contains_key(key)).then_some(moves)

@@ -102,25 +102,29 @@ pub(crate) async fn postings(
         .collect()
 }
 
-/// Fences in the order of their keys. `only` restricts them to some transactions.
-pub(crate) async fn branches(
-    client: &Client,
-    after: (Uuid, i16),
-    limit: i64,
-    only: Option<&[Uuid]>,
-) -> Result<Vec<BranchRow>, String> {
+/// Which fences are read.
+#[derive(Debug, Clone, Copy)]
+pub enum Branches<'a> {
+    /// Those of some transactions.
+    Of(&'a [Uuid]),
+    /// Those of transactions after the first id, up to and with the second. Issues are no transactions.
+    Between(Uuid, Uuid),
+}
+
+/// Fences in the order of their keys.
+pub(crate) async fn branches(client: &Client, which: Branches<'_>) -> Result<Vec<BranchRow>, String> {
     let columns = "b.transaction_id, b.branch, b.role, b.state, b.account, b.amount, b.refusal, b.descriptor,
         (extract(epoch FROM clock_timestamp() - b.fenced_at) * 1000000)::int8 AS age_us";
-    let rows = match only {
-        None => {
+    let rows = match which {
+        Branches::Between(after, until) => {
             let sql = format!(
-                "-- branches
-                 SELECT {columns} FROM branch b WHERE (transaction_id, branch) > ($1, $2)
-                 ORDER BY transaction_id, branch LIMIT $3"
+                "-- branches_between
+                 SELECT {columns} FROM branch b WHERE transaction_id > $1 AND transaction_id <= $2 AND role <> 3
+                 ORDER BY transaction_id, branch"
             );
-            client.query(&sql, &[&after.0, &after.1, &limit]).await
+            client.query(&sql, &[&after, &until]).await
         }
-        Some(ids) => {
+        Branches::Of(ids) => {
             let sql = format!(
                 "-- branches_of
                  SELECT {columns} FROM unnest($1::uuid[]) AS i (id) JOIN branch b ON b.transaction_id = i.id

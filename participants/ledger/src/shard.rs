@@ -4,7 +4,7 @@ use crate::{
     audit::{self, ShardAudit},
     books::{Account, Answer, Op},
     executor::ShardExecutor,
-    reads::{self, BranchRow, PostingRow, ReadError},
+    reads::{self, BranchRow, Branches, PostingRow, ReadError},
 };
 use deadpool_postgres::{
     Manager, ManagerConfig, Object, Pool, PoolError, RecyclingMethod, Runtime, Timeouts,
@@ -18,7 +18,6 @@ use tcc_participant::{
     session::bounded,
 };
 use tokio_postgres::{Config, NoTls};
-use uuid::Uuid;
 
 /// One shard, in-process. Clones share it.
 #[derive(Clone)]
@@ -150,26 +149,14 @@ impl Shard {
         reads::postings(&client, id, after, limit).await.map_err(|cause| self.unreachable(cause))
     }
 
-    /// Reads fences after a key, at most `limit`, in the order of their keys.
+    /// Reads fences, in the order of their keys.
     ///
     /// # Errors
     ///
     /// [`ReadError`].
-    pub async fn branches(&self, after: (Uuid, i16), limit: i64) -> Result<Vec<BranchRow>, ReadError> {
+    pub async fn branches(&self, which: Branches<'_>) -> Result<Vec<BranchRow>, ReadError> {
         let client = self.reader().await?;
-        reads::branches(&client, after, limit, None).await.map_err(|cause| self.unreachable(cause))
-    }
-
-    /// Reads the fences of some transactions.
-    ///
-    /// # Errors
-    ///
-    /// [`ReadError`].
-    pub async fn branches_of(&self, ids: &[Uuid]) -> Result<Vec<BranchRow>, ReadError> {
-        let client = self.reader().await?;
-        reads::branches(&client, (Uuid::nil(), 0), 0, Some(ids))
-            .await
-            .map_err(|cause| self.unreachable(cause))
+        reads::branches(&client, which).await.map_err(|cause| self.unreachable(cause))
     }
 
     /// Checks the shard's books against themselves, in one consistent snapshot.

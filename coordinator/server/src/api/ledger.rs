@@ -4,6 +4,7 @@ use super::{convert, reason};
 use crate::{config::Limits, engine::Engine, shards::Shards};
 use std::sync::Arc;
 use tcc_core::{AccountId, Descriptor, Outcome, Transaction};
+use tcc_ledger::Branches;
 use tcc_proto::v1::{self, ledger_service_server::LedgerService};
 use tonic::{Code, Request, Response, Status};
 
@@ -63,7 +64,7 @@ impl LedgerService for Ledger {
         let shard = self.shards.of(&account);
         let fresh = convert::fresh_id(id, self.engine.clock().now());
         if let Err(stale) = fresh {
-            let known = shard.branches_of(&[id.uuid()]).await.map_err(reason::of_read)?;
+            let known = shard.branches(Branches::Of(&[id.uuid()])).await.map_err(reason::of_read)?;
             if known.is_empty() {
                 return Err(stale);
             }

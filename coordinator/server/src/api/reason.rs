@@ -2,7 +2,7 @@
 
 use crate::{engine::EngineError, store::Record};
 use std::time::Duration;
-use tcc_core::{Event, Phase, Refusal};
+use tcc_core::{Attention, Event, Phase, Refusal};
 use tcc_ledger::{ReadError, ShardError};
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
@@ -98,6 +98,9 @@ fn too_late(asked: Event, record: &Record) -> Status {
             "HOLD_NOT_CONFIRMABLE",
             format!("hold {id} is not held yet; repeat this when CreateHold has answered"),
         ),
+        (_, Phase::Held) if record.standing.attention >= Attention::Parked => {
+            ("HOLD_NOT_CONFIRMABLE", format!("hold {id} waits for an operator"))
+        }
         (_, Phase::Held) => (
             "HOLD_NOT_CONFIRMABLE",
             format!("hold {id} was to be released at {due_at}; it can be confirmed before that only"),

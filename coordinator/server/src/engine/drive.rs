@@ -35,16 +35,15 @@ pub(super) struct Rest {
     pub record: Record,
     /// The wake-up that is open still, unless the transaction needs none.
     pub open: Option<Timestamp>,
-    /// Whether the store knows what comes next. If not, that wake-up must fire again.
+    /// Whether this life has written what comes next. If not, that wake-up must fire again.
     pub is_written: bool,
 }
 
 /// How a step ended that did not move the transaction.
 enum Stop {
-    /// Someone else moved it: its row and its next wake-up go on without this life.
-    Overtaken,
-    /// The store does not answer.
-    StoreDown,
+    /// Someone else moved it, or the store does not answer. Its row says how it goes; whoever moved it may count on the very
+    /// wake-up that this life came by, so that stays open, and is looked at again.
+    LookAgain,
     /// Try it again later.
     Again(Unanswered),
     /// A person is needed.
@@ -170,6 +169,7 @@ impl<'a> Life<'a> {
             reason: reason.map(str::to_owned),
             found_due_at: self.found_due_at,
             failed: self.failing_since.is_some(),
+            open: self.safety,
             ..Advance::new(self.record.id(), event)
         };
         match self.engine.store.advance.call(advance).await {
@@ -182,8 +182,7 @@ impl<'a> Life<'a> {
             Ok(None) if event.is_flip() && self.record.standing.flipped => {
                 Err(Stop::Park(format!("the pivot turned the decision round twice: {event:?}")))
             }
-            Ok(None) => Err(Stop::Overtaken),
-            Err(_) => Err(Stop::StoreDown),
+            Ok(None) | Err(_) => Err(Stop::LookAgain),
         }
     }
 
@@ -192,11 +191,7 @@ impl<'a> Life<'a> {
         let now_us = self.engine.clock.now_us();
         let failing_us = self.failing_since.map_or(0, |since| (now_us - since.as_microsecond()).max(0));
         let (attention, delay, error, is_fault) = match stop {
-            Stop::Overtaken => {
-                self.replace_safety(None);
-                return self.at_rest(true);
-            }
-            Stop::StoreDown => return self.at_rest(false),
+            Stop::LookAgain => return self.at_rest(false),
             Stop::Park(what) => (Attention::Parked, None, what, true),
             Stop::Again(Unanswered { why, is_fault: true }) if self.faults + 1 >= PARK_AFTER => {
                 (Attention::Parked, None, format!("{PARK_AFTER} failures, the last one: {why}"), true)
@@ -215,11 +210,13 @@ impl<'a> Life<'a> {
             tracing::debug!(%id, ?phase, error, "put off");
         }
         let defer = Defer { id, phase, is_fault, attention, delay, error };
-        let written = self.engine.store.defer.call(defer).await;
-        if let Ok(wake_at) = written {
-            self.replace_safety(wake_at);
+        match self.engine.store.defer.call(defer).await {
+            Ok(Some(wake_at)) => {
+                self.replace_safety(wake_at);
+                self.at_rest(true)
+            }
+            Ok(None) | Err(_) => self.at_rest(false),
         }
-        self.at_rest(written.is_ok())
     }
 
     fn at_rest(self, is_written: bool) -> Rest {

@@ -225,7 +225,13 @@ impl Engine {
                 if record.transaction.descriptor.on_maturity == OnMaturity::Cancel =>
             {
                 let at_rest = self.watch(id, patience, |standing| standing.phase.is_final()).await?;
-                at_rest.ok_or(EngineError::NotFound(id))
+                let record = at_rest.ok_or(EngineError::NotFound(id))?;
+                match record.standing.phase {
+                    Phase::Confirming | Phase::Confirmed => {
+                        Err(EngineError::TooLate { asked: Event::CancelRequested, record: Box::new(record) })
+                    }
+                    _ => Ok(record),
+                }
             }
             _ => Err(EngineError::TooLate { asked: Event::CancelRequested, record: Box::new(record) }),
         }
@@ -258,7 +264,8 @@ impl Engine {
         if self.is_active(entry.id) {
             return self.timers.put_back(entry, self.clock.now_us() + BUSY_US);
         }
-        self.spawn(Arc::clone(self).wake(entry, permit));
+        let active = self.activate(entry.id);
+        self.spawn(Arc::clone(self).wake(entry, active, permit));
     }
 
     /// From the first row to HELD or a refusal, and on from there.
@@ -285,8 +292,8 @@ impl Engine {
             Some(begun) => {
                 (Record { transaction, standing: Standing::begun(begun.created_at) }, begun.wake_at)
             }
-            // An attempt without an answer had recorded it after all.
-            None if attempts > 0 => match self.store.get(id).await {
+            // An attempt without an answer had recorded it after all. Nothing is asked of a participant before that is sure.
+            None if attempts > 0 => match self.store.get_committed(id).await {
                 Ok(Some(record))
                     if record.transaction == transaction && record.standing.phase == Phase::Trying =>
                 {
@@ -404,8 +411,7 @@ impl Engine {
     }
 
     /// Looks at one transaction, and sees it through.
-    async fn wake(self: Arc<Self>, entry: Entry, _permit: OwnedSemaphorePermit) {
-        let _active = self.activate(entry.id);
+    async fn wake(self: Arc<Self>, entry: Entry, _active: Active, _permit: OwnedSemaphorePermit) {
         let woken = match self.store.wake.call(entry.id).await {
             Ok(Some(woken)) => woken,
             Ok(None) => return self.timers.done(entry),
@@ -441,15 +447,15 @@ impl Engine {
                 let (phase, attention) = (Phase::Held, woken.record.standing.attention);
                 let defer = Defer { id, phase, attention, delay, is_fault: false, error: String::new() };
                 match self.store.defer.call(defer).await {
-                    Ok(wake_at) => wake_at.into_iter().for_each(|at| self.timers.arm(at, id)),
-                    Err(_) => return self.put_back(entry),
+                    Ok(Some(wake_at)) => wake_at.into_iter().for_each(|at| self.timers.arm(at, id)),
+                    Ok(None) | Err(_) => return self.put_back(entry),
                 }
             }
         }
         self.timers.done(entry);
     }
 
-    /// The store does not answer.
+    /// The store does not answer, or somebody else is at work.
     fn put_back(&self, entry: Entry) {
         self.timers.put_back(entry, self.clock.now_us() + STORE_DOWN_US);
     }

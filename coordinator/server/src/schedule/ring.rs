@@ -87,10 +87,23 @@ impl Ring {
         self.loading_until_us = self.loading_until_us.min(from_us);
     }
 
-    /// Takes a wake-up that was just committed. What lies beyond the announced reads is left to a later one.
+    /// Takes a wake-up that was just committed, even if one at that very time was settled before. What lies beyond the
+    /// announced reads is left to a later one.
     pub fn arm(&mut self, entry: Entry) {
-        if entry.at_us < self.loading_until_us {
-            self.add(entry, entry.at_us);
+        if entry.at_us >= self.loading_until_us {
+            return;
+        }
+        let window = self.windows.get_mut(&floor(entry.at_us));
+        match window.and_then(|window| Some((window.known.get_mut(&entry)?, &mut window.open))) {
+            Some((State::Open, _)) => {}
+            Some((settled, open)) => {
+                *settled = State::Open;
+                *open += 1;
+                self.put(entry, entry.at_us);
+            }
+            None => {
+                self.add(entry, entry.at_us);
+            }
         }
     }
 
@@ -321,6 +334,17 @@ mod tests {
 
         assert_eq!(ring.take(10_000, 10), []);
         assert!(!ring.add(entry(2, 2), 2), "what was settled before it was read is not fired either");
+    }
+
+    #[test]
+    fn a_settled_wake_up_that_is_committed_again_is_fired() {
+        let mut ring = loaded(60_000_000);
+        ring.arm(entry(1, 1));
+        ring.settle(entry(1, 1));
+        ring.arm(entry(1, 1));
+
+        assert_eq!(ring.close_until(WINDOW_US), 0, "it holds up the watermark again");
+        assert!(ring.take(10_000, 10).contains(&entry(1, 1)));
     }
 
     #[test]

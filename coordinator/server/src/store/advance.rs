@@ -36,7 +36,8 @@ advanced AS (
         decided_at = CASE WHEN e.target IN (3, 5) THEN clock.now ELSE coalesce(t.decided_at, i.found_due_at) END,
         settled_at = CASE WHEN e.target IN (4, 6) THEN clock.now END
     FROM clock,
-        unnest($1::uuid[], $2::int2[], $3::text[], $4::timestamptz[], $5::bool[]) AS i (id, event, reason, found_due_at, failed)
+        unnest($1::uuid[], $2::int2[], $3::text[], $4::timestamptz[], $5::bool[], $13::timestamptz[])
+            AS i (id, event, reason, found_due_at, failed, open)
         CROSS JOIN LATERAL (
             SELECT ($6::int4[])[i.event] AS sources, ($7::int2[])[i.event] AS target, ($8::int2[])[i.event] AS cause,
                    ($9::int2[])[i.event] AS bound, ($10::bool[])[i.event] AS flip
@@ -46,20 +47,19 @@ advanced AS (
       AND NOT (e.flip AND t.flipped)
       AND CASE e.bound
               WHEN 1 THEN t.due_at > clock_timestamp()
-              WHEN 2 THEN t.on_maturity = 1 OR t.due_at > clock_timestamp()
+              WHEN 2 THEN t.attention < 3 AND (t.on_maturity = 1 OR t.due_at > clock_timestamp())
               ELSE true
           END
     RETURNING ",
     standing!(),
-    ", t.id, i.failed, CASE WHEN e.bound <> 0 THEN t.descriptor END AS descriptor,
+    ", t.id, i.failed, i.open, CASE WHEN e.bound <> 0 THEN t.descriptor END AS descriptor,
         CASE WHEN t.phase = 2 THEN least(greatest(t.due_at, clock.now), clock.now + $12::float8 * interval '1 second')
-             WHEN t.phase IN (3, 5) THEN clock.now + $11::float8 * interval '1 second' END AS wake_at,
-        -- The statement that began it has left its wake-up there.
-        t.phase = 2 AND t.due_at > clock.now AND t.due_at <= t.created_at + $11::float8 * interval '1 second' AS is_armed
+             WHEN t.phase IN (3, 5) THEN clock.now + $11::float8 * interval '1 second' END AS wake_at
 ),
 woken AS (
     INSERT INTO wakeup (wake_at, transaction_id, slot)
-    SELECT wake_at, id, slot_of(id) FROM advanced WHERE wake_at IS NOT NULL AND NOT is_armed
+    -- What is open at that very time need not be left there again.
+    SELECT wake_at, id, slot_of(id) FROM advanced WHERE wake_at IS NOT NULL AND wake_at IS DISTINCT FROM open
 ),
 calmed AS (
     DELETE FROM attention a USING advanced WHERE advanced.failed AND a.transaction_id = advanced.id
@@ -82,6 +82,8 @@ pub struct Advance {
     pub found_due_at: Option<Timestamp>,
     /// It may have failed before, which is to be forgotten.
     pub failed: bool,
+    /// The wake-up that is open for it as far as the one who asks knows, and stays open if it stands where the next one is to.
+    pub open: Option<Timestamp>,
 }
 
 /// It happened. (`None` instead of it: it has no meaning in the phase the row is in now, or a guard forbade it.)
@@ -99,7 +101,7 @@ impl Advance {
     /// An event with no more to say about it, for a transaction that has not failed.
     #[must_use]
     pub fn new(id: TransactionId, event: Event) -> Self {
-        Self { id, event, reason: None, found_due_at: None, failed: false }
+        Self { id, event, reason: None, found_due_at: None, failed: false, open: None }
     }
 }
 
@@ -179,17 +181,21 @@ impl AdvanceExecutor {
         let reasons: Vec<Option<&str>> = items.iter().map(|item| item.reason.as_deref()).collect();
         let due: Vec<Option<Timestamp>> = items.iter().map(|item| item.found_due_at).collect();
         let failed: Vec<bool> = items.iter().map(|item| item.failed).collect();
+        let open: Vec<Option<Timestamp>> = items.iter().map(|item| item.open).collect();
 
         let statement = self.session.statement(ADVANCE)?;
         let Table { sources, target, cause, bound, flip } = &self.table;
         #[rustfmt::skip]
         let rows = self.session.client()?.query(statement, &[
             &ids, &events, &reasons, &due, &failed, sources, target, cause, bound, flip,
-            &RETRY_INTERVAL.as_secs_f64(), &WAKE_HORIZON.as_secs_f64(),
+            &RETRY_INTERVAL.as_secs_f64(), &WAKE_HORIZON.as_secs_f64(), &open,
         ]).await.map_err(|e| sort(&e))?;
         self.session.settle()?;
-        let moved = rows.iter().map(|row| Ok((row.get("id"), read(row)?))).collect::<Result<_, StoreError>>();
-        moved.map_err(|e| Failure::Rejected(e.to_string()))
+        // It is committed: a row that cannot be read is its own trouble, which whoever looks at it next will meet.
+        let read = |row: &Row| {
+            read(row).inspect_err(|error| tracing::error!(%error, "a transaction is damaged")).ok()
+        };
+        Ok(rows.iter().filter_map(|row| Some((row.get("id"), read(row)?))).collect())
     }
 }
 

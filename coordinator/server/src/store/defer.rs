@@ -19,7 +19,7 @@ put_off AS (
     FROM clock, unnest($1::uuid[], $2::int2[], $3::float8[], $4::text[], $5::int2[], $6::int4[])
         AS i (id, attention, delay, error, phase, faults)
     WHERE t.id = i.id AND t.phase = i.phase AND t.attention < 3
-    RETURNING t.id, i.attention, i.error, i.faults,
+    RETURNING t.id, t.phase, i.attention, i.error, i.faults,
         -- What is only not due yet needs no later look than that.
         least(clock.now + i.delay * interval '1 second', CASE WHEN i.attention = 0 THEN t.due_at END) AS wake_at
 ),
@@ -33,7 +33,7 @@ woken AS (
     INSERT INTO wakeup (wake_at, transaction_id, slot)
     SELECT wake_at, id, slot_of(id) FROM put_off WHERE wake_at IS NOT NULL
 )
-SELECT id, wake_at FROM put_off";
+SELECT id, phase, wake_at FROM put_off";
 
 /// Asks for a transaction to be tried again later, or not at all.
 #[derive(Debug, Clone)]
@@ -52,8 +52,9 @@ pub struct Defer {
     pub error: String,
 }
 
-/// When it will be tried again: `None` if it is parked, or was moved meanwhile.
-pub type Deferred = Option<Timestamp>;
+/// It was put off, and this is when it will be tried again, unless it is parked. (`None` instead of it: somebody else has
+/// moved or parked it meanwhile.)
+pub type Deferred = Option<Option<Timestamp>>;
 
 /// Puts off batches.
 pub struct DeferExecutor {
@@ -77,8 +78,9 @@ impl Executor for DeferExecutor {
     }
 
     async fn run(&mut self, items: &[Defer]) -> Result<Vec<Deferred>, Failure> {
-        // Of several for one id the last one counts.
-        let last: HashMap<TransactionId, &Defer> = items.iter().map(|item| (item.id, item)).collect();
+        // Of several for one id in one phase the last one counts; of several phases, the one that it is in.
+        let last: HashMap<(TransactionId, i16), &Defer> =
+            items.iter().map(|item| ((item.id, item.phase.number()), item)).collect();
         let mut sorted: Vec<&Defer> = last.into_values().collect();
         sorted.sort_by_key(|item| item.id);
         let ids: Vec<Uuid> = sorted.iter().map(|item| item.id.uuid()).collect();
@@ -98,8 +100,8 @@ impl Executor for DeferExecutor {
             .map_err(|e| sort(&e))?;
         self.session.settle()?;
 
-        let wake_at: HashMap<Uuid, Option<Timestamp>> =
-            rows.iter().map(|row| (row.get("id"), row.get("wake_at"))).collect();
-        Ok(items.iter().map(|item| wake_at.get(&item.id.uuid()).copied().flatten()).collect())
+        let put_off: HashMap<(Uuid, i16), Option<Timestamp>> =
+            rows.iter().map(|row| ((row.get("id"), row.get("phase")), row.get("wake_at"))).collect();
+        Ok(items.iter().map(|item| put_off.get(&(item.id.uuid(), item.phase.number())).copied()).collect())
     }
 }

@@ -74,6 +74,17 @@ impl Store {
         client.query_opt(&statement, &[&id.uuid()]).await?.map(|row| Record::read(&row)).transpose()
     }
 
+    /// One transaction, by a commit of its own: when it answers, the row is where a synchronous standby has it.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`].
+    pub async fn get_committed(&self, id: TransactionId) -> Result<Option<Record>, StoreError> {
+        let client = self.reader().await?;
+        let locking = format!("{GET} FOR NO KEY UPDATE");
+        client.query_opt(&locking, &[&id.uuid()]).await?.map(|row| Record::read(&row)).transpose()
+    }
+
     /// Transactions after an id, at most `limit`, in the order of their ids.
     ///
     /// # Errors

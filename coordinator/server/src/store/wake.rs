@@ -19,7 +19,7 @@ const WAKE: &str = concat!(
 -- wake
 SELECT ",
     standing!(),
-    ", t.id, t.descriptor, clock_timestamp() AS now, t.due_at <= clock_timestamp() AS is_due,
+    ", t.id, t.descriptor, clock_timestamp() AS now,
        coalesce(a.next_try > clock_timestamp(), false) AS is_put_off, a.attempts, a.since
 FROM unnest($1::uuid[]) AS i (id)
 JOIN transaction t ON t.id = i.id
@@ -77,13 +77,14 @@ impl Executor for WakeExecutor {
             let record = Record::read(&row).map_err(|e| Failure::Rejected(e.to_string()))?;
             let attempts: Option<i32> = row.get("attempts");
             let id = record.id();
+            let now: Timestamp = row.get("now");
             let found = Woken {
+                is_due: record.transaction.descriptor.due_at <= now,
                 record,
-                is_due: row.get("is_due"),
                 is_put_off: row.get("is_put_off"),
                 attempts: attempts.and_then(|n| u32::try_from(n).ok()).unwrap_or(0),
                 failing_since: row.get("since"),
-                now: row.get("now"),
+                now,
             };
             woken.insert(id, found);
         }

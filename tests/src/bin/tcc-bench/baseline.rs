@@ -10,6 +10,7 @@ use crate::{
     progress::Progress,
     report::{Form, Part, Plot, Series},
     system,
+    system::SETTINGS,
 };
 use anyhow::{Context as _, ensure};
 use std::{fmt::Write as _, fs, path::PathBuf, time::Duration};
@@ -85,7 +86,8 @@ impl Baseline {
     /// If it does not start, is not durable, or there is no pgbench.
     pub async fn start(accounts: u32, progress: &Progress) -> anyhow::Result<Self> {
         progress.say("   starting the baseline's server");
-        let options = Options { data: None, settings: vec!["max_prepared_transactions=100".into()] };
+        let settings = SETTINGS.into_iter().chain(["max_prepared_transactions=100"]).map(str::to_owned);
+        let options = Options { data: None, settings: settings.collect() };
         let cluster = tokio::task::spawn_blocking(move || Cluster::start(&options)).await??;
         let pgbench = find_pgbench(&cluster)?;
         let sql = system::connect(&cluster).await?;

@@ -1,6 +1,6 @@
 //! A whole system: PostgreSQL servers, a `tccd` process, connections to it, and the accounts.
 //!
-//! The servers have the settings of `tccd dev` and nothing else: fsync, synchronous_commit and full_page_writes are on.
+//! The servers have the settings of `tccd dev`, and more memory: fsync, synchronous_commit and full_page_writes are on.
 
 use crate::{
     Scale,
@@ -16,6 +16,9 @@ use tcc_core::Timestamp;
 use tcc_proto::v1;
 use tcc_tests::process::Tccd;
 use tokio_postgres::{Client, NoTls};
+
+/// What the servers get beyond the settings of `tccd dev`, the baseline's too: memory like that of a server of its own.
+pub const SETTINGS: [&str; 1] = ["shared_buffers=1GB"];
 
 /// How often is asked whether everything is paid. Rarely enough to cost nothing.
 const LOOK: Duration = Duration::from_millis(200);
@@ -55,7 +58,7 @@ impl System {
     /// If PostgreSQL or tccd does not start, or a server is not durable.
     pub async fn start(shards: usize, scale: &Scale, progress: &Progress) -> anyhow::Result<Self> {
         progress.say(&format!("   starting {} servers, tccd, {} accounts", shards + 1, scale.accounts));
-        let servers = tokio::task::spawn_blocking(move || Servers::start(shards, None, &[])).await??;
+        let servers = tokio::task::spawn_blocking(move || Servers::start(shards, None, &SETTINGS)).await??;
         let config = servers.config("127.0.0.1:0");
         let tccd = Tccd::start(&config).await?;
         let fleet = Fleet::connect(tccd.url(), scale.connections).await?;
