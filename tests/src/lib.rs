@@ -6,6 +6,7 @@
 
 pub mod gate;
 pub mod process;
+pub mod program;
 
 use jiff::{SignedDuration, Timestamp};
 use std::time::Duration;

@@ -1,15 +1,14 @@
 //! The phases of a transaction, and the one table that changes them.
 //!
 //! ```text
-//!           refused / timed out / cancel                   (a veto, or a cancel that won at the pivot)
-//! TRYING ----------------------------------> CANCELLING <------------------------------- CONFIRMING
-//!    | every branch tried                     ^  ^  | pivot cancelled, then the rest         |  ^
-//!    v                                        |  |  v                                        |  |
-//!   HELD ------ cancel, or not the pivot -----+  |  CANCELLED     CONFIRMED <----------------+  |
-//!    |                                           |      ^             ^  pivot confirmed, then the rest
-//!    |                                           |      |             |                         |
-//!    +-- due: pivot first, then the rest --------|------+-------------+                         |
-//!    +-- confirm --------------------------------+----------------------------------------------+
+//!  TRYING      every branch tried -> HELD         refused, timed out, cancel -> CANCELLING
+//!  HELD        confirm -> CONFIRMING              cancel -> CANCELLING
+//!              due: pivot first, then the rest -> CONFIRMED, or CANCELLED if it was to be released
+//!              due, and the pivot had decided otherwise -> CANCELLING, or CONFIRMING
+//!  CONFIRMING  pivot confirmed, then the rest -> CONFIRMED
+//!              a veto, or a cancel that won at the pivot -> CANCELLING
+//!  CANCELLING  pivot cancelled, then the rest -> CANCELLED
+//!              a confirm that won at the pivot -> CONFIRMING
 //! ```
 //!
 //! CONFIRMING and CANCELLING mean "asked, the pivot has not answered yet". Each may flip to the other once, when the pivot

@@ -4,7 +4,7 @@
 //! What these await (a move of the store, a call to a participant) goes through batchers, so that a thousand lives share
 //! one commit. Every life runs in a task of the engine: a client that hangs up stops nothing. There is one recovery path,
 //! and it is the normal one: load the row, ask the protocol what is next, do it. What cannot be done now is put off with a
-//! wake-up; nothing is ever retried in a loop here.
+//! wake-up. Only the first row is tried for in a loop, since before it there is nothing to put off.
 //!
 //! The engine holds no truth. It may be killed between any two lines, and two of them may work on one transaction.
 

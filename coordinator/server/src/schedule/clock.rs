@@ -46,6 +46,11 @@ impl Clock {
     /// The time.
     #[must_use]
     pub fn now(&self) -> Timestamp {
-        Timestamp::from_microsecond(self.now_us()).unwrap_or(Timestamp::MAX)
+        timestamp(self.now_us())
     }
+}
+
+/// A time from microseconds since the Unix epoch.
+pub(super) fn timestamp(at_us: i64) -> Timestamp {
+    Timestamp::from_microsecond(at_us).unwrap_or(Timestamp::MAX)
 }

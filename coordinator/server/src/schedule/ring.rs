@@ -4,6 +4,7 @@
 //! wake-ups it has known: so a wake-up that is pushed by its creator, read ahead and read once more is fired once. Times are
 //! in microseconds since the Unix epoch, by the database's clock.
 
+use super::clock::timestamp;
 use std::{
     collections::{BTreeMap, HashMap},
     sync::{
@@ -32,7 +33,7 @@ impl Entry {
     /// As the table has it.
     #[must_use]
     pub fn at(&self) -> Timestamp {
-        Timestamp::from_microsecond(self.at_us).unwrap_or(Timestamp::MAX)
+        timestamp(self.at_us)
     }
 }
 

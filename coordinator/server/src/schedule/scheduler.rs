@@ -2,6 +2,7 @@
 
 use super::{
     Clock, Entry, Timers,
+    clock::timestamp,
     ring::{Ring, WINDOW_US},
     slots,
 };
@@ -339,8 +340,4 @@ async fn connect(session: &mut Session) -> Result<(), Failure> {
     let mut statements = vec![READ, SNAPSHOT];
     statements.extend(slots::STATEMENTS);
     session.connect(&statements).await
-}
-
-fn timestamp(at_us: i64) -> Timestamp {
-    Timestamp::from_microsecond(at_us).unwrap_or(Timestamp::MAX)
 }

@@ -33,7 +33,8 @@ advanced AS (
         attention = 0,
         flipped = t.flipped OR e.flip,
         held_at = CASE WHEN e.target = 2 THEN clock.now ELSE t.held_at END,
-        decided_at = CASE WHEN e.target IN (3, 5) THEN clock.now ELSE coalesce(t.decided_at, i.found_due_at) END,
+        decided_at = CASE WHEN e.target IN (3, 5) THEN clock.now
+                          WHEN e.target IN (4, 6) THEN coalesce(t.decided_at, i.found_due_at, clock.now) END,
         settled_at = CASE WHEN e.target IN (4, 6) THEN clock.now END
     FROM clock,
         unnest($1::uuid[], $2::int2[], $3::text[], $4::timestamptz[], $5::bool[], $13::timestamptz[])

@@ -1,6 +1,6 @@
 //! The coordinator's database: one file per statement that changes it, each with its parameters and its row.
 //!
-//! Four batchers do this: [`begin`] inserts transactions, [`wake`] looks at what is due, [`advance`] moves phases, [`defer`]
+//! Four batchers work here: [`begin`] inserts transactions, [`wake`] looks at what is due, [`advance`] moves phases, [`defer`]
 //! puts off what could not be done. Every write of a phase is a compare-and-set whose guards come from `Phase::after`, and
 //! whatever is not final has a wake-up that is not done with. A statement that writes takes its transaction's number before
 //! it reads the clock: a window of wake-ups is closed when no older number is still running, so a statement must not make a

@@ -37,12 +37,6 @@ pub struct Options {
     pub seconds: u32,
 }
 
-impl Default for Options {
-    fn default() -> Self {
-        Self { holds: 100_000, seconds: 15 }
-    }
-}
-
 /// So many times the callers that saturate the system.
 const TIMES: u32 = 10;
 /// Callers who cancel meanwhile, one hold after the other.

@@ -35,12 +35,6 @@ pub struct Options {
     pub rounds: u32,
 }
 
-impl Default for Options {
-    fn default() -> Self {
-        Self { holds: HOLDS, creates: 100_000, rounds: 3 }
-    }
-}
-
 /// Holds per statement.
 const CHUNK: i64 = 100_000;
 /// Holds fall due from a month ahead on, each chunk a minute later.

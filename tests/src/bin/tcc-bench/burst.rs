@@ -26,12 +26,6 @@ pub struct Options {
     pub holds: u64,
 }
 
-impl Default for Options {
-    fn default() -> Self {
-        Self { holds: HOLDS }
-    }
-}
-
 /// Creations per second that are counted on, so that all are held before the second begins.
 const SLOWEST: u64 = 3_000;
 /// Between the last creation and the second in which all fall due.

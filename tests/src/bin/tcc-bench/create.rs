@@ -32,12 +32,6 @@ pub struct Options {
     pub idle: u64,
 }
 
-impl Default for Options {
-    fn default() -> Self {
-        Self { seconds: 60, rate: RATE, holds: 200_000, idle: 2_000 }
-    }
-}
-
 /// Every second hold is cancelled: half the rate of the creations.
 const CANCEL_EVERY: u64 = 2;
 /// Holds stay held during the run.

@@ -21,12 +21,6 @@ pub struct Options {
     pub holds: u64,
 }
 
-impl Default for Options {
-    fn default() -> Self {
-        Self { holds: 200_000 }
-    }
-}
-
 /// Holds that stay open.
 const FAR: Due = Due::In(Duration::from_secs(24 * 3_600), Duration::from_secs(3_600));
 /// Holds that become final.

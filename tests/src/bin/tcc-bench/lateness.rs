@@ -28,12 +28,6 @@ pub struct Options {
     pub rate: u32,
 }
 
-impl Default for Options {
-    fn default() -> Self {
-        Self { seconds: 30, rate: RATE }
-    }
-}
-
 /// Creations per second of the idle run: enough to have a 99th percentile, too few to be a load.
 const IDLE_RATE: u32 = 20;
 /// Holds fall due one second after they were asked for, or up to two seconds later.

@@ -37,12 +37,6 @@ pub struct Options {
     pub due_ms: u64,
 }
 
-impl Default for Options {
-    fn default() -> Self {
-        Self { holds: 200_000, rounds: 3, seconds: 10, due_ms: 1_000 }
-    }
-}
-
 /// What a round of lifecycles found.
 pub struct Lifecycles {
     /// How many there were.

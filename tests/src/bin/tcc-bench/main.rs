@@ -29,12 +29,12 @@ mod shards;
 mod system;
 
 use crate::{progress::Progress, report::Report};
-use anyhow::{Context as _, bail};
+use anyhow::bail;
 use clap::{Parser, Subcommand};
 use std::{path::PathBuf, process::ExitCode, time::Duration};
-use tokio::signal::unix::{SignalKind, signal};
+use tcc_tests::program::{failed, stopped};
 
-/// A fifth of the CPU time went into the system's allocator.
+/// As tccd has.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
@@ -112,13 +112,7 @@ async fn main() -> ExitCode {
             println!("{line}");
             if line.contains(" failed=none") { ExitCode::SUCCESS } else { ExitCode::FAILURE }
         }
-        Err(error) => {
-            let text = format!("{error:#}");
-            let (what, more) = text.split_once('\n').unwrap_or((&text, ""));
-            eprint!("{more}{}", if more.is_empty() { "" } else { "\n" });
-            println!("bench: FAILED {what}");
-            ExitCode::FAILURE
-        }
+        Err(error) => failed("bench", &error),
     }
 }
 
@@ -149,49 +143,43 @@ async fn run(cli: &Cli, progress: &Progress) -> anyhow::Result<String> {
 
 /// What a subcommand consists of. The quick one is sized to end within five minutes on two cores.
 fn experiments(asked: &Experiment) -> Vec<(&'static str, Experiment)> {
-    use Experiment::{
-        Admission, All, Backlog, Baseline, Burst, Create, Disk, Lateness, Lifecycle, Memory, Quick, Shards,
-    };
     match asked {
-        Quick => vec![
-            (
-                "lifecycle",
-                Lifecycle(lifecycle::Options {
-                    holds: 60_000,
-                    rounds: 2,
-                    seconds: 4,
-                    ..lifecycle::Options::default()
-                }),
-            ),
-            ("create", Create(create::Options { seconds: 15, holds: 40_000, ..create::Options::default() })),
-        ],
-        All => vec![
-            ("lifecycle", Lifecycle(lifecycle::Options::default())),
-            ("create", Create(create::Options::default())),
-            ("admission", Admission(admission::Options::default())),
-            ("burst", Burst(burst::Options::default())),
-            ("lateness", Lateness(lateness::Options::default())),
-            ("shards", Shards(shards::Options::default())),
-            ("disk", Disk(disk::Options::default())),
-            ("memory", Memory(memory::Options::default())),
-            ("backlog", Backlog(backlog::Options::default())),
-        ],
-        one => {
-            let name = match one {
-                Baseline { .. } => "baseline",
-                Lifecycle(_) => "lifecycle",
-                Create(_) => "create",
-                Admission(_) => "admission",
-                Burst(_) => "burst",
-                Lateness(_) => "lateness",
-                Shards(_) => "shards",
-                Backlog(_) => "backlog",
-                Memory(_) => "memory",
-                Disk(_) => "disk",
-                Quick => "quick",
-                All => "all",
-            };
-            vec![(name, one.clone())]
+        Experiment::Quick => {
+            ["lifecycle --holds 60000 --rounds 2 --seconds 4", "create --seconds 15 --holds 40000"]
+                .map(command)
+                .into()
+        }
+        Experiment::All => {
+            ["lifecycle", "create", "admission", "burst", "lateness", "shards", "disk", "memory", "backlog"]
+                .map(command)
+                .into()
+        }
+        one => vec![(one.name(), one.clone())],
+    }
+}
+
+/// An experiment as it would be asked for on the command line, so that its defaults stand in one place.
+fn command(words: &str) -> (&'static str, Experiment) {
+    let Cli { experiment, .. } = Cli::parse_from(std::iter::once("tcc-bench").chain(words.split(' ')));
+    (experiment.name(), experiment)
+}
+
+impl Experiment {
+    /// The name of its part in the report.
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Baseline { .. } => "baseline",
+            Self::Lifecycle(_) => "lifecycle",
+            Self::Create(_) => "create",
+            Self::Admission(_) => "admission",
+            Self::Burst(_) => "burst",
+            Self::Lateness(_) => "lateness",
+            Self::Shards(_) => "shards",
+            Self::Backlog(_) => "backlog",
+            Self::Memory(_) => "memory",
+            Self::Disk(_) => "disk",
+            Self::Quick => "quick",
+            Self::All => "all",
         }
     }
 }
@@ -218,12 +206,15 @@ async fn measure(
     }
 }
 
-/// Somebody wants it to stop. Servers are stopped on the way out, which a signal alone would not do.
-async fn stopped() -> anyhow::Result<String> {
-    let mut interrupt = signal(SignalKind::interrupt()).context("listening for signals")?;
-    let mut terminate = signal(SignalKind::terminate()).context("listening for signals")?;
-    tokio::select! {
-        _ = interrupt.recv() => bail!("stopped by Ctrl-C"),
-        _ = terminate.recv() => bail!("stopped by SIGTERM"),
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quick_and_all_consist_of_commands_that_there_are() {
+        let names = |asked| experiments(&asked).into_iter().map(|(name, _)| name).collect::<Vec<_>>();
+
+        assert_eq!(names(Experiment::Quick), ["lifecycle", "create"]);
+        assert_eq!(names(Experiment::All).len(), 9);
     }
 }

@@ -26,12 +26,6 @@ pub struct Options {
     pub holds: u64,
 }
 
-impl Default for Options {
-    fn default() -> Self {
-        Self { holds: HOLDS }
-    }
-}
-
 /// Creations per second that are counted on.
 const SLOWEST: u64 = 4_000;
 /// All holds are due within this, half of the window.

@@ -23,12 +23,6 @@ pub struct Options {
     pub holds: u64,
 }
 
-impl Default for Options {
-    fn default() -> Self {
-        Self { shards: SHARDS.to_vec(), holds: 50_000 }
-    }
-}
-
 /// Measures.
 ///
 /// # Errors

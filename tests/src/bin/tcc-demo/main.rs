@@ -18,10 +18,10 @@ mod progress;
 mod story;
 
 use crate::{plan::Plan, progress::Progress};
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use clap::Parser;
 use std::{fs, path::PathBuf, process::ExitCode};
-use tokio::signal::unix::{SignalKind, signal};
+use tcc_tests::program::{failed, stopped};
 
 /// Schedules transfers on throw-away servers, kills the coordinator in the middle, and counts the money.
 #[derive(Parser)]
@@ -60,14 +60,7 @@ async fn main() -> ExitCode {
             println!("demo: FAILED {report} wrong={}", report.wrong.len());
             ExitCode::FAILURE
         }
-        Err(error) => {
-            // A log may hang on to it, and the last line is the one that is looked for.
-            let text = format!("{error:#}");
-            let (what, more) = text.split_once('\n').unwrap_or((&text, ""));
-            eprint!("{more}{}", if more.is_empty() { "" } else { "\n" });
-            println!("demo: FAILED {what}");
-            ExitCode::FAILURE
-        }
+        Err(error) => failed("demo", &error),
     }
 }
 
@@ -82,16 +75,4 @@ async fn run(cli: &Cli, progress: &Progress) -> anyhow::Result<demo::Report> {
         }
     };
     demo::run(plan, progress).await
-}
-
-/// Somebody wants it to stop. That everything it started is stopped, too, is why this is not left to the signal.
-async fn stopped() -> anyhow::Result<demo::Report> {
-    let mut interrupt = signal(SignalKind::interrupt()).context("listening for signals")?;
-    let mut terminate = signal(SignalKind::terminate()).context("listening for signals")?;
-    let mut hang_up = signal(SignalKind::hangup()).context("listening for signals")?;
-    tokio::select! {
-        _ = interrupt.recv() => bail!("stopped by Ctrl-C"),
-        _ = terminate.recv() => bail!("stopped by SIGTERM"),
-        _ = hang_up.recv() => bail!("stopped by SIGHUP"),
-    }
 }
