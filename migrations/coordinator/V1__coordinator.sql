@@ -23,31 +23,34 @@ CREATE TABLE transaction (
     due_at timestamptz NOT NULL,
     -- What happens at due_at: 1 confirm, 2 cancel
     on_maturity smallint NOT NULL CHECK (on_maturity IN (1, 2)),
+    -- Where its wake-ups stand: in which slot, and among those that are due, in which lane.
+    slot smallint NOT NULL CHECK (slot BETWEEN 0 AND 255),
+    lane smallint NOT NULL CHECK (lane BETWEEN 0 AND 255),
     -- The whole transaction, as coordinator/core/src/descriptor.rs encodes it.
     descriptor bytea NOT NULL
 ) PARTITION BY RANGE (id);
 
 -- The maturity index: look at this transaction at this time. Insert-only; space comes back by dropping whole partitions.
+-- A partition gets its index shortly before it is read: insertion into it at random places would cost most of the log.
 CREATE TABLE wakeup (
     wake_at timestamptz NOT NULL,
     transaction_id uuid NOT NULL,
-    slot smallint NOT NULL
+    slot smallint NOT NULL,
+    lane smallint NOT NULL
 ) PARTITION BY RANGE (wake_at);
-CREATE INDEX wakeup_by_slot ON wakeup (slot, wake_at, transaction_id);
 
 -- A running tccd. Its lease is by this database's clock.
 CREATE TABLE instance (
     id uuid PRIMARY KEY,
     address text NOT NULL,
     started_at timestamptz NOT NULL,
-    lease_until timestamptz NOT NULL
+    lease_until timestamptz NOT NULL,
+    -- How many wake-ups it has settled: one that beats and does not settle any hangs.
+    settled bigint NOT NULL
 ) WITH (fillfactor = 10);
 
--- Which slot serves a transaction's wake-ups: the last byte of its id, as TransactionId::slot has it.
-CREATE FUNCTION slot_of(id uuid) RETURNS smallint LANGUAGE sql IMMUTABLE PARALLEL SAFE
-RETURN get_byte(uuid_send(id), 15)::smallint;
-
--- The 256 slots of the id space: who serves the wake-ups, and up to when everything has been looked at.
+-- The 256 slots, into which whoever creates a transaction puts its wake-ups: who serves them, how often that has changed, and
+-- up to when everything has been looked at.
 CREATE TABLE slot (
     slot smallint PRIMARY KEY CHECK (slot BETWEEN 0 AND 255),
     owner uuid,

@@ -6,7 +6,7 @@
 -- Hold number n goes from payer n % payers to payee n % payers of the other list, both fixed, so the arithmetic of the books
 -- is closed: it is the (n / payers + 1)-th hold of its payer, all of amount 1.
 
--- Ids are UUIDv7 of increasing times, with random-looking rest: the last byte spreads them over the slots.
+-- Ids are UUIDv7 of increasing times, with random-looking rest; by their last byte they are spread over the slots.
 CREATE OR REPLACE FUNCTION pg_temp.hold_id(first_ms bigint, n bigint) RETURNS uuid LANGUAGE sql IMMUTABLE AS $$
     SELECT (lpad(to_hex(first_ms + n / 200), 12, '0') || '7' || substr(md5(n::text), 1, 3) || '8' || substr(md5(n::text), 4, 15))::uuid
 $$;

@@ -77,7 +77,7 @@ impl Gate {
     /// Stands between the engine and its store.
     #[must_use]
     pub fn store(&self, mut store: Store) -> Store {
-        store.begin = self.before_batches(store.begin, |item: &Begin| (item.0.id, Step::Begin));
+        store.begin = self.before_batches(store.begin, |item: &Begin| (item.transaction.id, Step::Begin));
         store.advance =
             self.before_batches(store.advance, |item: &Advance| (item.id, Step::Advance(item.event)));
         store.wake = self.before_batches(store.wake, |id: &TransactionId| (*id, Step::Wake));

@@ -82,16 +82,27 @@ impl Tccd {
         child.kill().await.context("killing tccd")
     }
 
+    /// Sends it a signal, such as `STOP`.
+    ///
+    /// # Errors
+    ///
+    /// If it does not run.
+    pub async fn signal(&self, name: &str) -> anyhow::Result<()> {
+        let id = self.id().context("tccd does not run")?.to_string();
+        let sent =
+            Command::new("kill").args([&format!("-{name}"), &id]).status().await.context("running kill")?;
+        ensure!(sent.success(), "kill -{name} {id} failed");
+        Ok(())
+    }
+
     /// Sends SIGTERM and returns how it ended.
     ///
     /// # Errors
     ///
     /// If it does not run, or has not ended after `patience`; then it is killed.
     pub async fn terminate(&mut self, patience: Duration) -> anyhow::Result<ExitStatus> {
+        self.signal("TERM").await?;
         let mut child = self.child.take().context("tccd does not run")?;
-        let id = child.id().context("tccd has ended by itself")?.to_string();
-        let sent = Command::new("kill").args(["-TERM", &id]).status().await.context("running kill")?;
-        ensure!(sent.success(), "kill -TERM {id} failed");
         match timeout(patience, child.wait()).await {
             Ok(status) => status.context("waiting for tccd"),
             Err(_) => {

@@ -1,7 +1,7 @@
 //! Transaction ids: UUIDv7 and nothing else.
 //!
 //! Their first 48 bits are the time of creation in milliseconds, so new rows go to the right edge of every index and a
-//! partition can be found from the id alone. Their last byte is the slot.
+//! partition can be found from the id alone.
 
 use crate::Timestamp;
 use std::fmt;
@@ -62,12 +62,6 @@ impl TransactionId {
         let bytes = self.0.as_bytes();
         let millis = bytes[..6].iter().fold(0_i64, |sum, byte| sum << 8 | i64::from(*byte));
         Timestamp::from_millisecond(millis).unwrap_or(Timestamp::MAX)
-    }
-
-    /// Which of the 256 slots serves its wake-ups.
-    #[must_use]
-    pub fn slot(self) -> u8 {
-        self.0.as_bytes()[15]
     }
 
     /// As a plain UUID, for SQL.

@@ -33,6 +33,7 @@ struct Status {
     armed: Int64,
     active: Int64,
     missed: Int64,
+    slots: i32,
     shards: Vec<Shard>,
     attention: Vec<Attention>,
 }
@@ -42,6 +43,7 @@ struct Shard {
     name: String,
     reachable: bool,
     queued: Int64,
+    waiting: Int64,
     buckets: i32,
 }
 
@@ -71,6 +73,7 @@ impl From<v1::GetStatusResponse> for Status {
             armed: Int64(status.armed),
             active: Int64(status.active),
             missed: Int64(status.missed),
+            slots: status.slots,
             shards: status.shards.into_iter().map(Shard::from).collect(),
             attention: status.attention.into_iter().map(Attention::from).collect(),
         }
@@ -83,6 +86,7 @@ impl From<v1::ShardStatus> for Shard {
             name: shard.name,
             reachable: shard.reachable,
             queued: Int64(shard.queued),
+            waiting: Int64(shard.waiting),
             buckets: shard.buckets,
         }
     }
@@ -116,16 +120,18 @@ impl fmt::Display for Status {
             ("armed", self.armed.to_string()),
             ("active", self.active.to_string()),
             ("missed", self.missed.to_string()),
+            ("slots", self.slots.to_string()),
         ]))?;
         let shards = self.shards.iter().map(|shard| {
             [
                 shard.name.clone(),
                 shard.reachable.to_string(),
                 shard.queued.to_string(),
+                shard.waiting.to_string(),
                 shard.buckets.to_string(),
             ]
         });
-        write!(f, "\n\n{}", rows(["SHARD", "REACHABLE", ">QUEUED", ">BUCKETS"], shards))?;
+        write!(f, "\n\n{}", rows(["SHARD", "REACHABLE", ">QUEUED", ">WAITING", ">BUCKETS"], shards))?;
         if self.attention.is_empty() {
             return Ok(());
         }
@@ -158,10 +164,12 @@ mod tests {
             armed: 12,
             active: 3,
             missed: 0,
+            slots: 256,
             shards: vec![v1::ShardStatus {
                 name: "shard-0".into(),
                 reachable: true,
                 queued: 7,
+                waiting: 5,
                 buckets: 4096,
             }],
             attention: Vec::new(),
@@ -180,9 +188,10 @@ watermark      2026-09-21T14:14:19.800000Z (behind by 200ms)
 armed          12
 active         3
 missed         0
+slots          256
 
-SHARD    REACHABLE  QUEUED  BUCKETS
-shard-0  true            7     4096";
+SHARD    REACHABLE  QUEUED  WAITING  BUCKETS
+shard-0  true            7        5     4096";
 
         assert_eq!(Status::from(answer()).to_string(), expected);
     }
@@ -212,8 +221,8 @@ STUCK                 2  12m 40s  019b2c3d-4e5f-7a6b-8c9d-0e1f2a3b4c5d  connecti
         let expected = concat!(
             r#"{"version":"0.1.0","instance":"tccd-1","started_at":"2026-09-21T14:13:20.000000Z","draining":false,"#,
             r#""database_time":"2026-09-21T14:14:20.000000Z","watermark":"2026-09-21T14:14:19.800000Z","#,
-            r#""armed":"12","active":"3","missed":"0","#,
-            r#""shards":[{"name":"shard-0","reachable":true,"queued":"7","buckets":4096}],"attention":[]}"#
+            r#""armed":"12","active":"3","missed":"0","slots":256,"#,
+            r#""shards":[{"name":"shard-0","reachable":true,"queued":"7","waiting":"5","buckets":4096}],"attention":[]}"#
         );
 
         assert_eq!(serde_json::to_string(&Status::from(answer())).unwrap(), expected);

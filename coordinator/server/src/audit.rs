@@ -87,6 +87,8 @@ pub enum AuditError {
 const PAGE: i64 = 2_000;
 /// How often, and how long apart, what is suspected is read again.
 const SECOND_LOOKS: (u32, Duration) = (5, Duration::from_millis(500));
+/// So many transactions that no wake-up would find are reported at most.
+const FORGOTTEN: i64 = 1_000;
 /// A branch without a transaction is an orphan after this; the sweep has had its chance by then.
 const ORPHAN_AFTER_US: i64 = 60_000_000;
 
@@ -99,6 +101,7 @@ pub async fn run(store: &Store, shards: &Shards, events: mpsc::Sender<AuditEvent
     let mut audit = Audit { store, shards, events, summary: Summary::default() };
     audit.shards_alone().await?;
     audit.transactions().await?;
+    audit.forgotten().await?;
     let summary = AuditEvent::Summary(audit.summary.clone());
     audit.tell(summary).await
 }
@@ -158,7 +161,7 @@ impl<'a> Audit<'a> {
             self.summary.transactions += page.len() as u64;
             let fences = self.fences(Branches::Between(after, until)).await?;
             let orphans = orphans(&page, &fences);
-            let mut suspects = self.contradictions(page, fences).await?;
+            let mut suspects = contradictions(page, fences);
             for _ in 0..SECOND_LOOKS.0 {
                 if suspects.is_empty() {
                     break;
@@ -167,7 +170,7 @@ impl<'a> Audit<'a> {
                 let ids: Vec<Uuid> = suspects.keys().map(|id| id.uuid()).collect();
                 let again = self.store.get_all(&ids).await?;
                 let fences = self.fences(Branches::Of(&ids)).await?;
-                suspects = self.contradictions(again, fences).await?;
+                suspects = contradictions(again, fences);
             }
             for finding in suspects.into_values().flatten() {
                 self.find(finding).await?;
@@ -187,28 +190,19 @@ impl<'a> Audit<'a> {
         }
     }
 
-    /// What contradicts among some transactions that were read before their fences.
-    async fn contradictions(
-        &self,
-        records: Vec<Record>,
-        mut fences: HashMap<TransactionId, Fences<'a>>,
-    ) -> Result<HashMap<TransactionId, Vec<Finding>>, AuditError> {
-        let forgotten: HashSet<Uuid> = self.store.forgotten(&records).await?.into_iter().collect();
-        let suspected = records.iter().map(|record| {
-            let fences = fences.remove(&record.id()).unwrap_or_default();
-            let mut findings = contradictions(record, &fences);
-            if forgotten.contains(&record.id().uuid()) {
-                findings.push(Finding {
-                    kind: "FORGOTTEN",
-                    transaction: record.id().to_string(),
-                    expected: "a wake-up that is still to come".into(),
-                    found: format!("{:?} without one", record.standing.phase),
-                    ..Finding::default()
-                });
-            }
-            (record.id(), findings)
-        });
-        Ok(suspected.filter(|(_, findings)| !findings.is_empty()).collect())
+    /// What is not final must be found again: by one statement, since all of that is in one database.
+    async fn forgotten(&mut self) -> Result<(), AuditError> {
+        for id in self.store.forgotten(FORGOTTEN).await? {
+            let finding = Finding {
+                kind: "FORGOTTEN",
+                transaction: id.to_string(),
+                expected: "a wake-up that is still to come, and in time".into(),
+                found: "none".into(),
+                ..Finding::default()
+            };
+            self.find(finding).await?;
+        }
+        Ok(())
     }
 
     /// Reads fences of every shard, side by side.
@@ -253,8 +247,20 @@ fn orphans(records: &[Record], fences: &HashMap<TransactionId, Fences<'_>>) -> V
     .collect()
 }
 
+/// What contradicts among some transactions that were read before their fences.
+fn contradictions(
+    records: Vec<Record>,
+    mut fences: HashMap<TransactionId, Fences<'_>>,
+) -> HashMap<TransactionId, Vec<Finding>> {
+    let suspected = records.iter().map(|record| {
+        let fences = fences.remove(&record.id()).unwrap_or_default();
+        (record.id(), contradictions_of(record, &fences))
+    });
+    suspected.filter(|(_, findings)| !findings.is_empty()).collect()
+}
+
 /// The invariants between one transaction, read first, and its fences, read after it.
-fn contradictions(record: &Record, fences: &Fences<'_>) -> Vec<Finding> {
+fn contradictions_of(record: &Record, fences: &Fences<'_>) -> Vec<Finding> {
     let mut findings = Vec::new();
     let transaction = &record.transaction;
     let standing = &record.standing;
@@ -358,7 +364,7 @@ fn contradictions(record: &Record, fences: &Fences<'_>) -> Vec<Finding> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::record::Standing;
+    use crate::store::{Place, record::Standing};
     use std::sync::Arc;
     use tcc_core::{
         AccountId, Amount, Attention, Currency, Descriptor, OnMaturity, Refusal, Timestamp, Transaction,
@@ -381,7 +387,8 @@ mod tests {
             decided_at: decided_us.map(|us| Timestamp::from_microsecond(us).unwrap()),
             ..Standing::begun(Timestamp::UNIX_EPOCH)
         };
-        Record { transaction: Arc::new(Transaction::new(id, descriptor)), standing }
+        let transaction = Arc::new(Transaction::new(id, descriptor));
+        Record { transaction, place: Place::default(), standing }
     }
 
     fn kinds(record: &Record, debit: Option<FenceState>, credit: Option<FenceState>) -> Vec<&'static str> {
@@ -400,7 +407,7 @@ mod tests {
             ("shard-0", row)
         };
         let fences = [debit.map(|state| fence(0, state)), credit.map(|state| fence(1, state))];
-        contradictions(record, &fences.into_iter().flatten().collect())
+        contradictions_of(record, &fences.into_iter().flatten().collect())
             .iter()
             .map(|finding| finding.kind)
             .collect()
@@ -493,7 +500,7 @@ mod tests {
             ..row.clone()
         };
 
-        let found = contradictions(&record, &vec![("shard-0", row), ("shard-1", credit)]);
+        let found = contradictions_of(&record, &vec![("shard-0", row), ("shard-1", credit)]);
 
         let kinds: Vec<_> = found.iter().map(|finding| finding.kind).collect();
         assert_eq!(kinds, ["DESCRIPTOR_MISMATCH", "BRANCH_MISMATCH"]);

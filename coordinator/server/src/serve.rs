@@ -5,16 +5,11 @@ use crate::{
     api::{Holds, Ledger, Operator},
     config::Config,
     engine::{Engine, Participants},
-    schedule::{Scheduler, Timers, scheduler},
+    schedule::{Leases, Scheduler, Timers, fire, partitions},
     shards::Shards,
     store::{self, Store},
 };
-use std::{
-    collections::HashSet,
-    net::SocketAddr,
-    sync::{Arc, atomic::AtomicU64},
-    time::Duration,
-};
+use std::{collections::HashSet, net::SocketAddr, sync::Arc, time::Duration};
 use tcc_core::Timestamp;
 use tcc_ledger::Shard;
 use tcc_participant::{Failure, Participant, retry::Backoff, session::bounded};
@@ -33,8 +28,8 @@ use uuid::Uuid;
 const DRAIN: Duration = Duration::from_secs(10);
 /// How long clients may take to close their connections after that.
 const HANG_UP: Duration = Duration::from_secs(2);
-/// How often partitions are made ahead of time.
-const PARTITIONS: Duration = Duration::from_secs(3_600);
+/// How long wake-ups are fired on after the slots were given back, if others take them: they need a moment to read.
+const FIRE_ON: Duration = Duration::from_secs(1);
 /// Requests are small: an id, two accounts, an amount.
 const MAX_REQUEST: usize = 64 * 1024;
 
@@ -65,9 +60,9 @@ pub enum ServeError {
     /// A shard's database cannot be used.
     #[error(transparent)]
     Shard(#[from] tcc_ledger::SchemaError),
-    /// The slots cannot be taken.
-    #[error("cannot take the slots: {0}")]
-    Slots(Failure),
+    /// The leases cannot be started.
+    #[error("cannot join the other instances: {0}")]
+    Leases(Failure),
     /// The address cannot be listened on.
     #[error("cannot listen on {address}: {source}")]
     Listen {
@@ -82,9 +77,6 @@ pub enum ServeError {
     /// The reflection service cannot be built.
     #[error("reflection: {0}")]
     Reflection(#[from] tonic_reflection::server::Error),
-    /// Another instance took the slots.
-    #[error("another tccd has started on the same coordinator database; one instance at a time serves it")]
-    Overtaken,
 }
 
 /// What the status tells beside what the engine knows.
@@ -95,8 +87,6 @@ pub struct Vitals {
     pub started_at: Timestamp,
     /// Its ring.
     pub timers: Timers,
-    /// Wake-ups that only the verify pass found.
-    pub missed: Arc<AtomicU64>,
 }
 
 /// A coordinator that serves.
@@ -107,8 +97,6 @@ pub struct Running {
     pub engine: Arc<Engine>,
     /// Its ring.
     pub timers: Timers,
-    /// Wake-ups that only the verify pass found.
-    pub missed: Arc<AtomicU64>,
     stop: CancellationToken,
     serving: tokio::task::JoinHandle<Result<(), ServeError>>,
 }
@@ -185,15 +173,11 @@ pub async fn start_with(
     let address = listener.local_addr().map_err(listen)?;
 
     let instance = Uuid::now_v7();
-    let scheduler =
-        Scheduler::start(&coordinator, instance, &address.to_string()).await.map_err(ServeError::Slots)?;
-    let (timers, clock, missed) = (scheduler.timers(), scheduler.clock(), scheduler.missed());
-    let vitals = Arc::new(Vitals {
-        instance,
-        started_at: clock.now(),
-        timers: timers.clone(),
-        missed: Arc::clone(&missed),
-    });
+    let leases =
+        Leases::start(&coordinator, instance, &address.to_string()).await.map_err(ServeError::Leases)?;
+    let (timers, clock) = (leases.timers(), leases.clock());
+    let scheduler = Scheduler::new(&coordinator, clock.clone(), timers.clone(), leases.hung());
+    let vitals = Arc::new(Vitals { instance, started_at: clock.now(), timers: timers.clone() });
     let participants =
         shards.iter().map(|shard| between(Arc::new(shard.clone()) as Arc<dyn Participant>)).collect();
     let participants = Participants::new(participants, &map);
@@ -201,18 +185,11 @@ pub async fn start_with(
     let engine = Engine::new(store, participants, timers.clone(), clock.clone());
     let shards = Arc::new(Shards::new(shards, &map));
 
-    let firing = {
-        let engine = Arc::clone(&engine);
-        let look = move |entry| {
-            let engine = Arc::clone(&engine);
-            async move { engine.look(entry).await }
-        };
-        tokio::spawn(scheduler::fire(timers.clone(), clock, stop.clone(), look))
-    };
-    tokio::spawn(keep_partitions(engine.store().clone(), Arc::clone(&shards), stop.clone()));
+    tokio::spawn(partitions::keep(coordinator, timers.clone(), Arc::clone(&shards), stop.clone()));
+    let schedule = Schedule { leases, scheduler };
     let api = Api { engine: Arc::clone(&engine), shards, vitals, config: config.clone() };
-    let serving = tokio::spawn(serve(api, listener, scheduler, firing, stop.clone()));
-    Ok(Running { address, engine, timers, missed, stop, serving })
+    let serving = tokio::spawn(serve(api, listener, schedule, stop.clone()));
+    Ok(Running { address, engine, timers, stop, serving })
 }
 
 /// Prepares a shard that was not there at the start, once it is. Its executors refuse it until then.
@@ -245,15 +222,20 @@ struct Api {
     config: Config,
 }
 
-/// Serves until asked to stop or overtaken; then stops in order: readiness, new work, work under way, connections, slots.
+struct Schedule {
+    leases: Leases,
+    scheduler: Scheduler,
+}
+
+/// Serves until asked to stop; then stops in order: readiness and new work, slots, what is due, work under way, connections.
 async fn serve(
     api: Api,
     listener: TcpListener,
-    scheduler: Scheduler,
-    firing: tokio::task::JoinHandle<()>,
+    schedule: Schedule,
     stop: CancellationToken,
 ) -> Result<(), ServeError> {
     let Api { engine, shards, vitals, config } = api;
+    let (timers, clock) = (vitals.timers.clone(), engine.clock().clone());
     let (health, health_service) = tonic_health::server::health_reporter();
     set_health(&health, true).await;
     let descriptors = || {
@@ -283,28 +265,37 @@ async fn serve(
         );
     let server = tokio::spawn(server);
 
-    let scheduler_stop = CancellationToken::new();
-    let mut scheduling = tokio::spawn(scheduler.run(scheduler_stop.clone()));
-    let overtaken = tokio::select! {
-        () = stop.cancelled() => false,
-        ended = &mut scheduling => ended.is_ok_and(|ended| ended == scheduler::Ended::Overtaken),
+    let stop_schedule = CancellationToken::new();
+    let leases = tokio::spawn(schedule.leases.run(stop_schedule.clone()));
+    tokio::spawn(schedule.scheduler.run(stop_schedule.clone()));
+    let look = {
+        let engine = Arc::clone(&engine);
+        move |entry| {
+            let engine = Arc::clone(&engine);
+            async move { engine.look(entry).await }
+        }
     };
-    stop.cancel();
-    tracing::info!(overtaken, "stopping: no new work, finishing what is under way");
+    let stop_looking = CancellationToken::new();
+    let firing = tokio::spawn(fire(timers, clock, stop_looking.clone(), look));
+    let admitting = tokio::spawn(Arc::clone(&engine).admit(stop_looking));
+
+    stop.cancelled().await;
+    tracing::info!("stopping: no new work, giving the slots back, finishing what is under way");
     set_health(&health, false).await;
     engine.refuse_work();
-    // It may be waiting for room among the lives under way; what it holds in its hand is found again by its wake-up.
-    firing.abort();
-    engine.drain(DRAIN).await;
-    scheduler_stop.cancel();
-    if !scheduling.is_finished() {
-        let _ = tokio::time::timeout(HANG_UP, scheduling).await;
+    stop_schedule.cancel();
+    if let Ok(Ok(true)) = tokio::time::timeout(HANG_UP, leases).await {
+        tokio::time::sleep(FIRE_ON).await;
     }
+    // They may be waiting for room among the lives under way; what they hold in their hands is found again by its wake-up.
+    firing.abort();
+    admitting.abort();
+    engine.drain(DRAIN).await;
     hang_up.cancel();
     if let Ok(Ok(served)) = tokio::time::timeout(HANG_UP, server).await {
         served?;
     }
-    if overtaken { Err(ServeError::Overtaken) } else { Ok(()) }
+    Ok(())
 }
 
 async fn set_health(health: &HealthReporter, serving: bool) {
@@ -312,28 +303,6 @@ async fn set_health(health: &HealthReporter, serving: bool) {
         if serving { tonic_health::ServingStatus::Serving } else { tonic_health::ServingStatus::NotServing };
     for service in ["", "tcc.v1.HoldService", "tcc.v1.LedgerService", "tcc.v1.OperatorService"] {
         health.set_service_status(service, status).await;
-    }
-}
-
-/// Makes partitions ahead of time, on the coordinator's database and every shard.
-async fn keep_partitions(store: Store, shards: Arc<Shards>, stop: CancellationToken) {
-    loop {
-        tokio::select! {
-            () = tokio::time::sleep(PARTITIONS) => {}
-            () = stop.cancelled() => return,
-        }
-        let made = async {
-            let now = store.now().await?;
-            Ok::<_, store::StoreError>(store::schema::ensure_partitions(&**store.reader().await?, now).await?)
-        };
-        if let Err(error) = made.await {
-            tracing::error!(%error, "cannot make partitions ahead of time; trying again in an hour");
-        }
-        for shard in shards.all() {
-            if let Err(error) = shard.ensure_partitions().await {
-                tracing::error!(%error, "cannot make partitions ahead of time; trying again in an hour");
-            }
-        }
     }
 }
 

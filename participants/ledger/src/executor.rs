@@ -355,6 +355,11 @@ impl Executor for ShardExecutor {
     type Item = Op;
     type Answer = Answer;
 
+    /// Confirm and Cancel come mostly from wake-ups; who creates a hold, an account or units waits for it.
+    fn is_urgent(op: &Op) -> bool {
+        !matches!(op, Op::Call(call) if call.operation != Operation::Try)
+    }
+
     async fn connect(&mut self) -> Result<(), Failure> {
         self.session.connect(&STATEMENTS).await?;
         self.identify().await

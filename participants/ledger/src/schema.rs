@@ -36,8 +36,9 @@ pub enum SchemaError {
 /// The advisory lock that keeps two migrations apart.
 const MIGRATION_LOCK: i64 = 0x7463_635f_6c64_6772;
 
-const BRANCH: Scheme = Scheme { parent: "branch", key: Key::Id, width: WEEK, storage: "fillfactor = 70" };
-const POSTING: Scheme = Scheme { parent: "posting", key: Key::Time, width: WEEK, storage: "" };
+const BRANCH: Scheme =
+    Scheme { parent: "branch", key: Key::Id, width: WEEK, storage: "fillfactor = 70", index: None };
+const POSTING: Scheme = Scheme { parent: "posting", key: Key::Time, width: WEEK, storage: "", index: None };
 
 /// Migrates the database, and makes sure that it is this shard and serves these buckets. Safe to run by several at once.
 ///
@@ -84,6 +85,6 @@ async fn prepare_locked(client: &mut Client, name: &str, buckets: &HashSet<u16>)
 ///
 /// PostgreSQL's.
 pub async fn ensure_partitions(client: &Client, now: Timestamp) -> Result<usize, tokio_postgres::Error> {
-    let (from, until) = (now - jiff::SignedDuration::from_hours(25), now + WEEK + WEEK);
-    Ok(BRANCH.create(client, from, until).await? + POSTING.create(client, from, until).await?)
+    let (before, after) = (jiff::SignedDuration::from_hours(25), WEEK + WEEK);
+    Ok(BRANCH.create(client, now, before, after).await? + POSTING.create(client, now, before, after).await?)
 }

@@ -26,6 +26,12 @@ pub trait Executor: Send + 'static {
     /// What that caller gets.
     type Answer: Send + 'static;
 
+    /// Whether somebody waits for it, so that it must not stand in line behind what nobody waits for: such items have half of
+    /// each batch to themselves.
+    fn is_urgent(_: &Self::Item) -> bool {
+        false
+    }
+
     /// Makes the executor ready, dropping whatever connection it had.
     fn connect(&mut self) -> impl Future<Output = Result<(), Failure>> + Send;
 
@@ -82,7 +88,9 @@ impl Default for Limits {
 /// The queue's near end. Clones share it; when the last one is gone the executors finish what waits and stop.
 pub struct Batcher<I, A> {
     name: Arc<str>,
-    queue: mpsc::Sender<Job<I, A>>,
+    /// What is urgent, and everything else.
+    queues: [mpsc::Sender<Job<I, A>>; 2],
+    is_urgent: fn(&I) -> bool,
     /// How many executors have a connection, as far as they know; at the start all are taken to have one.
     serving: Arc<AtomicUsize>,
 }
@@ -94,7 +102,12 @@ struct Job<I, A> {
 
 impl<I, A> Clone for Batcher<I, A> {
     fn clone(&self) -> Self {
-        Self { name: Arc::clone(&self.name), queue: self.queue.clone(), serving: Arc::clone(&self.serving) }
+        Self {
+            name: Arc::clone(&self.name),
+            queues: self.queues.clone(),
+            is_urgent: self.is_urgent,
+            serving: Arc::clone(&self.serving),
+        }
     }
 }
 
@@ -104,8 +117,9 @@ impl<I: Send + Sync + 'static, A: Send + 'static> Batcher<I, A> {
     where
         E: Executor<Item = I, Answer = A>,
     {
-        let (queue, waiting) = mpsc::channel(limits.queue);
-        let waiting = Arc::new(Mutex::new(waiting));
+        let (urgent, urgent_waiting) = mpsc::channel(limits.queue);
+        let (other, other_waiting) = mpsc::channel(limits.queue);
+        let waiting = Arc::new(Mutex::new([urgent_waiting, other_waiting]));
         let name: Arc<str> = name.into();
         let serving = Arc::new(AtomicUsize::new(executors.len()));
         for executor in executors {
@@ -119,7 +133,7 @@ impl<I: Send + Sync + 'static, A: Send + 'static> Batcher<I, A> {
             };
             tokio::spawn(worker.work());
         }
-        Self { name, queue, serving }
+        Self { name, queues: [urgent, other], is_urgent: E::is_urgent, serving }
     }
 
     /// Puts an item into the next batch and waits for its answer.
@@ -134,7 +148,8 @@ impl<I: Send + Sync + 'static, A: Send + 'static> Batcher<I, A> {
         if !self.is_reachable() {
             return Err(unknown("it is not reachable"));
         }
-        self.queue.send(Job { item, answer }).await.map_err(|_| unknown("it has stopped"))?;
+        let queue = &self.queues[usize::from(!(self.is_urgent)(&item))];
+        queue.send(Job { item, answer }).await.map_err(|_| unknown("it has stopped"))?;
         answered.await.map_err(|_| unknown("it stopped while working"))?
     }
 
@@ -147,12 +162,12 @@ impl<I: Send + Sync + 'static, A: Send + 'static> Batcher<I, A> {
     /// How many items wait.
     #[must_use]
     pub fn queued(&self) -> usize {
-        self.queue.max_capacity() - self.queue.capacity()
+        self.queues.iter().map(|queue| queue.max_capacity() - queue.capacity()).sum()
     }
 }
 
-/// The queue's far end, which executors share.
-type Queue<I, A> = Arc<Mutex<mpsc::Receiver<Job<I, A>>>>;
+/// The queues' far end, which executors share.
+type Queue<I, A> = Arc<Mutex<[mpsc::Receiver<Job<I, A>>; 2]>>;
 
 struct Worker<E: Executor> {
     name: Arc<str>,
@@ -224,21 +239,38 @@ impl<E: Executor> Worker<E> {
     /// Answers whoever waits, unless a colleague is serving them.
     async fn turn_away(&mut self, why: &str) -> bool {
         let Ok(mut waiting) = self.waiting.try_lock() else { return true };
-        loop {
-            match waiting.try_recv() {
-                Ok(job) => self.answer(job, Err(self.unknown(why, false))),
-                Err(mpsc::error::TryRecvError::Empty) => return true,
-                Err(mpsc::error::TryRecvError::Disconnected) => return false,
+        let mut is_open = false;
+        for queue in waiting.iter_mut() {
+            loop {
+                match queue.try_recv() {
+                    Ok(job) => self.answer(job, Err(self.unknown(why, false))),
+                    Err(mpsc::error::TryRecvError::Empty) => break is_open = true,
+                    Err(mpsc::error::TryRecvError::Disconnected) => break,
+                }
             }
         }
+        is_open
     }
 
     /// All that waits, up to the limit; at least one job, or none when the queue has closed.
     async fn gather(&mut self) -> Vec<Job<E::Item, E::Answer>> {
+        let limit = self.limits.batch;
         let mut waiting = self.waiting.lock().await;
+        let [urgent, other] = &mut *waiting;
         let mut jobs = Vec::new();
-        waiting.recv_many(&mut jobs, self.limits.batch).await;
-        jobs
+        loop {
+            fill(&mut jobs, urgent, limit.div_ceil(2));
+            fill(&mut jobs, other, limit);
+            fill(&mut jobs, urgent, limit);
+            if !jobs.is_empty() {
+                return jobs;
+            }
+            tokio::select! {
+                Some(job) = urgent.recv() => jobs.push(job),
+                Some(job) = other.recv() => jobs.push(job),
+                else => return jobs,
+            }
+        }
     }
 
     /// Does the jobs, in halves where it must. `false` when the connection is lost.
@@ -313,6 +345,15 @@ impl<E: Executor> Worker<E> {
     }
 }
 
+/// Takes what waits, up to so many in all.
+fn fill<J>(jobs: &mut Vec<J>, queue: &mut mpsc::Receiver<J>, limit: usize) {
+    while jobs.len() < limit
+        && let Ok(job) = queue.try_recv()
+    {
+        jobs.push(job);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -322,6 +363,7 @@ mod tests {
     /// Doubles numbers. 13 is poison; `lost` batches lose the connection; `conflicts` batches conflict first.
     struct Doubler {
         batches: Arc<std::sync::Mutex<Vec<usize>>>,
+        urgent: Arc<std::sync::Mutex<Vec<usize>>>,
         lost: usize,
         conflicts: usize,
         gate: Option<Arc<tokio::sync::Semaphore>>,
@@ -331,6 +373,10 @@ mod tests {
     impl Executor for Doubler {
         type Item = u32;
         type Answer = u32;
+
+        fn is_urgent(item: &u32) -> bool {
+            *item >= 1_000
+        }
 
         async fn connect(&mut self) -> Result<(), Failure> {
             Ok(())
@@ -342,6 +388,7 @@ mod tests {
                 gate.acquire().await.unwrap().forget();
             }
             self.batches.lock().unwrap().push(items.len());
+            self.urgent.lock().unwrap().push(items.iter().filter(|item| Self::is_urgent(item)).count());
             if self.lost > 0 {
                 self.lost -= 1;
                 return Err(Failure::Disconnected("cut".into()));
@@ -362,6 +409,7 @@ mod tests {
         (
             Doubler {
                 batches: Arc::clone(&batches),
+                urgent: Arc::default(),
                 lost: 0,
                 conflicts: 0,
                 gate: None,
@@ -400,6 +448,25 @@ mod tests {
             answers.into_iter().enumerate().all(|(n, answer)| answer.unwrap() == Ok((n as u32 + 100) * 2))
         );
         assert_eq!(*batches.lock().unwrap(), [1, 99]);
+    }
+
+    #[tokio::test]
+    async fn what_is_urgent_has_half_of_each_batch_and_all_that_is_left() {
+        let (mut executor, batches) = doubler();
+        let gate = Arc::new(tokio::sync::Semaphore::new(0));
+        executor.gate = Some(Arc::clone(&gate));
+        let urgent = Arc::clone(&executor.urgent);
+        let limits = Limits { batch: 10, ..Limits::default() };
+        let batcher = Batcher::start("doubler", vec![executor], limits);
+        let mut calls = futures::future::join_all((100..121).chain(1_000..1_020).map(|n| batcher.call(n)));
+        // All of them wait before the executor first looks.
+        assert!(futures::poll!(&mut calls).is_pending());
+
+        gate.add_permits(10);
+        calls.await;
+
+        assert_eq!(batches.lock().unwrap().iter().sum::<usize>(), 41);
+        assert_eq!(*urgent.lock().unwrap(), [5, 5, 5, 5, 0]);
     }
 
     #[tokio::test]

@@ -27,13 +27,34 @@ pub struct Scheme {
     pub width: SignedDuration,
     /// Storage parameters of each partition, such as `fillfactor = 50`; may be empty.
     pub storage: &'static str,
+    /// An index that the parent does not have.
+    pub index: Option<Index>,
+}
+
+/// An index that a partition gets only when its time is near.
+#[derive(Debug, Clone, Copy)]
+pub struct Index {
+    /// What stands behind the partition's name in the index's.
+    pub suffix: &'static str,
+    /// As `CREATE INDEX` has it, with parentheses.
+    pub columns: &'static str,
+    /// A partition that starts within this time needs it.
+    pub ahead: SignedDuration,
+}
+
+impl Index {
+    /// Its name on a partition.
+    #[must_use]
+    pub fn name(&self, partition: &str) -> String {
+        format!("{partition}_{}", self.suffix)
+    }
 }
 
 /// Ids and postings: a week, from Thursday to Thursday, as the epoch has it.
 pub const WEEK: SignedDuration = SignedDuration::from_hours(7 * 24);
 
 impl Scheme {
-    /// Creates whatever is missing for the time from `from` to `until`. Returns how many partitions were made.
+    /// Creates whatever is missing from `before` now to `after` it. Returns how many partitions were made.
     ///
     /// # Errors
     ///
@@ -41,8 +62,9 @@ impl Scheme {
     pub async fn create<C: GenericClient>(
         &self,
         client: &C,
-        from: Timestamp,
-        until: Timestamp,
+        now: Timestamp,
+        before: SignedDuration,
+        after: SignedDuration,
     ) -> Result<usize, tokio_postgres::Error> {
         let rows = client
             .query(
@@ -56,12 +78,12 @@ impl Scheme {
         let width = self.width.as_secs();
         let mut script = String::new();
         let mut made = 0;
-        let mut start = from.as_second().div_euclid(width) * width;
-        while start < until.as_second() {
+        let mut start = (now - before).as_second().div_euclid(width) * width;
+        while start < (now + after).as_second() {
             let (low, high) = (second(start), second(start + width));
             let name = format!("{}_{}", self.parent, low.strftime("%Y%m%d%H"));
             if !existing.contains(&name) {
-                script.push_str(&self.ddl(&name, low, high));
+                script.push_str(&self.ddl(&name, low, high, now));
                 made += 1;
             }
             start += width;
@@ -72,11 +94,27 @@ impl Scheme {
         Ok(made)
     }
 
-    fn ddl(&self, name: &str, low: Timestamp, high: Timestamp) -> String {
+    /// When a partition starts and ends, by its name; `None` if it is called otherwise.
+    #[must_use]
+    pub fn range(&self, name: &str) -> Option<(Timestamp, Timestamp)> {
+        let digits = name.strip_prefix(self.parent)?.strip_prefix('_')?;
+        let hour = jiff::civil::DateTime::strptime("%Y%m%d%H", digits).ok()?;
+        let low = hour.to_zoned(jiff::tz::TimeZone::UTC).ok()?.timestamp();
+        (low.strftime("%Y%m%d%H").to_string() == digits).then_some((low, low + self.width))
+    }
+
+    fn ddl(&self, name: &str, low: Timestamp, high: Timestamp, now: Timestamp) -> String {
         let parent = self.parent;
         let storage = match self.storage {
             "" => String::new(),
             storage => format!("ALTER TABLE {name} SET ({storage});"),
+        };
+        // While it is empty it costs nothing.
+        let index = match self.index.filter(|index| low < now + index.ahead) {
+            Some(index) => {
+                format!("CREATE INDEX IF NOT EXISTS {} ON {name} {};", index.name(name), index.columns)
+            }
+            None => String::new(),
         };
         let (low, high) = match self.key {
             Key::Id => (first_id(low).to_string(), first_id(high).to_string()),
@@ -84,7 +122,7 @@ impl Scheme {
         };
         format!(
             "CREATE TABLE IF NOT EXISTS {name} (LIKE {parent} INCLUDING DEFAULTS INCLUDING CONSTRAINTS INCLUDING INDEXES);
-             {storage}
+             {storage} {index}
              ALTER TABLE {parent} ATTACH PARTITION {name} FOR VALUES FROM ('{low}') TO ('{high}');\n"
         )
     }
@@ -109,5 +147,17 @@ mod tests {
         let time = Timestamp::from_millisecond(1_790_000_000_000).unwrap();
 
         assert_eq!(first_id(time).to_string(), "01a0c450-6c00-0000-0000-000000000000");
+    }
+
+    #[test]
+    fn a_partition_tells_its_time_by_its_name() {
+        let width = SignedDuration::from_hours(6);
+        let scheme = Scheme { parent: "wakeup", key: Key::Time, width, storage: "", index: None };
+
+        let (low, high) = scheme.range("wakeup_2026112106").unwrap();
+        assert_eq!((low.to_string().as_str(), high.duration_since(low)), ("2026-11-21T06:00:00Z", width));
+        for other in ["wakeup", "wakeup_", "wakeup_20261121", "wakeup_2026112106x", "wakeups_2026112106"] {
+            assert_eq!(scheme.range(other), None, "{other}");
+        }
     }
 }

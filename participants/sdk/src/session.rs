@@ -117,6 +117,17 @@ impl Session {
         Ok(())
     }
 
+    /// Whether there is a connection, as far as is known.
+    #[must_use]
+    pub fn is_connected(&self) -> bool {
+        self.live().is_ok()
+    }
+
+    /// Drops the connection, if there is one.
+    pub fn disconnect(&mut self) {
+        self.live = None;
+    }
+
     /// The connection.
     ///
     /// # Errors

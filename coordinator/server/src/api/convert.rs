@@ -2,7 +2,10 @@
 
 use super::reason::invalid;
 use crate::{config::Limits, store::Record};
-use std::time::Duration;
+use std::{
+    hash::{DefaultHasher, Hash as _, Hasher as _},
+    time::Duration,
+};
 use tcc_core::{
     AccountId, Amount, Attention, Cause, Currency, Descriptor, IdError, MoneyError, OnMaturity, Phase,
     Timestamp, TransactionId,
@@ -27,6 +30,14 @@ pub fn patience<T>(request: &Request<T>) -> Duration {
     let asked = header.and_then(grpc_timeout).unwrap_or(PATIENCE.0);
     let margin = (asked / 10).min(Duration::from_millis(100));
     asked.min(PATIENCE.1).saturating_sub(margin)
+}
+
+/// In which lane a caller's holds wait when more is due than can be paid at once. Until callers are authenticated they name
+/// themselves, in the metadata `tcc-caller`; all who do not share a lane.
+pub fn lane<T>(request: &Request<T>) -> u8 {
+    let mut hasher = DefaultHasher::new();
+    request.metadata().get("tcc-caller").map(|value| value.as_bytes()).hash(&mut hasher);
+    hasher.finish() as u8
 }
 
 /// `grpc-timeout`: up to eight digits and a unit.
@@ -157,7 +168,7 @@ fn time(field: &str, time: prost_types::Timestamp) -> Result<Timestamp, Status> 
 
 /// A hold as the API shows it.
 pub fn hold_view(record: &Record) -> v1::Hold {
-    let Record { transaction, standing } = record;
+    let Record { transaction, standing, .. } = record;
     let (debit, credit) = (transaction.branch(DEBIT), transaction.branch(CREDIT));
     v1::Hold {
         id: transaction.id.to_string(),

@@ -52,7 +52,7 @@ impl HoldService for Holds {
         &self,
         request: Request<v1::CreateHoldRequest>,
     ) -> Result<Response<v1::CreateHoldResponse>, Status> {
-        let patience = convert::patience(&request);
+        let (patience, lane) = (convert::patience(&request), convert::lane(&request));
         let request = request.into_inner();
         let id = match request.id.as_str() {
             "" => mint(self.engine.clock().now()),
@@ -61,7 +61,7 @@ impl HoldService for Holds {
         let transaction = Transaction::new(id, convert::hold(&request, &self.limits)?);
         self.check_times(id, &transaction).await?;
 
-        let Created { record, replayed } = self.engine.create(transaction, patience).await?;
+        let Created { record, replayed } = self.engine.create(transaction, lane, patience).await?;
         if record.standing.cause == Some(Cause::Refused) {
             return Err(reason::refused(
                 record.standing.reason.as_deref().unwrap_or("REFUSED"),

@@ -8,7 +8,7 @@ use crate::{
     shards::Shards,
 };
 use futures::stream::BoxStream;
-use std::sync::{Arc, atomic::Ordering};
+use std::sync::Arc;
 use tcc_participant::Participant as _;
 use tcc_proto::v1::{self, operator_service_server::OperatorService, run_audit_response::Event};
 use tokio::sync::mpsc;
@@ -37,16 +37,18 @@ impl OperatorService for Operator {
     ) -> Result<Response<v1::GetStatusResponse>, Status> {
         let attention = self.engine.store().attention().await.map_err(EngineError::from)?;
         let database_time = self.engine.store().now().await.map_err(EngineError::from)?;
-        let (armed, watermark_us) = {
+        let (armed, watermark_us, slots, missed) = {
             let ring = self.vitals.timers.lock();
-            (ring.len(), ring.closed_until_us())
+            (ring.len(), ring.lowest_watermark_us(), ring.served().count(), ring.missed())
         };
-        let watermark = tcc_core::Timestamp::from_microsecond(watermark_us).ok().map(convert::proto_time);
-        let shards = self.shards.all().iter().map(|shard| v1::ShardStatus {
+        let watermark = watermark_us.and_then(|us| tcc_core::Timestamp::from_microsecond(us).ok());
+        let watermark = watermark.map(convert::proto_time);
+        let shards = self.shards.all().iter().enumerate().map(|(index, shard)| v1::ShardStatus {
             name: shard.name().to_owned(),
             reachable: shard.is_reachable(),
             queued: shard.queued() as i64,
             buckets: shard.buckets() as i32,
+            waiting: self.engine.waiting(index) as i64,
         });
         let attention = attention.into_iter().map(|summary| v1::AttentionCount {
             attention: convert::attention(summary.kind).into(),
@@ -64,7 +66,8 @@ impl OperatorService for Operator {
             watermark,
             armed: armed as i64,
             active: self.engine.active() as i64,
-            missed: self.vitals.missed.load(Ordering::Relaxed) as i64,
+            missed: missed as i64,
+            slots: slots as i32,
             shards: shards.collect(),
             attention: attention.collect(),
         }))

@@ -1,6 +1,6 @@
 //! One transaction, from where it stands to where it rests: held, final, put off or parked.
 
-use super::{Engine, participants::Part};
+use super::{Engine, STUCK_AFTER, participants::Part};
 use crate::store::{Advance, Defer, Record, Woken};
 use futures::future::join_all;
 use std::{sync::Arc, time::Duration};
@@ -12,8 +12,6 @@ use tcc_participant::{Call, retry::Backoff};
 
 /// When Try has been without an answer for this long, it is sent once more, and then the transaction is cancelled.
 const TRY_DEADLINE_US: i64 = 60_000_000;
-/// What has been failing for this long is shown as stuck.
-const STUCK_AFTER_US: i64 = 120_000_000;
 /// So many failures of one transaction, while its participant serves others, park it.
 const PARK_AFTER: u32 = 50;
 
@@ -190,6 +188,7 @@ impl<'a> Life<'a> {
         let (id, phase) = (self.record.id(), self.record.standing.phase);
         let now_us = self.engine.clock.now_us();
         let failing_us = self.failing_since.map_or(0, |since| (now_us - since.as_microsecond()).max(0));
+        let failing_for = Duration::from_micros(failing_us.unsigned_abs());
         let (attention, delay, error, is_fault) = match stop {
             Stop::LookAgain => return self.at_rest(false),
             Stop::Park(what) => (Attention::Parked, None, what, true),
@@ -198,9 +197,8 @@ impl<'a> Life<'a> {
             }
             Stop::Again(Unanswered { why, is_fault }) => {
                 let attention =
-                    if failing_us >= STUCK_AFTER_US { Attention::Stuck } else { Attention::Retrying };
-                let delay =
-                    Backoff::TRANSACTION.delay_after(Duration::from_micros(failing_us.unsigned_abs()));
+                    if failing_for >= STUCK_AFTER { Attention::Stuck } else { Attention::Retrying };
+                let delay = Backoff::TRANSACTION.delay_after(failing_for);
                 (attention, Some(delay), why, is_fault)
             }
         };
@@ -209,7 +207,7 @@ impl<'a> Life<'a> {
         } else {
             tracing::debug!(%id, ?phase, error, "put off");
         }
-        let defer = Defer { id, phase, is_fault, attention, delay, error };
+        let defer = Defer { id, phase: Some(phase), is_fault, attention, delay, error };
         match self.engine.store.defer.call(defer).await {
             Ok(Some(wake_at)) => {
                 self.replace_safety(wake_at);
@@ -225,12 +223,12 @@ impl<'a> Life<'a> {
 
     /// The next wake-up takes the place of the one before.
     fn replace_safety(&mut self, wake_at: Option<Timestamp>) {
-        let id = self.record.id();
+        let (id, place) = (self.record.id(), self.record.place);
         if let Some(at) = wake_at {
-            self.engine.timers.arm(at, id);
+            self.engine.timers.arm(at, id, place);
         }
         if let Some(at) = std::mem::replace(&mut self.safety, wake_at).filter(|at| Some(*at) != wake_at) {
-            self.engine.timers.settle(at, id);
+            self.engine.timers.settle(at, id, place);
         }
     }
 

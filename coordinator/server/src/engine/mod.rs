@@ -9,6 +9,7 @@
 //! The engine holds no truth. It may be killed between any two lines, and two of them may work on one transaction.
 
 mod drive;
+mod gates;
 pub mod participants;
 
 pub use participants::Participants;
@@ -16,10 +17,12 @@ pub use participants::Participants;
 use crate::{
     schedule::{Clock, Entry, Timers},
     store::{
-        Advance, Advanced, Begin, Defer, Record, Store, StoreError, WAKE_HORIZON, Woken, begin,
+        Advance, Advanced, Begin, Defer, Place, Record, Store, StoreError, WAKE_HORIZON, Woken, begin,
         record::Standing,
     },
 };
+use futures::future::join_all;
+use gates::{Gates, Pass};
 use std::{
     collections::HashMap,
     sync::{
@@ -28,15 +31,21 @@ use std::{
     },
     time::Duration,
 };
-use tcc_core::{Event, OnMaturity, Phase, Transaction, TransactionId};
+use tcc_core::{Attention, Event, OnMaturity, Phase, Transaction, TransactionId};
 use tcc_participant::{batch::Unknown, retry::Backoff};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
-use tokio_util::task::TaskTracker;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 /// How many creations may be under way before further ones are turned away.
 const CREATIONS: usize = 4_096;
-/// How many lives may be driven by wake-ups at a time. The rest of what is due waits in the ring.
-const LIVES: usize = 8_192;
+/// How many wake-ups may be on their way from the ring to the gates at a time. The rest of what is due waits in the ring.
+const LOOKS: usize = 4_096;
+/// How often what waits for a participant is armed again while that is gone, and how many at a time.
+const REARM: (Duration, usize) = (Duration::from_millis(250), 250);
+/// What is armed again comes back after this, and later if there is so much that it would be more than so many per second.
+const REARM_DELAY: (Duration, u32) = (Duration::from_secs(60), 500);
+/// Work that has been failing for this long is shown as stuck.
+const STUCK_AFTER: Duration = Duration::from_secs(120);
 /// A wake-up for a transaction that is being worked on comes back after this.
 const BUSY_US: i64 = 20_000;
 /// A wake-up that the store could not answer comes back after this.
@@ -49,7 +58,8 @@ pub struct Engine {
     timers: Timers,
     clock: Clock,
     creations: Arc<Semaphore>,
-    lives: Arc<Semaphore>,
+    looks: Arc<Semaphore>,
+    gates: Arc<Gates>,
     tasks: TaskTracker,
     draining: AtomicBool,
     active: Mutex<HashMap<TransactionId, usize>>,
@@ -107,13 +117,15 @@ impl Engine {
     /// Puts an engine together. It works once its timers fire into [`Engine::look`].
     #[must_use]
     pub fn new(store: Store, participants: Participants, timers: Timers, clock: Clock) -> Arc<Self> {
+        let gates = Gates::new(participants.len());
         Arc::new(Self {
             store,
             participants,
             timers,
             clock,
             creations: Arc::new(Semaphore::new(CREATIONS)),
-            lives: Arc::new(Semaphore::new(LIVES)),
+            looks: Arc::new(Semaphore::new(LOOKS)),
+            gates,
             tasks: TaskTracker::new(),
             draining: AtomicBool::new(false),
             active: Mutex::default(),
@@ -136,6 +148,12 @@ impl Engine {
     #[must_use]
     pub fn active(&self) -> usize {
         self.active.lock().expect("no holder panics").len()
+    }
+
+    /// How many wake-ups wait at a participant's gate.
+    #[must_use]
+    pub fn waiting(&self, participant: usize) -> usize {
+        self.gates.waiting(participant)
     }
 
     /// Whether it takes no new work.
@@ -161,7 +179,7 @@ impl Engine {
         }
     }
 
-    /// Records a transaction, tries its branches, and answers once it is held or refused.
+    /// Records a transaction, tries its branches, and answers once it is held or refused. `lane` is where it waits in a burst.
     ///
     /// # Errors
     ///
@@ -170,6 +188,7 @@ impl Engine {
     pub async fn create(
         self: &Arc<Self>,
         transaction: Transaction,
+        lane: u8,
         patience: Duration,
     ) -> Result<Created, EngineError> {
         if self.is_draining() {
@@ -189,7 +208,9 @@ impl Engine {
         }
         let transaction = Arc::new(transaction);
         let (answer, answered) = oneshot::channel();
-        self.spawn(Arc::clone(self).begin(Arc::clone(&transaction), admitted, answer));
+        let place = Place { slot: self.timers.pick_slot(), lane };
+        let begin = Begin { transaction: Arc::clone(&transaction), place };
+        self.spawn(Arc::clone(self).begin(begin, admitted, answer));
         let deadline = tokio::time::Instant::now() + patience;
         match tokio::time::timeout_at(deadline, answered).await {
             Ok(Ok(Begun::Stands(record))) => Ok(Created { record, replayed: false }),
@@ -257,29 +278,84 @@ impl Engine {
     /// Goes on with what a wake-up names. Returns when it has been looked at or handed to a task; waits while too much is
     /// under way.
     pub async fn look(self: &Arc<Self>, entry: Entry) {
-        let Ok(permit) = Arc::clone(&self.lives).acquire_owned().await else { return };
-        if self.is_draining() {
-            return;
+        self.gates.room(|index| self.participants.is_reachable(index)).await;
+        self.look_with(entry, None).await;
+    }
+
+    /// Lets in those who wait at the gates, as soon as they can be let in, until asked to stop. Who waits for a participant
+    /// that stays away is armed again for later.
+    pub async fn admit(self: Arc<Self>, stop: CancellationToken) {
+        while !stop.is_cancelled() {
+            for index in 0..self.participants.len() {
+                if self.participants.is_reachable(index) {
+                    for (entry, pass) in self.gates.admit(index, self.clock.now_us()) {
+                        self.look_with(entry, Some(pass)).await;
+                    }
+                } else {
+                    self.rearm(index).await;
+                }
+            }
+            tokio::select! {
+                () = tokio::time::sleep(REARM.0) => {}
+                () = self.gates.next() => {}
+                () = stop.cancelled() => {}
+            }
         }
+    }
+
+    async fn look_with(self: &Arc<Self>, entry: Entry, reserved: Option<Pass>) {
+        let Ok(permit) = Arc::clone(&self.looks).acquire_owned().await else { return };
         if self.is_active(entry.id) {
             return self.timers.put_back(entry, self.clock.now_us() + BUSY_US);
         }
         let active = self.activate(entry.id);
-        self.spawn(Arc::clone(self).wake(entry, active, permit));
+        self.spawn(Arc::clone(self).wake(entry, active, permit, reserved));
+    }
+
+    /// Arms some of those again who wait for a participant that has been gone for long. They stay where they wait.
+    async fn rearm(&self, index: usize) {
+        let to_rearm = self.gates.to_rearm(index, self.clock.now_us(), REARM.1);
+        let Some((entries, gone_for, waiting)) = to_rearm else { return };
+        let attention = if gone_for >= STUCK_AFTER { Attention::Stuck } else { Attention::Retrying };
+        let delay = REARM_DELAY.0 + Duration::from_secs(waiting as u64) / REARM_DELAY.1;
+        let error = format!("{} is not reachable", self.participants.name(index));
+        let rearmed = entries.iter().map(|entry| {
+            let (id, error) = (entry.id, error.clone());
+            self.store.defer.call(Defer {
+                id,
+                phase: None,
+                is_fault: false,
+                attention,
+                delay: Some(delay),
+                error,
+            })
+        });
+        for (entry, rearmed) in entries.iter().zip(join_all(rearmed).await) {
+            match rearmed {
+                Ok(Some(wake_at)) => {
+                    wake_at.into_iter().for_each(|at| self.timers.arm(at, entry.id, entry.place));
+                    self.timers.done(*entry);
+                    self.gates.rearmed(index, *entry);
+                }
+                // Somebody has moved it, or the store does not answer.
+                Ok(None) | Err(_) => self.put_back(*entry),
+            }
+        }
     }
 
     /// From the first row to HELD or a refusal, and on from there.
     async fn begin(
         self: Arc<Self>,
-        transaction: Arc<Transaction>,
+        begin: Begin,
         admitted: OwnedSemaphorePermit,
         answer: oneshot::Sender<Begun>,
     ) {
+        let Begin { transaction, place } = begin.clone();
         let id = transaction.id;
         let _active = self.activate(id);
         let mut attempts = 0;
         let begun = loop {
-            match self.store.begin.call(Begin(Arc::clone(&transaction))).await {
+            match self.store.begin.call(begin.clone()).await {
                 Ok(begun) => break begun,
                 // Nobody waits any more, and whether it was recorded is not known: if so, its wake-up finds it.
                 Err(_) if answer.is_closed() => return,
@@ -290,7 +366,7 @@ impl Engine {
         };
         let (record, wake_at) = match begun {
             Some(begun) => {
-                (Record { transaction, standing: Standing::begun(begun.created_at) }, begun.wake_at)
+                (Record { transaction, place, standing: Standing::begun(begun.created_at) }, begun.wake_at)
             }
             // An attempt without an answer had recorded it after all. Nothing is asked of a participant before that is sure.
             None if attempts > 0 => match self.store.get_committed(id).await {
@@ -310,7 +386,7 @@ impl Engine {
                 return;
             }
         };
-        self.timers.arm(wake_at, id);
+        self.timers.arm(wake_at, id, record.place);
         let life = drive::Life::new(&self, record, wake_at);
         let life = life.try_branches().await;
         drop(admitted);
@@ -356,9 +432,9 @@ impl Engine {
     ) {
         let _active = self.activate(id);
         let moved = match self.store.advance.call(Advance { failed: true, ..Advance::new(id, event) }).await {
-            Ok(Some(Advanced { standing, transaction: Some(transaction), wake_at: Some(at) })) => {
-                self.timers.arm(at, id);
-                let life = drive::Life::new(&self, Record { transaction, standing }, at);
+            Ok(Some(Advanced { standing, place, transaction: Some(transaction), wake_at: Some(at) })) => {
+                self.timers.arm(at, id, place);
+                let life = drive::Life::new(&self, Record { transaction, place, standing }, at);
                 Ok(Some(life.drive().await.record))
             }
             Ok(_) => Ok(None),
@@ -410,17 +486,33 @@ impl Engine {
         }
     }
 
-    /// Looks at one transaction, and sees it through.
-    async fn wake(self: Arc<Self>, entry: Entry, _active: Active, _permit: OwnedSemaphorePermit) {
+    /// Looks at one transaction, and sees it through. With a reserved place it comes from the gate where it waited.
+    async fn wake(
+        self: Arc<Self>,
+        entry: Entry,
+        _active: Active,
+        permit: OwnedSemaphorePermit,
+        reserved: Option<Pass>,
+    ) {
         let woken = match self.store.wake.call(entry.id).await {
             Ok(Some(woken)) => woken,
             Ok(None) => return self.timers.done(entry),
             Err(_) => return self.put_back(entry),
         };
-        let waits = woken.is_put_off || (woken.record.standing.phase == Phase::Held && !woken.is_due);
-        if waits {
+        // What was put off because its participant was gone waited at the gate.
+        let is_put_off = woken.is_put_off && reserved.is_none();
+        if is_put_off || (woken.record.standing.phase == Phase::Held && !woken.is_due) {
             return self.wait_on(entry, &woken).await;
         }
+        self.timers.needed(entry);
+        let needs: Vec<usize> =
+            self.participants.parts(&woken.record.transaction).iter().map(|part| part.index).collect();
+        let entered = self.gates.enter(&needs, reserved, |index| self.participants.is_reachable(index));
+        drop(permit);
+        let _pass = match entered {
+            Ok(pass) => pass,
+            Err(index) => return self.gates.wait(index, entry),
+        };
         let rest = drive::Life::woken(&self, woken, entry.at()).drive().await;
         if !rest.is_written {
             self.put_back(entry);
@@ -440,14 +532,16 @@ impl Engine {
         if let Some(at) = woken.record.maturity_wake_up().filter(|_| !woken.is_put_off) {
             if at > woken.now {
                 // The statement that left it may have had no answer, so it may not be in the ring.
-                self.timers.arm(at, entry.id);
+                self.timers.arm(at, entry.id, entry.place);
             } else {
                 // It stood on the way to a far due time.
                 let (id, delay) = (entry.id, Some(WAKE_HORIZON.unsigned_abs()));
-                let (phase, attention) = (Phase::Held, woken.record.standing.attention);
+                let (phase, attention) = (Some(Phase::Held), woken.record.standing.attention);
                 let defer = Defer { id, phase, attention, delay, is_fault: false, error: String::new() };
                 match self.store.defer.call(defer).await {
-                    Ok(Some(wake_at)) => wake_at.into_iter().for_each(|at| self.timers.arm(at, id)),
+                    Ok(Some(wake_at)) => {
+                        wake_at.into_iter().for_each(|at| self.timers.arm(at, id, entry.place))
+                    }
                     Ok(None) | Err(_) => return self.put_back(entry),
                 }
             }

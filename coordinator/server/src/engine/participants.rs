@@ -18,6 +18,8 @@ pub struct Participants {
 pub struct Part<'a> {
     /// Who.
     pub participant: &'a Arc<dyn Participant>,
+    /// Its number.
+    pub index: usize,
     /// Which branches, the pivot first if it is among them.
     pub branches: Vec<u16>,
 }
@@ -40,6 +42,30 @@ impl Participants {
         Self { all, by_bucket }
     }
 
+    /// How many there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.all.len()
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.all.is_empty()
+    }
+
+    /// The name of a participant.
+    #[must_use]
+    pub fn name(&self, index: usize) -> &str {
+        self.all[index].name()
+    }
+
+    /// Whether a participant is worth asking.
+    #[must_use]
+    pub fn is_reachable(&self, index: usize) -> bool {
+        self.all[index].is_reachable()
+    }
+
     /// The index of the participant that keeps an account.
     #[must_use]
     pub fn index_of(&self, account: &AccountId) -> usize {
@@ -59,7 +85,8 @@ impl Participants {
                 None => parts.push((participant, vec![index])),
             }
         }
-        parts.into_iter().map(|(index, branches)| Part { participant: &self.all[index], branches }).collect()
+        let part = |(index, branches)| Part { participant: &self.all[index], index, branches };
+        parts.into_iter().map(part).collect()
     }
 
     /// The name of a participant that the transaction needs and that does not answer.

@@ -1,32 +1,31 @@
 //! What falls due within the next two minutes, in buckets of 5 ms.
 //!
-//! A bucket is taken whole, and so already is a batch. Beside the buckets the ring remembers, for each window of 10 s, which
-//! wake-ups it has known: so a wake-up that is pushed by its creator, read ahead and read once more is fired once. Times are
-//! in microseconds since the Unix epoch, by the database's clock.
+//! A bucket is taken whole, and so already is a batch. Beside the buckets the ring remembers, for each slot that this
+//! instance serves and each window of 10 s, which wake-ups it has known: so a wake-up that is pushed by its creator, read
+//! ahead and read once more is fired once. A wake-up of a slot that another instance serves is a guest: it is fired, and
+//! not remembered. Times are in microseconds since the Unix epoch, by the database's clock.
 
 use super::clock::timestamp;
-use std::{
-    collections::{BTreeMap, HashMap},
-    sync::{
-        Arc, Mutex, MutexGuard,
-        atomic::{AtomicBool, Ordering},
-    },
-};
+use crate::store::{Place, RETRY_INTERVAL};
+use std::collections::{BTreeMap, HashMap};
 use tcc_core::{Timestamp, TransactionId};
-use tokio::sync::Notify;
 
 /// How wide a bucket is: what is due waits for it at most.
 const BUCKET_US: i64 = 5_000;
 /// How wide a window is, the unit in which wake-ups are read again and forgotten.
 pub const WINDOW_US: i64 = 10_000_000;
+/// How many slots there are.
+pub const SLOTS: usize = 256;
 
 /// A wake-up.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Entry {
     /// As the table has it.
     pub at_us: i64,
     /// Of which transaction.
     pub id: TransactionId,
+    /// Where it stands.
+    pub place: Place,
 }
 
 impl Entry {
@@ -37,108 +36,216 @@ impl Entry {
     }
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
-    /// In a bucket, or being looked at.
-    Open,
-    /// Looked at, or overtaken by another wake-up.
-    Settled,
-}
+/// Slots and times: up to where each of them is read, or from where on.
+pub type Parts = Vec<(u8, i64)>;
 
-/// The ring itself. See [`Timers`] for the shared handle.
+/// The ring itself. `Timers` is the shared handle.
 #[derive(Debug)]
 pub struct Ring {
     buckets: BTreeMap<i64, Vec<Entry>>,
-    windows: BTreeMap<i64, Window>,
+    /// Those that this instance serves.
+    slots: Vec<Option<Slot>>,
+    /// Guests are taken up to this time; what is later is left to those who serve its slot.
+    guests_until_us: i64,
+    /// The slot that the next transaction gets.
+    next_slot: u8,
+    missed: u64,
+    settled: u64,
+}
+
+#[derive(Debug)]
+struct Slot {
+    /// How often it has changed hands.
+    epoch: i64,
     /// Whatever is due before it and was committed before is being read, or has been.
     loading_until_us: i64,
+    /// Windows before it were read once more.
+    verified_until_us: i64,
     /// Windows before it are forgotten: everything in them was looked at.
     closed_until_us: i64,
+    /// What is read and due before it is looked at now: whoever served the slot before may have been at work on it.
+    hurry_until_us: i64,
+    windows: BTreeMap<i64, Window>,
 }
 
 #[derive(Debug, Default)]
 struct Window {
-    known: HashMap<Entry, State>,
+    known: HashMap<(i64, TransactionId), State>,
     open: usize,
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// In a bucket, or being looked at.
+    Open,
+    /// Likewise, and only the verify pass has found it.
+    Found,
+    /// Looked at, or overtaken by another wake-up.
+    Settled,
+}
+
+/// How a wake-up was read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pass {
+    /// Before it is due.
+    Ahead,
+    /// Once more, after it was due.
+    Verify,
+}
+
 impl Ring {
-    /// An empty ring for wake-ups at or after `start_us`.
+    /// An empty ring that serves no slot.
     #[must_use]
-    pub fn new(start_us: i64) -> Self {
-        let start_us = floor(start_us);
+    pub fn new() -> Self {
         Self {
             buckets: BTreeMap::new(),
-            windows: BTreeMap::new(),
-            loading_until_us: start_us,
-            closed_until_us: start_us,
+            slots: (0..SLOTS).map(|_| None).collect(),
+            guests_until_us: i64::MIN,
+            next_slot: 0,
+            missed: 0,
+            settled: 0,
         }
     }
 
-    /// Announces a read of everything before `until_us`. From now on creators push what they commit before that
-    /// time. Answers how far the last announcement went.
-    pub fn load_until(&mut self, until_us: i64) -> i64 {
-        let before = self.loading_until_us;
-        self.loading_until_us = before.max(until_us);
-        before
+    /// Serves a slot from now on, from its watermark.
+    pub fn claim(&mut self, slot: u8, epoch: i64, watermark_us: i64, now_us: i64) {
+        let from_us = floor(watermark_us);
+        self.slots[usize::from(slot)] = Some(Slot {
+            epoch,
+            loading_until_us: from_us,
+            verified_until_us: from_us,
+            closed_until_us: from_us,
+            hurry_until_us: now_us + RETRY_INTERVAL.as_micros() as i64,
+            windows: BTreeMap::new(),
+        });
     }
 
-    /// The announced read failed: what is due from `from_us` on is to be read again.
-    pub fn unload(&mut self, from_us: i64) {
-        self.loading_until_us = self.loading_until_us.min(from_us);
+    /// Serves these slots no more. What falls due before `fire_until_us` is fired all the same: whoever serves them next
+    /// needs a moment to read, and looking twice does no harm.
+    pub fn release(&mut self, slots: &[u8], fire_until_us: i64) {
+        slots.iter().for_each(|slot| self.slots[usize::from(*slot)] = None);
+        for (_, entries) in self.buckets.range_mut(fire_until_us.div_euclid(BUCKET_US)..) {
+            entries.retain(|entry| !slots.contains(&entry.place.slot));
+        }
+        self.buckets.retain(|_, entries| !entries.is_empty());
+    }
+
+    /// Whether this instance serves a slot.
+    #[must_use]
+    pub fn serves(&self, slot: u8) -> bool {
+        self.slots[usize::from(slot)].is_some()
+    }
+
+    /// The slots that this instance serves.
+    pub fn served(&self) -> impl Iterator<Item = u8> + '_ {
+        self.slots.iter().zip(0..=u8::MAX).filter(|(slot, _)| slot.is_some()).map(|(_, number)| number)
+    }
+
+    /// The slot for a new transaction: one that is served here, so that its wake-ups need no message to anybody.
+    pub fn pick(&mut self) -> u8 {
+        for _ in 0..SLOTS {
+            self.next_slot = self.next_slot.wrapping_add(1);
+            if self.serves(self.next_slot) {
+                break;
+            }
+        }
+        self.next_slot
+    }
+
+    /// Announces a read up to `until_us`, or as far as one read may go. From now on creators push what they commit before
+    /// that. Answers what is to be read, and up to where; nothing, if that would be less than `least_us`.
+    pub fn announce(&mut self, until_us: i64, least_us: i64, most_us: i64) -> Option<(Parts, i64)> {
+        let served = || self.slots.iter().flatten();
+        let from_us = served().map(|slot| slot.loading_until_us).min()?;
+        if until_us - from_us < least_us {
+            return None;
+        }
+        let until_us = until_us.min(from_us + most_us);
+        let mut parts = Parts::new();
+        for (slot, number) in self.slots.iter_mut().zip(0..=u8::MAX) {
+            if let Some(slot) = slot.as_mut().filter(|slot| slot.loading_until_us < until_us) {
+                parts.push((number, slot.loading_until_us));
+                slot.loading_until_us = until_us;
+            }
+        }
+        Some((parts, until_us))
+    }
+
+    /// The announced read failed: what it was to read is to be read again.
+    pub fn take_back(&mut self, parts: &Parts) {
+        for (number, from_us) in parts {
+            if let Some(slot) = &mut self.slots[usize::from(*number)] {
+                slot.loading_until_us = slot.loading_until_us.min(*from_us);
+            }
+        }
+    }
+
+    /// From now on guests are taken up to this time.
+    pub fn take_guests_until(&mut self, until_us: i64) {
+        self.guests_until_us = until_us;
     }
 
     /// Takes a wake-up that was just committed, even if one at that very time was settled before. What lies beyond the
     /// announced reads is left to a later one.
     pub fn arm(&mut self, entry: Entry) {
-        if entry.at_us >= self.loading_until_us {
-            return;
-        }
-        let window = self.windows.get_mut(&floor(entry.at_us));
-        match window.and_then(|window| Some((window.known.get_mut(&entry)?, &mut window.open))) {
-            Some((State::Open, _)) => {}
-            Some((settled, open)) => {
-                *settled = State::Open;
-                *open += 1;
+        let Some(slot) = &mut self.slots[usize::from(entry.place.slot)] else {
+            if entry.at_us < self.guests_until_us {
                 self.put(entry, entry.at_us);
             }
-            None => {
-                self.add(entry, entry.at_us);
-            }
-        }
-    }
-
-    /// Takes a wake-up that was read from the table, to be fired at a time of its own or earlier. `false` if it is known.
-    pub fn add(&mut self, entry: Entry, fire_us: i64) -> bool {
-        if entry.at_us >= self.closed_until_us {
-            let window = self.windows.entry(floor(entry.at_us)).or_default();
-            if window.known.contains_key(&entry) {
-                return false;
-            }
-            window.known.insert(entry, State::Open);
-            window.open += 1;
-        }
-        // A wake-up from a closed window is fired without being remembered: looking twice does no harm.
-        self.put(entry, fire_us);
-        true
-    }
-
-    /// Whoever committed a wake-up has made it pointless: it is neither fired nor found missing.
-    pub fn settle(&mut self, entry: Entry) {
-        if entry.at_us < self.closed_until_us {
+            return;
+        };
+        if entry.at_us >= slot.loading_until_us {
             return;
         }
-        let window = self.windows.entry(floor(entry.at_us)).or_default();
-        match window.known.get_mut(&entry) {
+        if slot.remember(&entry, State::Open, true) {
+            self.put(entry, entry.at_us);
+        }
+    }
+
+    /// Takes a wake-up that was read from the table.
+    pub fn add(&mut self, entry: Entry, pass: Pass) {
+        // Whoever serves the slot now reads it, too.
+        let Some(slot) = &mut self.slots[usize::from(entry.place.slot)] else { return };
+        let state = if pass == Pass::Verify { State::Found } else { State::Open };
+        let is_hurried = entry.at_us < slot.hurry_until_us;
+        if slot.remember(&entry, state, false) {
+            let early_us = if is_hurried { RETRY_INTERVAL.as_micros() as i64 } else { 0 };
+            self.put(entry, entry.at_us - early_us);
+        }
+    }
+
+    /// Whoever committed a wake-up has made it pointless, or it was looked at: it is neither fired nor found missing.
+    pub fn settle(&mut self, entry: Entry) {
+        self.settled += 1;
+        let Some(slot) = &mut self.slots[usize::from(entry.place.slot)] else { return };
+        if entry.at_us < slot.closed_until_us {
+            return;
+        }
+        let window = slot.windows.entry(floor(entry.at_us)).or_default();
+        match window.known.get_mut(&(entry.at_us, entry.id)) {
             Some(state) => {
-                window.open -= usize::from(*state == State::Open);
+                window.open -= usize::from(*state != State::Settled);
                 *state = State::Settled;
             }
             // What lies beyond the announced reads is left to them: they find it moot.
-            None if entry.at_us < self.loading_until_us => {
-                window.known.insert(entry, State::Settled);
+            None if entry.at_us < slot.loading_until_us => {
+                window.known.insert((entry.at_us, entry.id), State::Settled);
             }
             None => {}
+        }
+    }
+
+    /// There is something to do for a wake-up that was fired. If only the verify pass has found it, that is counted.
+    pub fn needed(&mut self, entry: Entry) {
+        if let Some(slot) = &mut self.slots[usize::from(entry.place.slot)]
+            && let Some(state) = slot
+                .windows
+                .get_mut(&floor(entry.at_us))
+                .and_then(|window| window.known.get_mut(&(entry.at_us, entry.id)))
+            && *state == State::Found
+        {
+            *state = State::Open;
+            self.missed += 1;
         }
     }
 
@@ -156,14 +263,13 @@ impl Ring {
                 bucket.remove();
             }
             due.extend(taken.into_iter().filter(|entry| {
-                let window = self.windows.get(&floor(entry.at_us));
-                window.and_then(|window| window.known.get(entry)) != Some(&State::Settled)
+                self.slots[usize::from(entry.place.slot)].as_ref().is_none_or(|slot| !slot.has_settled(entry))
             }));
         }
         due
     }
 
-    /// Puts a wake-up that was taken back, to be fired at another time. It stays open where it was.
+    /// Puts a wake-up into a bucket, to be fired at a time of its own. Nothing else is changed.
     pub fn put(&mut self, entry: Entry, at_us: i64) {
         let bucket = at_us.div_euclid(BUCKET_US) + i64::from(at_us.rem_euclid(BUCKET_US) != 0);
         self.buckets.entry(bucket).or_default().push(entry);
@@ -175,33 +281,76 @@ impl Ring {
         self.buckets.first_key_value().map(|(bucket, _)| bucket * BUCKET_US)
     }
 
-    /// Forgets the windows before `verified_us` as far as nothing in them is open, and answers how far that is: the
-    /// watermark.
-    pub fn close_until(&mut self, verified_us: i64) -> i64 {
-        let verified_us = floor(verified_us);
-        while let Some(window) = self.windows.first_entry() {
-            if *window.key() >= verified_us {
-                break;
-            }
-            if window.get().open > 0 {
-                self.closed_until_us = self.closed_until_us.max(*window.key());
-                return self.closed_until_us;
-            }
-            window.remove();
-        }
-        self.closed_until_us = self.closed_until_us.max(verified_us);
-        self.closed_until_us
-    }
-
-    /// Everything before it was looked at.
+    /// What is to be read once more of what is due before `until_us`, and up to where, if one read may take no more than
+    /// `most_us`.
     #[must_use]
-    pub fn closed_until_us(&self) -> i64 {
-        self.closed_until_us
+    pub fn to_verify(&self, until_us: i64, most_us: i64) -> (Parts, i64) {
+        let served =
+            || self.slots.iter().zip(0..=u8::MAX).filter_map(|(slot, number)| Some((slot.as_ref()?, number)));
+        let from_us = served().map(|(slot, _)| slot.verified_until_us).min().unwrap_or(until_us);
+        let until_us = floor(until_us.min(from_us + most_us));
+        let is_loaded = |slot: &Slot| slot.verified_until_us < until_us && until_us <= slot.loading_until_us;
+        let parts = served()
+            .filter(|(slot, _)| is_loaded(slot))
+            .map(|(slot, number)| (number, slot.verified_until_us));
+        (parts.collect(), until_us)
     }
 
-    /// The database's clock went back: what is committed from now on may lie before the windows that are closed.
-    pub fn reopen(&mut self, from_us: i64) {
-        self.closed_until_us = self.closed_until_us.min(floor(from_us));
+    /// These were read once more up to `until_us`, and nothing can come behind that.
+    pub fn verified(&mut self, parts: &Parts, until_us: i64) {
+        for (number, from_us) in parts {
+            let slot = &mut self.slots[usize::from(*number)];
+            // It may have changed hands, or the clock may have gone back.
+            if let Some(slot) = slot.as_mut().filter(|slot| slot.verified_until_us == *from_us) {
+                slot.verified_until_us = until_us;
+            }
+        }
+    }
+
+    /// Forgets the windows that were verified and have nothing open. Answers the slots whose watermark that has moved.
+    pub fn close(&mut self) -> Vec<Closed> {
+        let served = self
+            .slots
+            .iter_mut()
+            .zip(0..=u8::MAX)
+            .filter_map(|(slot, number)| Some((slot.as_mut()?, number)));
+        let moved = |(slot, number): (&mut Slot, u8)| {
+            let before = slot.closed_until_us;
+            slot.close();
+            (slot.closed_until_us != before).then_some(Closed {
+                slot: number,
+                epoch: slot.epoch,
+                watermark_us: slot.closed_until_us,
+            })
+        };
+        served.filter_map(moved).collect()
+    }
+
+    /// How far everything was looked at in one slot, if it is served here.
+    #[must_use]
+    pub fn watermark_us(&self, slot: u8) -> Option<i64> {
+        self.slots[usize::from(slot)].as_ref().map(|slot| slot.closed_until_us)
+    }
+
+    /// How far everything was looked at in all slots that are served here.
+    #[must_use]
+    pub fn lowest_watermark_us(&self) -> Option<i64> {
+        self.slots.iter().flatten().map(|slot| slot.closed_until_us).min()
+    }
+
+    /// Whether windows after `now_us` were read once more: then the database's clock went back.
+    #[must_use]
+    pub fn is_ahead_of(&self, now_us: i64) -> bool {
+        self.slots.iter().flatten().any(|slot| slot.verified_until_us > now_us)
+    }
+
+    /// The database's clock went back to `now_us`: what is committed from now on may lie in windows that are closed.
+    pub fn reopen(&mut self, now_us: i64) {
+        let from_us = floor(now_us);
+        for slot in self.slots.iter_mut().flatten().filter(|slot| slot.verified_until_us > now_us) {
+            slot.verified_until_us = from_us;
+            slot.closed_until_us = slot.closed_until_us.min(from_us);
+        }
     }
 
     /// How many wake-ups wait in buckets.
@@ -215,6 +364,72 @@ impl Ring {
     pub fn is_empty(&self) -> bool {
         self.buckets.is_empty()
     }
+
+    /// How many wake-ups there was something to do for that only the verify pass has found. Normally none.
+    #[must_use]
+    pub fn missed(&self) -> u64 {
+        self.missed
+    }
+
+    /// How many wake-ups were settled: a sign of progress.
+    #[must_use]
+    pub fn settled(&self) -> u64 {
+        self.settled
+    }
+}
+
+impl Default for Ring {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// A slot whose watermark has moved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Closed {
+    /// Which.
+    pub slot: u8,
+    /// How often it has changed hands.
+    pub epoch: i64,
+    /// Everything before it was looked at.
+    pub watermark_us: i64,
+}
+
+impl Slot {
+    /// Notes a wake-up. Answers whether it is to be put into a bucket: if it is new, or settled and armed again. One from a
+    /// closed window is fired without being remembered: looking twice does no harm.
+    fn remember(&mut self, entry: &Entry, state: State, again: bool) -> bool {
+        if entry.at_us < self.closed_until_us {
+            return true;
+        }
+        let window = self.windows.entry(floor(entry.at_us)).or_default();
+        match window.known.get_mut(&(entry.at_us, entry.id)) {
+            Some(known) if *known == State::Settled && again => *known = state,
+            Some(_) => return false,
+            None => drop(window.known.insert((entry.at_us, entry.id), state)),
+        }
+        window.open += 1;
+        true
+    }
+
+    fn has_settled(&self, entry: &Entry) -> bool {
+        let window = self.windows.get(&floor(entry.at_us));
+        window.and_then(|window| window.known.get(&(entry.at_us, entry.id))) == Some(&State::Settled)
+    }
+
+    fn close(&mut self) {
+        while let Some(window) = self.windows.first_entry() {
+            if *window.key() >= self.verified_until_us {
+                break;
+            }
+            if window.get().open > 0 {
+                self.closed_until_us = self.closed_until_us.max(*window.key());
+                return;
+            }
+            window.remove();
+        }
+        self.closed_until_us = self.closed_until_us.max(self.verified_until_us);
+    }
 }
 
 /// The start of the window of a time.
@@ -222,83 +437,37 @@ fn floor(at_us: i64) -> i64 {
     at_us.div_euclid(WINDOW_US) * WINDOW_US
 }
 
-/// The ring, shared between those who commit wake-ups and the scheduler. Clones share it.
-#[derive(Debug, Clone)]
-pub struct Timers {
-    ring: Arc<Mutex<Ring>>,
-    /// Told when a bucket becomes the first one.
-    pub(super) earlier: Arc<Notify>,
-    /// Whether creators push what they commit. Switched off by a test, to show that the verify pass finds everything.
-    pushes: Arc<AtomicBool>,
-}
-
-impl Timers {
-    /// Shares a ring.
-    #[must_use]
-    pub fn new(ring: Ring) -> Self {
-        let pushes = Arc::new(AtomicBool::new(true));
-        Self { ring: Arc::new(Mutex::new(ring)), earlier: Arc::default(), pushes }
-    }
-
-    /// A wake-up was committed.
-    pub fn arm(&self, at: Timestamp, id: TransactionId) {
-        if self.pushes.load(Ordering::Relaxed) {
-            self.notifying(|ring| ring.arm(Entry { at_us: at.as_microsecond(), id }));
-        }
-    }
-
-    /// A wake-up is pointless, or was looked at.
-    pub fn settle(&self, at: Timestamp, id: TransactionId) {
-        self.lock().settle(Entry { at_us: at.as_microsecond(), id });
-    }
-
-    /// A wake-up that was fired was looked at.
-    pub fn done(&self, entry: Entry) {
-        self.lock().settle(entry);
-    }
-
-    /// A wake-up that was fired could not be looked at; fire it again at this time.
-    pub fn put_back(&self, entry: Entry, at_us: i64) {
-        self.notifying(|ring| ring.put(entry, at_us));
-    }
-
-    /// Leaves what is committed from now on to the verify pass.
-    pub fn stop_pushing(&self) {
-        self.pushes.store(false, Ordering::Relaxed);
-    }
-
-    /// The ring.
-    pub fn lock(&self) -> MutexGuard<'_, Ring> {
-        self.ring.lock().expect("no holder of the ring panics")
-    }
-
-    fn notifying(&self, change: impl FnOnce(&mut Ring)) {
-        let mut ring = self.lock();
-        let before = ring.next_us();
-        change(&mut ring);
-        if ring.next_us() != before {
-            self.earlier.notify_one();
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    const HERE: Place = Place { slot: 7, lane: 0 };
+    const ELSEWHERE: Place = Place { slot: 8, lane: 0 };
+    const FULL: i64 = 60_000_000;
+
     fn entry(at_us: i64, n: u8) -> Entry {
-        Entry { at_us, id: TransactionId::mint(Timestamp::UNIX_EPOCH, [n; 10]) }
+        Entry { at_us, id: TransactionId::mint(Timestamp::UNIX_EPOCH, [n; 10]), place: HERE }
     }
 
+    /// A ring that serves slot 7 and has read everything for so long ahead. The claim lies far back.
     fn loaded(until_us: i64) -> Ring {
-        let mut ring = Ring::new(0);
-        ring.load_until(until_us);
+        let mut ring = Ring::new();
+        ring.claim(HERE.slot, 1, 0, -FULL);
+        ring.announce(until_us, 0, i64::MAX);
         ring
+    }
+
+    /// Everything before was read once more. Answers the watermark.
+    fn close(ring: &mut Ring, until_us: i64) -> i64 {
+        let (parts, until_us) = ring.to_verify(until_us, FULL);
+        ring.verified(&parts, until_us);
+        ring.close();
+        ring.watermark_us(HERE.slot).unwrap()
     }
 
     #[test]
     fn nothing_is_taken_before_its_time_and_everything_within_a_bucket_after() {
-        let mut ring = loaded(60_000_000);
+        let mut ring = loaded(FULL);
         ring.arm(entry(12_345, 1));
 
         assert_eq!(ring.take(12_345, 10), []);
@@ -308,12 +477,12 @@ mod tests {
 
     #[test]
     fn a_wake_up_pushed_read_ahead_and_read_again_is_fired_once() {
-        let mut ring = loaded(60_000_000);
+        let mut ring = loaded(FULL);
         ring.arm(entry(1, 1));
+        ring.add(entry(1, 1), Pass::Ahead);
 
-        assert!(!ring.add(entry(1, 1), 1));
         assert_eq!(ring.take(10_000, 10).len(), 1);
-        assert!(!ring.add(entry(1, 1), 1));
+        ring.add(entry(1, 1), Pass::Verify);
         assert_eq!(ring.take(10_000, 10).len(), 0);
     }
 
@@ -323,85 +492,116 @@ mod tests {
         ring.arm(entry(10_000_000, 1));
 
         assert!(ring.is_empty());
-        assert!(ring.add(entry(10_000_000, 1), 10_000_000));
+        ring.announce(20_000_000, 0, FULL);
+        ring.add(entry(10_000_000, 1), Pass::Ahead);
+        assert_eq!(ring.len(), 1);
+    }
+
+    #[test]
+    fn a_read_that_failed_is_announced_again() {
+        let mut ring = loaded(10_000_000);
+        let (parts, _) = ring.announce(20_000_000, 0, FULL).unwrap();
+        ring.take_back(&parts);
+
+        assert_eq!(ring.announce(20_000_000, 0, FULL), Some((vec![(HERE.slot, 10_000_000)], 20_000_000)));
+        assert_eq!(ring.announce(20_000_000, 1, FULL), None, "less than is worth a read");
     }
 
     #[test]
     fn a_settled_wake_up_is_not_fired() {
-        let mut ring = loaded(60_000_000);
+        let mut ring = loaded(FULL);
         ring.arm(entry(1, 1));
         ring.settle(entry(1, 1));
         ring.settle(entry(2, 2));
+        ring.add(entry(2, 2), Pass::Ahead);
 
-        assert_eq!(ring.take(10_000, 10), []);
-        assert!(!ring.add(entry(2, 2), 2), "what was settled before it was read is not fired either");
+        assert_eq!(ring.take(10_000, 10), [], "nor what was settled before it was read");
     }
 
     #[test]
     fn a_settled_wake_up_that_is_committed_again_is_fired() {
-        let mut ring = loaded(60_000_000);
+        let mut ring = loaded(FULL);
         ring.arm(entry(1, 1));
         ring.settle(entry(1, 1));
         ring.arm(entry(1, 1));
 
-        assert_eq!(ring.close_until(WINDOW_US), 0, "it holds up the watermark again");
+        assert_eq!(close(&mut ring, WINDOW_US), 0, "it holds up the watermark again");
         assert!(ring.take(10_000, 10).contains(&entry(1, 1)));
     }
 
     #[test]
     fn the_watermark_stops_at_what_is_open() {
-        let mut ring = loaded(60_000_000);
+        let mut ring = loaded(FULL);
         ring.arm(entry(1, 1));
         ring.arm(entry(WINDOW_US + 1, 2));
-        for entry in ring.take(60_000_000, 10) {
+        for entry in ring.take(FULL, 10) {
             if entry.at_us == 1 {
                 ring.settle(entry);
             }
         }
 
-        assert_eq!(ring.close_until(3 * WINDOW_US), WINDOW_US);
+        assert_eq!(close(&mut ring, 3 * WINDOW_US), WINDOW_US);
         ring.settle(entry(WINDOW_US + 1, 2));
-        assert_eq!(ring.close_until(3 * WINDOW_US), 3 * WINDOW_US);
+        assert_eq!(close(&mut ring, 3 * WINDOW_US), 3 * WINDOW_US);
     }
 
     #[test]
     fn a_wake_up_from_a_closed_window_is_fired_all_the_same() {
-        let mut ring = loaded(60_000_000);
-        ring.close_until(2 * WINDOW_US);
+        let mut ring = loaded(FULL);
+        close(&mut ring, 2 * WINDOW_US);
         ring.arm(entry(1, 1));
 
-        assert_eq!(ring.take(60_000_000, 10), [entry(1, 1)]);
+        assert_eq!(ring.take(FULL, 10), [entry(1, 1)]);
         ring.settle(entry(1, 1));
-        assert_eq!(ring.close_until(3 * WINDOW_US), 3 * WINDOW_US);
+        assert_eq!(close(&mut ring, 3 * WINDOW_US), 3 * WINDOW_US);
+    }
+
+    #[test]
+    fn what_only_the_verify_pass_finds_is_counted_if_there_was_something_to_do() {
+        let mut ring = loaded(FULL);
+        ring.add(entry(1, 1), Pass::Verify);
+        ring.add(entry(2, 2), Pass::Verify);
+        ring.add(entry(3, 3), Pass::Ahead);
+        for entry in ring.take(10_000, 10) {
+            if entry.at_us != 2 {
+                ring.needed(entry);
+            }
+            ring.settle(entry);
+        }
+
+        assert_eq!(ring.missed(), 1);
     }
 
     #[test]
     fn what_is_settled_while_a_read_is_taken_back_stays_settled() {
-        let mut ring = Ring::new(0);
-        ring.load_until(60_000_000);
-        ring.add(entry(1, 1), 1);
-        let taken = ring.take(60_000_000, 10);
-        ring.unload(0);
+        let mut ring = Ring::new();
+        ring.claim(HERE.slot, 1, 0, -FULL);
+        let (parts, _) = ring.announce(FULL, 0, FULL).unwrap();
+        ring.add(entry(1, 1), Pass::Ahead);
+        let taken = ring.take(FULL, 10);
+        ring.take_back(&parts);
         ring.settle(taken[0]);
-        ring.load_until(60_000_000);
+        ring.announce(FULL, 0, FULL);
+        ring.add(entry(1, 1), Pass::Ahead);
 
-        assert!(!ring.add(entry(1, 1), 1));
-        assert_eq!(ring.close_until(WINDOW_US), WINDOW_US);
+        assert_eq!(ring.take(FULL, 10), []);
+        assert_eq!(close(&mut ring, WINDOW_US), WINDOW_US);
     }
 
     #[test]
     fn after_the_clock_went_back_closed_windows_are_open_again() {
-        let mut ring = loaded(60_000_000);
-        ring.close_until(3 * WINDOW_US);
+        let mut ring = loaded(FULL);
+        close(&mut ring, 3 * WINDOW_US);
+        assert!(ring.is_ahead_of(2 * WINDOW_US) && !ring.is_ahead_of(3 * WINDOW_US));
         ring.reopen(WINDOW_US);
         ring.arm(entry(WINDOW_US + 1, 1));
 
-        assert_eq!(ring.close_until(3 * WINDOW_US), WINDOW_US);
+        assert_eq!(close(&mut ring, 3 * WINDOW_US), WINDOW_US);
     }
 
     #[test]
     fn a_crowded_bucket_is_taken_in_parts_and_the_earliest_go_first() {
-        let mut ring = loaded(60_000_000);
+        let mut ring = loaded(FULL);
         for n in 0..10 {
             ring.arm(entry(1 + i64::from(n) % 2, n));
         }
@@ -411,5 +611,48 @@ mod tests {
         let rest = ring.take(60_000, 7);
         assert_eq!(rest.len(), 4);
         assert_eq!(rest[3], entry(50_000, 99));
+    }
+
+    #[test]
+    fn a_guest_is_fired_within_the_look_ahead_and_holds_up_nothing() {
+        let mut ring = loaded(FULL);
+        ring.take_guests_until(FULL);
+        let guest = |at_us, n| Entry { place: ELSEWHERE, ..entry(at_us, n) };
+        ring.arm(guest(1, 1));
+        ring.arm(guest(FULL, 2));
+        ring.add(guest(2, 3), Pass::Ahead);
+
+        assert_eq!(ring.take(2 * FULL, 10), [guest(1, 1)]);
+        assert_eq!(close(&mut ring, WINDOW_US), WINDOW_US);
+    }
+
+    #[test]
+    fn a_slot_that_is_given_away_fires_on_for_a_moment_only() {
+        let mut ring = loaded(FULL);
+        ring.arm(entry(1, 1));
+        ring.arm(entry(2_000_000, 2));
+        ring.release(&[HERE.slot], 1_000_000);
+
+        assert!(!ring.serves(HERE.slot));
+        assert_eq!(ring.take(FULL, 10), [entry(1, 1)]);
+    }
+
+    #[test]
+    fn what_another_instance_left_is_looked_at_without_waiting_for_its_time() {
+        let mut ring = Ring::new();
+        ring.claim(HERE.slot, 2, 0, WINDOW_US);
+        ring.announce(FULL, 0, FULL);
+        ring.add(entry(WINDOW_US + 4_000_000, 1), Pass::Ahead);
+        ring.add(entry(WINDOW_US + 6_000_000, 2), Pass::Ahead);
+
+        assert_eq!(ring.take(WINDOW_US, 10), [entry(WINDOW_US + 4_000_000, 1)]);
+    }
+
+    #[test]
+    fn new_transactions_go_to_the_slots_that_are_served_here_in_turn() {
+        let mut ring = loaded(FULL);
+        ring.claim(200, 1, 0, 0);
+
+        assert_eq!([ring.pick(), ring.pick(), ring.pick()], [7, 200, 7]);
     }
 }

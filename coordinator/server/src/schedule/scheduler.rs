@@ -1,19 +1,15 @@
-//! Reads ahead, reads behind, keeps the lease; fires what is due.
+//! Reads wake-ups ahead, and reads them once more behind.
 
 use super::{
     Clock, Entry, Timers,
     clock::timestamp,
-    ring::{Ring, WINDOW_US},
-    slots,
+    leases::Hung,
+    ring::{Parts, Pass, Ring, WINDOW_US},
 };
-use crate::store::RETRY_INTERVAL;
+use crate::store::Place;
 use futures::{StreamExt as _, pin_mut};
 use std::{
-    future::Future,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    collections::HashMap,
     time::{Duration, Instant},
 };
 use tcc_core::{Timestamp, TransactionId};
@@ -22,9 +18,8 @@ use tcc_participant::{
     retry::Backoff,
     session::{Plans, sort},
 };
-use tokio_postgres::Config;
+use tokio_postgres::{Config, Row};
 use tokio_util::sync::CancellationToken;
-use uuid::Uuid;
 
 /// How far ahead wake-ups are held in memory.
 const LOOK_AHEAD_US: i64 = 120_000_000;
@@ -38,47 +33,46 @@ const LOAD_AT_ONCE_US: i64 = 300_000_000;
 const CROWDED: usize = 2_000_000;
 /// The database's clock may be set by less than this without anybody noticing.
 const CLOCK_WENT_BACK_US: i64 = 1_000_000;
-/// How long a heartbeat, or connecting, may take before the connection is given up.
+/// How often there is a look at what is to be read.
+const TICK: Duration = Duration::from_millis(250);
+/// How long a tick may take before the connection is given up.
 const PATIENCE: Duration = Duration::from_secs(15);
-/// How many wake-ups are handed out at a time.
-const FIRE_BATCH: usize = 512;
+/// So many rows are taken into the ring at a time.
+const CHUNK: usize = 512;
 
-/// Each slot's part of a time range, by the index of one leaf. Planned anew each time, so that other leaves are not locked.
+/// Each slot's part of a time range, by the index of one leaf. Planned anew each time, so that other leaves are not locked:
+/// the planner sees `$3` and `$4`.
 const READ: &str = "\
 -- read_wakeups
-SELECT w.wake_at, w.transaction_id
-FROM generate_series(0, 255) AS s (slot)
-CROSS JOIN LATERAL (
-    SELECT wake_at, transaction_id FROM wakeup
-    WHERE slot = s.slot AND wake_at >= $1 AND wake_at < $2
-) w";
+SELECT w.slot, w.lane, w.wake_at, w.transaction_id
+FROM unnest($1::int2[], $2::timestamptz[]) AS s (slot, from_at)
+JOIN wakeup w ON w.slot = s.slot AND w.wake_at >= s.from_at
+WHERE w.wake_at >= $3 AND w.wake_at < $4";
 
 const SNAPSHOT: &str = "\
 -- snapshot
 SELECT pg_snapshot_xmin(s)::text::int8, pg_snapshot_xmax(s)::text::int8, clock_timestamp() FROM pg_current_snapshot() AS s";
 
-/// Serves the wake-ups of all slots on one connection.
+/// Fills the ring, on one connection.
 pub struct Scheduler {
     session: Session,
-    me: Uuid,
-    address: String,
     clock: Clock,
     timers: Timers,
-    missed: Arc<AtomicU64>,
     behind: Option<Behind>,
-    is_first_load: bool,
-    /// From where on a read that was announced has not come to its end.
-    loading_from_us: Option<i64>,
-    /// Windows before it were read once more.
-    verified_until_us: i64,
-    saved_watermark_us: i64,
+    /// A read that was announced and has not come to its end.
+    loading: Option<Parts>,
+    hung: Hung,
+    /// Up to where the slots of instances that hang were swept.
+    swept: HashMap<u8, i64>,
 }
 
 /// Windows that have passed and were not yet read in a snapshot that nothing can come behind.
 struct Behind {
+    parts: Parts,
     until_us: i64,
     /// Of a snapshot taken after they had passed.
     xmax: i64,
+    was_read: bool,
 }
 
 struct Snapshot {
@@ -90,164 +84,151 @@ struct Snapshot {
     now_us: i64,
 }
 
-/// Why the scheduler ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Ended {
-    /// It was asked to.
-    Stopped,
-    /// Another instance has taken its slots.
-    Overtaken,
-}
-
 impl Scheduler {
-    /// Connects and takes the slots.
-    ///
-    /// # Errors
-    ///
-    /// [`Failure`], if the database does not answer.
-    pub async fn start(config: &Config, me: Uuid, address: &str) -> Result<Self, Failure> {
-        let mut session = Session::new(config, "tccd-scheduler", Plans::Custom);
-        connect(&mut session).await?;
-        let (watermark, now) = slots::take(&session, me, address).await?;
-        let ring = Ring::new(watermark.as_microsecond());
-        Ok(Self {
-            session,
-            me,
-            address: address.to_owned(),
-            clock: Clock::set_to(now),
-            timers: Timers::new(ring),
-            missed: Arc::default(),
+    /// Not connected yet.
+    #[must_use]
+    pub fn new(config: &Config, clock: Clock, timers: Timers, hung: Hung) -> Self {
+        Self {
+            session: Session::new(config, "tccd-scheduler", Plans::Custom),
+            clock,
+            timers,
             behind: None,
-            is_first_load: true,
-            loading_from_us: None,
-            verified_until_us: watermark.as_microsecond(),
-            saved_watermark_us: watermark.as_microsecond(),
-        })
+            loading: None,
+            hung,
+            swept: HashMap::new(),
+        }
     }
 
-    /// The database's clock.
-    #[must_use]
-    pub fn clock(&self) -> Clock {
-        self.clock.clone()
-    }
-
-    /// The ring.
-    #[must_use]
-    pub fn timers(&self) -> Timers {
-        self.timers.clone()
-    }
-
-    /// Counts wake-ups that only the verify pass found. Normally none.
-    #[must_use]
-    pub fn missed(&self) -> Arc<AtomicU64> {
-        Arc::clone(&self.missed)
-    }
-
-    /// Keeps the ring filled and the lease renewed, until asked to stop.
-    pub async fn run(mut self, stop: CancellationToken) -> Ended {
+    /// Keeps the ring filled, until asked to stop.
+    pub async fn run(mut self, stop: CancellationToken) {
         let mut failures = 0;
-        let ended = loop {
-            if stop.is_cancelled() {
-                break Ended::Stopped;
-            }
+        while !stop.is_cancelled() {
             let ticked = tokio::time::timeout(PATIENCE, self.tick()).await;
             let ticked = ticked.unwrap_or_else(|_| Err(Failure::Disconnected("no answer in time".into())));
             let pause = match ticked {
-                Ok(true) => {
+                Ok(()) => {
                     failures = 0;
-                    slots::HEARTBEAT
+                    TICK
                 }
-                Ok(false) => break Ended::Overtaken,
                 Err(failure) => {
-                    tracing::warn!(%failure, "the scheduler cannot work; trying again");
-                    // What was announced and not read to its end is read again.
-                    if let Some(from) = self.loading_from_us.take() {
-                        self.timers.lock().unload(from);
+                    if failures == 0 {
+                        tracing::warn!(%failure, "the scheduler cannot read; trying again");
+                    }
+                    if let Some(parts) = self.loading.take() {
+                        self.timers.lock().take_back(&parts);
                     }
                     failures += 1;
-                    self.reconnect().await;
+                    self.session.disconnect();
                     Backoff::CONNECTION.delay(failures)
                 }
             };
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
+                () = self.timers.claimed() => {}
                 () = stop.cancelled() => {}
             }
-        };
-        if ended == Ended::Stopped {
-            self.leave().await;
         }
-        ended
     }
 
-    /// One heartbeat: lease, read ahead, read behind, watermark. `false` if another instance has taken over.
-    async fn tick(&mut self) -> Result<bool, Failure> {
-        if !slots::renew(&self.session, self.me, &self.clock).await? {
-            return Ok(false);
+    /// Reads whatever is to be read now.
+    async fn tick(&mut self) -> Result<(), Failure> {
+        if !self.session.is_connected() {
+            self.session.connect(&[READ, SNAPSHOT]).await?;
         }
         self.load().await?;
         self.verify().await?;
-        let watermark = self.timers.lock().close_until(self.verified_until_us);
-        if watermark != self.saved_watermark_us {
-            slots::set_watermark(&self.session, self.me, timestamp(watermark)).await?;
-            self.saved_watermark_us = watermark;
-        }
-        Ok(true)
+        self.sweep().await
     }
 
-    /// Reads ahead, in parts that fit into a statement's time, until the look-ahead is full or the heartbeat is due.
+    /// Reads ahead, in parts that fit into a statement's time, until the look-ahead is full.
     async fn load(&mut self) -> Result<(), Failure> {
         let began = Instant::now();
-        loop {
-            let now = self.clock.now_us();
-            let from = self.timers.lock().load_until(0);
-            let until = (now + LOOK_AHEAD_US).min(from + LOAD_AT_ONCE_US);
-            let is_full = now + LOOK_AHEAD_US < from + LOAD_INTERVAL_US;
-            if is_full || began.elapsed() >= slots::HEARTBEAT || self.timers.lock().len() >= CROWDED {
-                self.is_first_load &= !is_full;
-                return Ok(());
-            }
-            // The first read finds what an instance left that is gone. What it was at work on is looked at now, not when
-            // that instance would have noticed that it had failed; looking at something early does no harm.
-            let hurry_until = if self.is_first_load { now + RETRY_INTERVAL.as_micros() as i64 } else { now };
-            let fire_at = |at_us: i64| if at_us < hurry_until { at_us.min(now) } else { at_us };
+        while began.elapsed() < PATIENCE / 3 {
             // The announcement comes first: from then on creators push what they commit.
-            self.loading_from_us = Some(from);
-            self.timers.lock().load_until(until);
-            self.read(from, until, fire_at, false).await?;
-            self.loading_from_us = None;
+            let announced = {
+                let mut ring = self.timers.lock();
+                let until_us = self.clock.now_us() + LOOK_AHEAD_US;
+                ring.take_guests_until(until_us);
+                if ring.len() >= CROWDED {
+                    return Ok(());
+                }
+                ring.announce(until_us, LOAD_INTERVAL_US, LOAD_AT_ONCE_US)
+            };
+            let Some((parts, until_us)) = announced else { return Ok(()) };
+            self.loading = Some(parts.clone());
+            self.read(&parts, until_us, |timers, entries| {
+                timers.change(|ring| entries.into_iter().for_each(|entry| ring.add(entry, Pass::Ahead)));
+            })
+            .await?;
+            self.loading = None;
         }
+        Ok(())
     }
 
     /// Reads the windows that have passed once more, and fires what was missed.
     async fn verify(&mut self) -> Result<(), Failure> {
-        let behind = match self.behind.take() {
+        let mut behind = match self.behind.take() {
             Some(behind) => behind,
             None => {
-                // Whether a window has passed is for the database's clock to say, not for the estimate of it here.
-                let Snapshot { xmax, now_us, .. } = self.snapshot().await?;
-                if now_us < self.verified_until_us - CLOCK_WENT_BACK_US {
-                    tracing::warn!("the database's clock went back; what it says now counts");
-                    self.verified_until_us = now_us - CLOCK_WENT_BACK_US;
-                    self.timers.lock().reopen(self.verified_until_us);
-                }
-                let passed = (now_us - VERIFY_AFTER_US).div_euclid(WINDOW_US) * WINDOW_US;
-                let loaded = self.timers.lock().load_until(0).div_euclid(WINDOW_US) * WINDOW_US;
-                let until_us = passed.min(loaded).min(self.verified_until_us + LOAD_AT_ONCE_US);
-                if until_us <= self.verified_until_us {
+                let is_idle = |ring: &Ring, now_us| {
+                    let (parts, _) = ring.to_verify(now_us - VERIFY_AFTER_US, LOAD_AT_ONCE_US);
+                    parts.is_empty() && !ring.is_ahead_of(now_us - CLOCK_WENT_BACK_US)
+                };
+                if is_idle(&self.timers.lock(), self.clock.now_us()) {
                     return Ok(());
                 }
-                Behind { until_us, xmax }
+                // Whether a window has passed is for the database's clock to say, not for the estimate of it here.
+                let Snapshot { xmax, now_us, .. } = self.snapshot().await?;
+                let mut ring = self.timers.lock();
+                if ring.is_ahead_of(now_us - CLOCK_WENT_BACK_US) {
+                    tracing::warn!("the database's clock went back; what it says now counts");
+                    ring.reopen(now_us - CLOCK_WENT_BACK_US);
+                }
+                let (parts, until_us) = ring.to_verify(now_us - VERIFY_AFTER_US, LOAD_AT_ONCE_US);
+                if parts.is_empty() {
+                    return Ok(());
+                }
+                Behind { parts, until_us, xmax, was_read: false }
             }
         };
         let Snapshot { xmin, .. } = self.snapshot().await?;
-        self.read(self.verified_until_us, behind.until_us, |at_us| at_us, true).await?;
-        // The read's snapshot is younger than the one that xmin is of, so it saw whatever had been running.
-        if xmin >= behind.xmax {
-            self.verified_until_us = behind.until_us;
+        // A stalled commit holds up the watermark, but nothing else: what it may still bring is read when it is over.
+        let is_last = xmin >= behind.xmax;
+        if is_last || !behind.was_read {
+            self.read(&behind.parts, behind.until_us, |timers, entries| {
+                timers.change(|ring| entries.into_iter().for_each(|entry| ring.add(entry, Pass::Verify)));
+            })
+            .await?;
+            behind.was_read = true;
+        }
+        if is_last {
+            // The read's snapshot is younger than the one that xmin is of, so it saw whatever had been running.
+            self.timers.lock().verified(&behind.parts, behind.until_us);
         } else {
             self.behind = Some(behind);
         }
+        Ok(())
+    }
+
+    /// Fires what is due in the slots of instances that hang, window by window.
+    async fn sweep(&mut self) -> Result<(), Failure> {
+        let hung = self.hung.lock().expect("no holder panics").clone();
+        self.swept.retain(|slot, _| hung.contains_key(slot));
+        let parts: Parts = hung
+            .into_iter()
+            .map(|(slot, from_us)| (slot, *self.swept.get(&slot).unwrap_or(&from_us)))
+            .collect();
+        let Some(from_us) = parts.iter().map(|(_, from_us)| *from_us).min() else { return Ok(()) };
+        let now_us = self.clock.now_us();
+        let until_us = now_us.min(from_us + WINDOW_US);
+        if until_us - from_us < WINDOW_US / 10 {
+            return Ok(());
+        }
+        self.read(&parts, until_us, |timers, entries| {
+            timers.change(|ring| entries.into_iter().for_each(|entry| ring.put(entry, now_us)));
+        })
+        .await?;
+        self.swept.extend(parts.iter().map(|(slot, from_us)| (*slot, until_us.max(*from_us))));
         Ok(())
     }
 
@@ -261,83 +242,34 @@ impl Scheduler {
         })
     }
 
+    /// Reads parts of some slots, each from its own time on.
     async fn read(
         &self,
-        from: i64,
-        until: i64,
-        fire_at: impl Fn(i64) -> i64,
-        verifying: bool,
+        parts: &Parts,
+        until_us: i64,
+        take: impl Fn(&Timers, Vec<Entry>),
     ) -> Result<(), Failure> {
+        let slots: Vec<i16> = parts.iter().map(|(slot, _)| i16::from(*slot)).collect();
+        let from: Vec<Timestamp> = parts.iter().map(|(_, from_us)| timestamp(*from_us)).collect();
+        let (Some(lowest), until) = (from.iter().min(), timestamp(until_us)) else { return Ok(()) };
         let statement = self.session.statement(READ)?;
-        let range = [timestamp(from), timestamp(until)];
-        let rows = self.session.client()?.query_raw(statement, range).await.map_err(|e| sort(&e))?;
-        pin_mut!(rows);
-        while let Some(row) = rows.next().await {
-            let row = row.map_err(|e| sort(&e))?;
-            let Ok(id) = TransactionId::from_uuid(row.get("transaction_id")) else { continue };
-            let at_us = row.get::<_, Timestamp>("wake_at").as_microsecond();
-            let new = self.timers.lock().add(Entry { at_us, id }, fire_at(at_us));
-            if new && verifying {
-                self.missed.fetch_add(1, Ordering::Relaxed);
-                tracing::debug!(%id, "a wake-up was found by the verify pass only");
-            }
+        let parameters: [&(dyn tokio_postgres::types::ToSql + Sync); 4] = [&slots, &from, lowest, &until];
+        let rows = self.session.client()?.query_raw(statement, parameters).await.map_err(|e| sort(&e))?;
+        let chunks = rows.ready_chunks(CHUNK);
+        pin_mut!(chunks);
+        while let Some(rows) = chunks.next().await {
+            let entries = rows.iter().filter_map(|row| match row {
+                Ok(row) => entry(row).map(Ok),
+                Err(error) => Some(Err(sort(error))),
+            });
+            take(&self.timers, entries.collect::<Result<_, _>>()?);
         }
-        self.timers.earlier.notify_one();
         Ok(())
     }
-
-    async fn reconnect(&mut self) {
-        match tokio::time::timeout(PATIENCE, connect(&mut self.session)).await {
-            Ok(Ok(())) => {}
-            Ok(Err(failure)) => tracing::debug!(%failure, "the scheduler cannot connect"),
-            Err(_) => tracing::debug!("connecting the scheduler takes too long"),
-        }
-    }
-
-    async fn leave(&self) {
-        let watermark = self.timers.lock().closed_until_us();
-        let left = async {
-            slots::set_watermark(&self.session, self.me, timestamp(watermark)).await?;
-            slots::release(&self.session, self.me).await
-        };
-        match tokio::time::timeout(Duration::from_secs(2), left).await {
-            Ok(Ok(())) => {}
-            Ok(Err(failure)) => {
-                tracing::warn!(%failure, address = self.address, "cannot give the slots back")
-            }
-            Err(_) => tracing::warn!(address = self.address, "cannot give the slots back in time"),
-        }
-    }
 }
 
-/// Hands out what is due, as it falls due, until asked to stop. `look` may wait; it is then the brake.
-pub async fn fire<F>(timers: Timers, clock: Clock, stop: CancellationToken, mut look: impl FnMut(Entry) -> F)
-where
-    F: Future<Output = ()>,
-{
-    while !stop.is_cancelled() {
-        let now = clock.now_us();
-        let (due, next) = {
-            let mut ring = timers.lock();
-            (ring.take(now, FIRE_BATCH), ring.next_us())
-        };
-        if due.is_empty() {
-            // The clock may be set meanwhile, so no sleep is long.
-            let pause = next.map_or(1_000_000, |next| (next - now).clamp(1_000, 1_000_000));
-            tokio::select! {
-                () = tokio::time::sleep(Duration::from_micros(pause as u64)) => {}
-                () = timers.earlier.notified() => {}
-                () = stop.cancelled() => {}
-            }
-        }
-        for entry in due {
-            look(entry).await;
-        }
-    }
-}
-
-async fn connect(session: &mut Session) -> Result<(), Failure> {
-    let mut statements = vec![READ, SNAPSHOT];
-    statements.extend(slots::STATEMENTS);
-    session.connect(&statements).await
+/// A row as a wake-up; `None` for what no version of this program has written.
+fn entry(row: &Row) -> Option<Entry> {
+    let id = TransactionId::from_uuid(row.get("transaction_id")).ok()?;
+    Some(Entry { at_us: row.get::<_, Timestamp>("wake_at").as_microsecond(), id, place: Place::read(row) })
 }

@@ -5,7 +5,7 @@
 //! time, and the pivot turns a decision round once at most.
 
 use super::{
-    RETRY_INTERVAL, StoreError, WAKE_HORIZON,
+    Place, RETRY_INTERVAL, StoreError, WAKE_HORIZON,
     record::{Standing, standing, transaction},
 };
 use std::{collections::HashMap, sync::Arc};
@@ -53,21 +53,21 @@ advanced AS (
           END
     RETURNING ",
     standing!(),
-    ", t.id, i.failed, i.open, CASE WHEN e.bound <> 0 THEN t.descriptor END AS descriptor,
+    ", t.id, t.slot, t.lane, i.failed, i.open, CASE WHEN e.bound <> 0 THEN t.descriptor END AS descriptor,
         CASE WHEN t.phase = 2 THEN least(greatest(t.due_at, clock.now), clock.now + $12::float8 * interval '1 second')
              WHEN t.phase IN (3, 5) THEN clock.now + $11::float8 * interval '1 second' END AS wake_at
 ),
 woken AS (
-    INSERT INTO wakeup (wake_at, transaction_id, slot)
+    INSERT INTO wakeup (wake_at, transaction_id, slot, lane)
     -- What is open at that very time need not be left there again.
-    SELECT wake_at, id, slot_of(id) FROM advanced WHERE wake_at IS NOT NULL AND wake_at IS DISTINCT FROM open
+    SELECT wake_at, id, slot, lane FROM advanced WHERE wake_at IS NOT NULL AND wake_at IS DISTINCT FROM open
 ),
 calmed AS (
     DELETE FROM attention a USING advanced WHERE advanced.failed AND a.transaction_id = advanced.id
 )
 SELECT ",
     standing!(),
-    ", t.id, t.descriptor, t.wake_at FROM advanced t"
+    ", t.id, t.slot, t.lane, t.descriptor, t.wake_at FROM advanced t"
 );
 
 /// Asks for an event to happen to a transaction.
@@ -92,6 +92,8 @@ pub struct Advance {
 pub struct Advanced {
     /// How the transaction stands now.
     pub standing: Standing,
+    /// Where its wake-ups stand.
+    pub place: Place,
     /// What it is, if a client has asked, who may not know.
     pub transaction: Option<Arc<Transaction>>,
     /// Of the wake-up that finds it from now on, unless the phase is final.
@@ -204,6 +206,7 @@ fn read(row: &Row) -> Result<Advanced, StoreError> {
     let descriptor: Option<Vec<u8>> = row.get("descriptor");
     Ok(Advanced {
         standing: Standing::read(row)?,
+        place: Place::read(row),
         transaction: descriptor.map(|bytes| transaction(row.get("id"), bytes)).transpose()?,
         wake_at: row.get("wake_at"),
     })

@@ -1,6 +1,6 @@
 //! A transaction's first row, and the wake-up that finds it again if everything else is lost.
 
-use super::{RETRY_INTERVAL, Record};
+use super::{Place, RETRY_INTERVAL, Record};
 use std::{collections::HashMap, sync::Arc};
 use tcc_core::{Timestamp, Transaction};
 use tcc_participant::{
@@ -17,20 +17,27 @@ WITH clock AS MATERIALIZED (
     SELECT clock_timestamp() AS now FROM pg_current_xact_id() AS xid WHERE xid IS NOT NULL
 ),
 begun AS (
-    INSERT INTO transaction (id, phase, on_maturity, due_at, created_at, descriptor)
-    SELECT i.id, 1, i.on_maturity, i.due_at, clock.now, i.descriptor
-    FROM clock, unnest($1::uuid[], $2::int2[], $3::timestamptz[], $4::bytea[]) AS i (id, on_maturity, due_at, descriptor)
+    INSERT INTO transaction (id, phase, on_maturity, slot, lane, due_at, created_at, descriptor)
+    SELECT i.id, 1, i.on_maturity, i.slot, i.lane, i.due_at, clock.now, i.descriptor
+    FROM clock, unnest($1::uuid[], $2::int2[], $3::timestamptz[], $4::bytea[], $6::int2[], $7::int2[])
+        AS i (id, on_maturity, due_at, descriptor, slot, lane)
     ON CONFLICT (id) DO NOTHING
-    RETURNING id, created_at, least(greatest(due_at, created_at), created_at + $5::float8 * interval '1 second') AS wake_at
+    RETURNING id, slot, lane, created_at,
+        least(greatest(due_at, created_at), created_at + $5::float8 * interval '1 second') AS wake_at
 ),
 woken AS (
-    INSERT INTO wakeup (wake_at, transaction_id, slot) SELECT wake_at, id, slot_of(id) FROM begun
+    INSERT INTO wakeup (wake_at, transaction_id, slot, lane) SELECT wake_at, id, slot, lane FROM begun
 )
 SELECT id, created_at, wake_at FROM begun";
 
 /// Asks for a transaction to be recorded as TRYING.
 #[derive(Debug, Clone)]
-pub struct Begin(pub Arc<Transaction>);
+pub struct Begin {
+    /// What it is.
+    pub transaction: Arc<Transaction>,
+    /// Where its wake-ups are to stand.
+    pub place: Place,
+}
 
 /// It was recorded. (`None` instead of it: the id was there before.)
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,19 +78,25 @@ impl Executor for BeginExecutor {
 
     async fn run(&mut self, items: &[Begin]) -> Result<Vec<Option<Begun>>, Failure> {
         // The same id twice in one batch is inserted once; sorted, so that two batches cannot deadlock.
-        let mut sorted: Vec<&Transaction> = items.iter().map(|item| &*item.0).collect();
-        sorted.sort_by_key(|transaction| transaction.id);
-        sorted.dedup_by_key(|transaction| transaction.id);
-        let ids: Vec<Uuid> = sorted.iter().map(|t| t.id.uuid()).collect();
-        let on_maturity: Vec<i16> = sorted.iter().map(|t| t.descriptor.on_maturity.number()).collect();
-        let due_at: Vec<Timestamp> = sorted.iter().map(|t| t.descriptor.due_at).collect();
-        let descriptors: Vec<&[u8]> = sorted.iter().map(|t| t.encoded.as_slice()).collect();
+        let mut sorted: Vec<&Begin> = items.iter().collect();
+        sorted.sort_by_key(|begin| begin.transaction.id);
+        sorted.dedup_by_key(|begin| begin.transaction.id);
+        let transactions = || sorted.iter().map(|begin| &*begin.transaction);
+        let ids: Vec<Uuid> = transactions().map(|t| t.id.uuid()).collect();
+        let on_maturity: Vec<i16> = transactions().map(|t| t.descriptor.on_maturity.number()).collect();
+        let due_at: Vec<Timestamp> = transactions().map(|t| t.descriptor.due_at).collect();
+        let descriptors: Vec<&[u8]> = transactions().map(|t| t.encoded.as_slice()).collect();
+        let slots: Vec<i16> = sorted.iter().map(|begin| i16::from(begin.place.slot)).collect();
+        let lanes: Vec<i16> = sorted.iter().map(|begin| i16::from(begin.place.lane)).collect();
 
         let statement = self.session.statement(BEGIN)?;
         let rows = self
             .session
             .client()?
-            .query(statement, &[&ids, &on_maturity, &due_at, &descriptors, &RETRY_INTERVAL.as_secs_f64()])
+            .query(
+                statement,
+                &[&ids, &on_maturity, &due_at, &descriptors, &RETRY_INTERVAL.as_secs_f64(), &slots, &lanes],
+            )
             .await
             .map_err(|e| sort(&e))?;
         self.session.settle()?;
@@ -95,6 +108,6 @@ impl Executor for BeginExecutor {
             })
             .collect();
         // Of several callers with one id, the first one began it.
-        Ok(items.iter().map(|item| begun.remove(&item.0.id.uuid())).collect())
+        Ok(items.iter().map(|item| begun.remove(&item.transaction.id.uuid())).collect())
     }
 }

@@ -18,8 +18,8 @@ put_off AS (
     UPDATE transaction t SET attention = i.attention
     FROM clock, unnest($1::uuid[], $2::int2[], $3::float8[], $4::text[], $5::int2[], $6::int4[])
         AS i (id, attention, delay, error, phase, faults)
-    WHERE t.id = i.id AND t.phase = i.phase AND t.attention < 3
-    RETURNING t.id, t.phase, i.attention, i.error, i.faults,
+    WHERE t.id = i.id AND t.phase IN (1, 2, 3, 5) AND (t.phase = i.phase OR i.phase = 0) AND t.attention < 3
+    RETURNING t.id, t.slot, t.lane, i.phase, i.attention, i.error, i.faults,
         -- What is only not due yet needs no later look than that.
         least(clock.now + i.delay * interval '1 second', CASE WHEN i.attention = 0 THEN t.due_at END) AS wake_at
 ),
@@ -30,8 +30,8 @@ noted AS (
     SET kind = excluded.kind, attempts = a.attempts + excluded.attempts, last_error = excluded.last_error, next_try = excluded.next_try
 ),
 woken AS (
-    INSERT INTO wakeup (wake_at, transaction_id, slot)
-    SELECT wake_at, id, slot_of(id) FROM put_off WHERE wake_at IS NOT NULL
+    INSERT INTO wakeup (wake_at, transaction_id, slot, lane)
+    SELECT wake_at, id, slot, lane FROM put_off WHERE wake_at IS NOT NULL
 )
 SELECT id, phase, wake_at FROM put_off";
 
@@ -40,8 +40,9 @@ SELECT id, phase, wake_at FROM put_off";
 pub struct Defer {
     /// Which.
     pub id: TransactionId,
-    /// The phase in which it could not go on: if somebody else has moved it, there is nothing to put off.
-    pub phase: Phase,
+    /// The phase in which it could not go on: if somebody else has moved it, there is nothing to put off. `None`: whichever
+    /// it is, unless it is final.
+    pub phase: Option<Phase>,
     /// Whether it was the fault of this transaction alone, which is counted.
     pub is_fault: bool,
     /// What to show: RETRYING, STUCK or PARKED; NONE for what is only not due yet.
@@ -50,6 +51,13 @@ pub struct Defer {
     pub delay: Option<Duration>,
     /// What went wrong, for people.
     pub error: String,
+}
+
+impl Defer {
+    /// As the statement has it: 0 is any.
+    fn phase_number(&self) -> i16 {
+        self.phase.map_or(0, Phase::number)
+    }
 }
 
 /// It was put off, and this is when it will be tried again, unless it is parked. (`None` instead of it: somebody else has
@@ -80,7 +88,7 @@ impl Executor for DeferExecutor {
     async fn run(&mut self, items: &[Defer]) -> Result<Vec<Deferred>, Failure> {
         // Of several for one id in one phase the last one counts; of several phases, the one that it is in.
         let last: HashMap<(TransactionId, i16), &Defer> =
-            items.iter().map(|item| ((item.id, item.phase.number()), item)).collect();
+            items.iter().map(|item| ((item.id, item.phase_number()), item)).collect();
         let mut sorted: Vec<&Defer> = last.into_values().collect();
         sorted.sort_by_key(|item| item.id);
         let ids: Vec<Uuid> = sorted.iter().map(|item| item.id.uuid()).collect();
@@ -88,7 +96,7 @@ impl Executor for DeferExecutor {
         let delays: Vec<Option<f64>> =
             sorted.iter().map(|item| item.delay.map(|d| d.as_secs_f64())).collect();
         let errors: Vec<&str> = sorted.iter().map(|item| item.error.as_str()).collect();
-        let phases: Vec<i16> = sorted.iter().map(|item| item.phase.number()).collect();
+        let phases: Vec<i16> = sorted.iter().map(|item| item.phase_number()).collect();
         let faults: Vec<i32> = sorted.iter().map(|item| i32::from(item.is_fault)).collect();
 
         let statement = self.session.statement(DEFER)?;
@@ -102,6 +110,6 @@ impl Executor for DeferExecutor {
 
         let put_off: HashMap<(Uuid, i16), Option<Timestamp>> =
             rows.iter().map(|row| ((row.get("id"), row.get("phase")), row.get("wake_at"))).collect();
-        Ok(items.iter().map(|item| put_off.get(&(item.id.uuid(), item.phase.number())).copied()).collect())
+        Ok(items.iter().map(|item| put_off.get(&(item.id.uuid(), item.phase_number())).copied()).collect())
     }
 }

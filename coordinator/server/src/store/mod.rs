@@ -18,7 +18,7 @@ pub mod wake;
 pub use advance::{Advance, Advanced};
 pub use begin::Begin;
 pub use defer::Defer;
-pub use record::Record;
+pub use record::{Place, Record};
 pub use wake::Woken;
 
 use deadpool_postgres::{Manager, ManagerConfig, Object, Pool, RecyclingMethod, Runtime, Timeouts};

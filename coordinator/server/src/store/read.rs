@@ -1,22 +1,25 @@
 //! What the API, the status and the audit read.
 
-use super::{Record, Store, StoreError, WAKE_HORIZON, record::standing};
+use super::{Record, Store, StoreError, record::standing};
 use tcc_core::{Attention, Timestamp, TransactionId};
 use uuid::Uuid;
 
-const GET: &str =
-    concat!("-- get\nSELECT ", standing!(), ", t.id, t.descriptor FROM transaction t WHERE t.id = $1");
+const GET: &str = concat!(
+    "-- get\nSELECT ",
+    standing!(),
+    ", t.id, t.slot, t.lane, t.descriptor FROM transaction t WHERE t.id = $1"
+);
 
 const PAGE: &str = concat!(
     "-- page\nSELECT ",
     standing!(),
-    ", t.id, t.descriptor FROM transaction t WHERE t.id > $1 ORDER BY t.id LIMIT $2"
+    ", t.id, t.slot, t.lane, t.descriptor FROM transaction t WHERE t.id > $1 ORDER BY t.id LIMIT $2"
 );
 
 const GET_ALL: &str = concat!(
     "-- get_all\nSELECT ",
     standing!(),
-    ", t.id, t.descriptor FROM unnest($1::uuid[]) AS i (id) JOIN transaction t ON t.id = i.id ORDER BY t.id"
+    ", t.id, t.slot, t.lane, t.descriptor FROM unnest($1::uuid[]) AS i (id) JOIN transaction t ON t.id = i.id ORDER BY t.id"
 );
 
 const ATTENTION: &str = "\
@@ -28,24 +31,18 @@ FROM attention a
 WHERE EXISTS (SELECT FROM transaction t WHERE t.id = a.transaction_id AND t.attention = a.kind)
 ORDER BY kind, since";
 
-/// Which of some wake-ups, whose times are known, are not there or lie behind the watermark.
-const NOT_ARMED_AT: &str = "\
--- not_armed_at
-SELECT i.id
-FROM unnest($1::uuid[], $2::int2[], $3::timestamptz[]) AS i (id, slot, wake_at)
-JOIN slot s ON s.slot = i.slot
-WHERE i.wake_at < s.watermark
-   OR NOT EXISTS (
-       SELECT FROM wakeup w WHERE w.slot = i.slot AND w.wake_at = i.wake_at AND w.transaction_id = i.id)";
-
-/// Which of some transactions have no wake-up in a range of times.
-const NOT_ARMED_WITHIN: &str = "\
--- not_armed_within
-SELECT i.id
-FROM unnest($1::uuid[], $2::int2[]) AS i (id, slot)
-WHERE NOT EXISTS (
-    SELECT FROM wakeup w
-    WHERE w.slot = i.slot AND w.transaction_id = i.id AND w.wake_at >= $3 AND w.wake_at < $4)";
+/// What is not final and has no wake-up that is still to be looked at, or none in time. One snapshot sees it all.
+const FORGOTTEN: &str = "\
+-- forgotten
+SELECT t.id
+FROM transaction t JOIN slot s ON s.slot = t.slot
+WHERE t.phase IN (1, 2, 3, 5) AND t.attention < 3
+  AND NOT EXISTS (
+      SELECT FROM wakeup w
+      WHERE w.transaction_id = t.id AND w.slot = t.slot AND w.wake_at >= s.watermark
+        -- What is held and never failed has one at its due time, or on the way there.
+        AND (t.phase <> 2 OR t.attention <> 0 OR w.wake_at <= greatest(t.due_at, t.held_at)))
+LIMIT $1";
 
 /// The transactions with one kind of attention.
 #[derive(Debug, Clone)]
@@ -105,42 +102,14 @@ impl Store {
         client.query(GET_ALL, &[&ids]).await?.iter().map(Record::read).collect()
     }
 
-    /// Those of the given transactions that no wake-up would ever find again. There must be none.
+    /// Transactions that no wake-up would ever find again, at most `limit`. There must be none.
     ///
     /// # Errors
     ///
     /// [`StoreError`].
-    pub async fn forgotten(&self, records: &[Record]) -> Result<Vec<Uuid>, StoreError> {
-        let waits = |record: &&Record| {
-            !record.standing.phase.is_final() && record.standing.attention < Attention::Parked
-        };
+    pub async fn forgotten(&self, limit: i64) -> Result<Vec<Uuid>, StoreError> {
         let client = self.reader().await?;
-        let row = client.query_one("SELECT min(watermark), clock_timestamp() FROM slot", &[]).await?;
-        let (watermark, now): (Timestamp, Timestamp) = (row.get(0), row.get(1));
-
-        // What is held has its wake-up at one known time, unless that is past and it was armed again for a far due time.
-        // Everything else, and what has failed, has one within the next moments.
-        let (mut known, mut near, mut far) = (Vec::new(), Vec::new(), Vec::new());
-        for record in records.iter().filter(waits) {
-            match record.maturity_wake_up().filter(|_| record.standing.attention == Attention::None) {
-                Some(at) if at > now || at >= record.transaction.descriptor.due_at => {
-                    known.push((record.id(), at))
-                }
-                Some(_) => far.push(record.id()),
-                None => near.push(record.id()),
-            }
-        }
-        let uuids = |ids: &[TransactionId]| ids.iter().map(|id| id.uuid()).collect::<Vec<Uuid>>();
-        let slots = |ids: &[TransactionId]| ids.iter().map(|id| i16::from(id.slot())).collect::<Vec<i16>>();
-        let (ids, times): (Vec<TransactionId>, Vec<Timestamp>) = known.into_iter().unzip();
-        let mut rows = client.query(NOT_ARMED_AT, &[&uuids(&ids), &slots(&ids), &times]).await?;
-        let ranges = [(near, now + jiff::SignedDuration::from_mins(1)), (far, now + WAKE_HORIZON)];
-        for (ids, until) in ranges.into_iter().filter(|(ids, _)| !ids.is_empty()) {
-            rows.extend(
-                client.query(NOT_ARMED_WITHIN, &[&uuids(&ids), &slots(&ids), &watermark, &until]).await?,
-            );
-        }
-        Ok(rows.iter().map(|row| row.get(0)).collect())
+        Ok(client.query(FORGOTTEN, &[&limit]).await?.iter().map(|row| row.get(0)).collect())
     }
 
     /// The database's clock.

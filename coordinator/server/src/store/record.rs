@@ -11,8 +11,26 @@ use uuid::Uuid;
 pub struct Record {
     /// What it is; never changes.
     pub transaction: Arc<Transaction>,
+    /// Where its wake-ups stand; never changes.
+    pub place: Place,
     /// Where it stands, and when it came there.
     pub standing: Standing,
+}
+
+/// Where a transaction's wake-ups stand.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Place {
+    /// Which part of the table: the instance that serves it looks at them.
+    pub slot: u8,
+    /// Where they wait when more is due than can be paid at once: a hash of the caller.
+    pub lane: u8,
+}
+
+impl Place {
+    /// Reads the columns `slot` and `lane`.
+    pub(crate) fn read(row: &Row) -> Self {
+        Self { slot: row.get::<_, i16>("slot") as u8, lane: row.get::<_, i16>("lane") as u8 }
+    }
 }
 
 /// The part of a row that changes.
@@ -47,10 +65,11 @@ macro_rules! standing {
 pub(crate) use standing;
 
 impl Record {
-    /// Reads a row of `id`, `descriptor` and the columns of [`Standing`].
+    /// Reads a row of `id`, `descriptor` and the columns of [`Place`] and [`Standing`].
     pub(super) fn read(row: &Row) -> Result<Self, StoreError> {
         Ok(Self {
             transaction: transaction(row.get("id"), row.get("descriptor"))?,
+            place: Place::read(row),
             standing: Standing::read(row)?,
         })
     }

@@ -1,9 +1,10 @@
 //! The coordinator's tables: migrations under a lock, the map of buckets written once, partitions ahead of time.
 
 use super::WAKE_HORIZON;
+use jiff::SignedDuration;
 use std::collections::{HashMap, HashSet};
 use tcc_core::{BUCKETS, Timestamp};
-use tcc_participant::partitions::{Key, Scheme, WEEK};
+use tcc_participant::partitions::{Index, Key, Scheme, WEEK};
 use tokio_postgres::Client;
 
 mod embedded {
@@ -39,9 +40,19 @@ pub enum SchemaError {
 const MIGRATION_LOCK: i64 = 0x7463_635f_636f_6f72;
 
 const TRANSACTION: Scheme =
-    Scheme { parent: "transaction", key: Key::Id, width: WEEK, storage: "fillfactor = 50" };
-const WAKEUP: Scheme =
-    Scheme { parent: "wakeup", key: Key::Time, width: jiff::SignedDuration::from_hours(6), storage: "" };
+    Scheme { parent: "transaction", key: Key::Id, width: WEEK, storage: "fillfactor = 50", index: None };
+/// The wake-ups. Their index holds all that is read of them, so that reading ahead does not touch the rows.
+pub const WAKEUP: Scheme = Scheme {
+    parent: "wakeup",
+    key: Key::Time,
+    width: SignedDuration::from_hours(6),
+    storage: "",
+    index: Some(Index {
+        suffix: "by_slot",
+        columns: "(slot, wake_at, transaction_id) INCLUDE (lane)",
+        ahead: SignedDuration::from_hours(12),
+    }),
+};
 
 /// Migrates the database, and reads the map of buckets, which is written when there is none. Safe to run by several at once.
 ///
@@ -114,7 +125,7 @@ async fn prepare_locked(
 ///
 /// PostgreSQL's.
 pub async fn ensure_partitions(client: &Client, now: Timestamp) -> Result<usize, tokio_postgres::Error> {
-    let day = jiff::SignedDuration::from_hours(24);
-    let ids = TRANSACTION.create(client, now - day - day, now + WEEK + WEEK).await?;
-    Ok(ids + WAKEUP.create(client, now - day, now + WAKE_HORIZON + day * 3).await?)
+    let day = SignedDuration::from_hours(24);
+    let ids = TRANSACTION.create(client, now, day * 2, WEEK * 2).await?;
+    Ok(ids + WAKEUP.create(client, now, SignedDuration::from_hours(1), WAKE_HORIZON + day * 3).await?)
 }

@@ -19,7 +19,7 @@ const WAKE: &str = concat!(
 -- wake
 SELECT ",
     standing!(),
-    ", t.id, t.descriptor, clock_timestamp() AS now,
+    ", t.id, t.slot, t.lane, t.descriptor, clock_timestamp() AS now,
        coalesce(a.next_try > clock_timestamp(), false) AS is_put_off, a.attempts, a.since
 FROM unnest($1::uuid[]) AS i (id)
 JOIN transaction t ON t.id = i.id

@@ -45,8 +45,6 @@ const CANCELLERS: usize = 16;
 const CANCELS: usize = 64;
 /// Admitted work may move by so much.
 const MOVES: f64 = 0.15;
-/// Holds stay held during the run.
-const FAR: Duration = Duration::from_secs(3_600);
 /// Some fall due meanwhile: so many, spread over so long.
 const DUE_MEANWHILE: u64 = 2_000;
 const DUE_WITHIN: Duration = Duration::from_secs(8);
@@ -67,8 +65,7 @@ struct Met {
 /// If anything fails, or the auditor finds something.
 pub async fn run(options: &Options, scale: &Scale, progress: &Progress) -> anyhow::Result<Part> {
     let system = System::start(2, scale, progress).await?;
-    let far =
-        Holds { accounts: system.accounts.clone(), payees: Payees::Any, due: Due::In(FAR, Duration::ZERO) };
+    let far = Holds::far(&system.accounts, Payees::Any);
 
     let watch = progress.watch("as many callers as saturate", options.holds);
     let usual = load::closed(&system.fleet, scale.callers, options.holds, &far, &watch).await?;

@@ -73,10 +73,11 @@ WITH hold AS (
     FROM generate_series($2::int8, $3::int8) AS i JOIN pair p ON p.n = i % $4
 ),
 begun AS (
-    INSERT INTO transaction (id, phase, on_maturity, due_at, created_at, held_at, descriptor)
-    SELECT id, 2, 1, $6, now(), now(), descriptor FROM hold
+    INSERT INTO transaction (id, phase, on_maturity, slot, lane, due_at, created_at, held_at, descriptor)
+    SELECT id, 2, 1, get_byte(uuid_send(id), 15), 0, $6, now(), now(), descriptor FROM hold
+    RETURNING id, slot, lane
 )
-INSERT INTO wakeup (wake_at, transaction_id, slot) SELECT $6, id, get_byte(uuid_send(id), 15) FROM hold";
+INSERT INTO wakeup (wake_at, transaction_id, slot, lane) SELECT $6, id, slot, lane FROM begun";
 
 /// Measures.
 ///
@@ -133,7 +134,7 @@ pub async fn run(options: &Options, scale: &Scale, progress: &Progress) -> anyho
 
 /// Creations per second of a closed loop.
 async fn creations(system: &System, count: u64, scale: &Scale, progress: &Progress) -> anyhow::Result<f64> {
-    let holds = Holds { accounts: system.accounts.clone(), payees: Payees::Any, due: FAR };
+    let holds = Holds { due: FAR, ..Holds::far(&system.accounts, Payees::Any) };
     let watch = progress.watch("create", count);
     let closed = load::closed(&system.fleet, scale.callers, count, &holds, &watch).await?;
     Ok(count as f64 / closed.took.as_secs_f64())

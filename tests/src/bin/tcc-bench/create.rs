@@ -4,7 +4,7 @@ use crate::{
     Scale,
     fleet::Payees,
     latency::Latency,
-    load::{self, Due, Holds, Rate},
+    load::{self, Holds, Rate},
     progress::Progress,
     report::{Form, Part, Plot, Series},
     system::System,
@@ -34,8 +34,6 @@ pub struct Options {
 
 /// Every second hold is cancelled: half the rate of the creations.
 const CANCEL_EVERY: u64 = 2;
-/// Holds stay held during the run.
-const FAR: Duration = Duration::from_secs(3_600);
 
 /// Measures.
 ///
@@ -44,8 +42,7 @@ const FAR: Duration = Duration::from_secs(3_600);
 /// If anything fails, or the auditor finds something.
 pub async fn run(options: &Options, scale: &Scale, progress: &Progress) -> anyhow::Result<Part> {
     let system = System::start(2, scale, progress).await?;
-    let holds =
-        Holds { accounts: system.accounts.clone(), payees: Payees::Any, due: Due::In(FAR, Duration::ZERO) };
+    let holds = Holds::far(&system.accounts, Payees::Any);
     let mut part = Part::default();
 
     let watch = progress.watch("one idle caller", options.idle);

@@ -128,7 +128,7 @@ pub async fn measure(
     due: Due,
     progress: &Progress,
 ) -> anyhow::Result<Lifecycles> {
-    let template = Holds { accounts: system.accounts.clone(), payees: Payees::Any, due };
+    let template = Holds { due, ..Holds::far(&system.accounts, Payees::Any) };
     let watch = progress.watch("lifecycles", holds);
     let meter = Meter::start(system).await?;
     let started = Timestamp::now();

@@ -23,7 +23,7 @@ use std::{
 use tcc_core::Timestamp;
 use tcc_proto::v1;
 use tokio::{task::LocalSet, time::Instant};
-use tonic::{Status, transport::Channel};
+use tonic::{Status, metadata::MetadataValue, transport::Channel};
 
 /// What a closed loop did.
 pub struct Closed {
@@ -46,7 +46,12 @@ pub struct Holds {
     pub payees: Payees,
     /// And when they fall due.
     pub due: Due,
+    /// Who asks for them.
+    pub caller: &'static str,
 }
+
+/// Holds that stay held fall due after this.
+const FAR: Duration = Duration::from_secs(3_600);
 
 /// When holds fall due.
 #[derive(Clone, Copy)]
@@ -58,6 +63,12 @@ pub enum Due {
 }
 
 impl Holds {
+    /// Holds that stay held during any run.
+    #[must_use]
+    pub fn far(accounts: &Accounts, payees: Payees) -> Self {
+        Self { accounts: accounts.clone(), payees, due: Due::In(FAR, Duration::ZERO), caller: "bench" }
+    }
+
     /// The next request.
     pub fn next(&self, chance: &mut Chance) -> v1::CreateHoldRequest {
         let mut jitter = |within: Duration| {
@@ -92,6 +103,32 @@ pub async fn closed(
     holds: &Holds,
     watch: &Watch,
 ) -> anyhow::Result<Closed> {
+    closed_until(fleet, callers, total, None, holds, watch).await
+}
+
+/// Creates holds with so many callers for so long.
+///
+/// # Errors
+///
+/// If one is not answered HELD.
+pub async fn closed_for(
+    fleet: &Fleet,
+    callers: u32,
+    lasts: Duration,
+    holds: &Holds,
+    watch: &Watch,
+) -> anyhow::Result<Closed> {
+    closed_until(fleet, callers, u64::MAX, Some(Instant::now() + lasts), holds, watch).await
+}
+
+async fn closed_until(
+    fleet: &Fleet,
+    callers: u32,
+    total: u64,
+    until: Option<Instant>,
+    holds: &Holds,
+    watch: &Watch,
+) -> anyhow::Result<Closed> {
     let left = Arc::new(AtomicU64::new(total));
     let started = Instant::now();
     let mut tasks = tokio::task::JoinSet::new();
@@ -101,11 +138,12 @@ pub async fn closed(
         tasks.spawn(async move {
             let mut chance = Chance::new(caller as u64 + 1);
             let mut answers = Vec::new();
-            while left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok()
-            {
+            let is_left =
+                || left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1));
+            while until.is_none_or(|until| Instant::now() < until) && is_left().is_ok() {
                 let request = holds.next(&mut chance);
                 let called = Instant::now();
-                create(&mut client, request).await?;
+                create(&mut client, request, holds.caller).await?;
                 let answered = Instant::now();
                 answers.push((answered - called, answered - started));
                 done.fetch_add(1, Ordering::Relaxed);
@@ -189,8 +227,9 @@ pub async fn open(fleet: &Fleet, rate: Rate, holds: &Holds, watch: &Watch) -> an
                     let cancels = rate.cancel_every > 0 && next.is_multiple_of(rate.cancel_every);
                     let (client, found, done) =
                         (fleet.holds(next as usize), Rc::clone(&sent), Arc::clone(&done));
+                    let caller = holds.caller;
                     tasks.spawn_local(async move {
-                        one(client, request, scheduled, cancels, &found).await;
+                        one(client, request, caller, scheduled, cancels, &found).await;
                         done.fetch_add(1, Ordering::Relaxed);
                     });
                     next += 1;
@@ -210,12 +249,13 @@ pub async fn open(fleet: &Fleet, rate: Rate, holds: &Holds, watch: &Watch) -> an
 async fn one(
     mut client: v1::hold_service_client::HoldServiceClient<Channel>,
     request: v1::CreateHoldRequest,
+    caller: &'static str,
     scheduled: Instant,
     cancels: bool,
     found: &RefCell<Open>,
 ) {
     let id = request.id.clone();
-    let created = create(&mut client, request).await;
+    let created = create(&mut client, request, caller).await;
     found.borrow_mut().count(created, scheduled, |open| &mut open.creates);
     if cancels {
         let scheduled = scheduled + CANCEL_AFTER;
@@ -246,7 +286,10 @@ impl Open {
 async fn create(
     client: &mut v1::hold_service_client::HoldServiceClient<Channel>,
     request: v1::CreateHoldRequest,
+    caller: &'static str,
 ) -> anyhow::Result<()> {
+    let mut request = tonic::Request::new(request);
+    request.metadata_mut().insert("tcc-caller", MetadataValue::from_static(caller));
     let response = client.create_hold(request).await.map_err(|status| told("creating a hold", &status))?;
     match response.into_inner().hold.map(|hold| hold.phase()) {
         // One that falls due at once may be answered a little later.

@@ -20,13 +20,17 @@ mod lateness;
 mod lifecycle;
 mod load;
 mod memory;
+mod outage;
 mod page;
+mod partitions;
+mod pinned;
 mod plot;
 mod processes;
 mod progress;
 mod report;
 mod shards;
 mod system;
+mod takeover;
 
 use crate::{progress::Progress, report::Report};
 use anyhow::bail;
@@ -91,6 +95,14 @@ enum Experiment {
     Memory(memory::Options),
     /// Bytes on disk per hold: P13.
     Disk(disk::Options),
+    /// Instances that are killed, stopped and told to leave, under load.
+    Takeover(takeover::Options),
+    /// A snapshot that is held open for minutes, under load.
+    Pinned(pinned::Options),
+    /// What ten million wake-ups cost, and dropping them.
+    Partitions(partitions::Options),
+    /// A shard that is down for minutes while its holds fall due.
+    Outage(outage::Options),
     /// P1 to P4, P8 and P12 in less than five minutes.
     Quick,
     /// Everything.
@@ -126,6 +138,9 @@ async fn run(cli: &Cli, progress: &Progress) -> anyhow::Result<String> {
         match measure(&experiment, &cli.scale, progress).await {
             Ok(part) => {
                 part.facts.iter().for_each(|fact| progress.say(&format!("   {fact}")));
+                if let Some(line) = &part.line {
+                    println!("{line}");
+                }
                 done.push((name, part.clone()));
                 report.put(name, part)?;
             }
@@ -150,9 +165,8 @@ fn experiments(asked: &Experiment) -> Vec<(&'static str, Experiment)> {
                 .into()
         }
         Experiment::All => {
-            ["lifecycle", "create", "admission", "burst", "lateness", "shards", "disk", "memory", "backlog"]
-                .map(command)
-                .into()
+            let all = "lifecycle create admission burst lateness shards disk memory backlog takeover pinned partitions outage";
+            all.split(' ').map(command).collect()
         }
         one => vec![(one.name(), one.clone())],
     }
@@ -178,6 +192,10 @@ impl Experiment {
             Self::Backlog(_) => "backlog",
             Self::Memory(_) => "memory",
             Self::Disk(_) => "disk",
+            Self::Takeover(_) => "takeover",
+            Self::Pinned(_) => "pinned",
+            Self::Partitions(_) => "partitions",
+            Self::Outage(_) => "outage",
             Self::Quick => "quick",
             Self::All => "all",
         }
@@ -202,6 +220,10 @@ async fn measure(
         Experiment::Backlog(options) => backlog::run(options, scale, progress).await,
         Experiment::Memory(options) => memory::run(options, scale, progress).await,
         Experiment::Disk(options) => disk::run(options, scale, progress).await,
+        Experiment::Takeover(options) => takeover::run(options, scale, progress).await,
+        Experiment::Pinned(options) => pinned::run(options, scale, progress).await,
+        Experiment::Partitions(options) => partitions::run(options, scale, progress).await,
+        Experiment::Outage(options) => outage::run(options, scale, progress).await,
         Experiment::Quick | Experiment::All => bail!("these consist of other experiments"),
     }
 }

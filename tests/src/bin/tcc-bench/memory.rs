@@ -46,11 +46,7 @@ pub async fn run(options: &Options, scale: &Scale, progress: &Progress) -> anyho
     let system = System::start(2, scale, progress).await?;
     let (empty, _) = system.tccd_memory()?;
     let first_due = from_now(PAUSE + Duration::from_secs(options.holds / SLOWEST));
-    let holds = Holds {
-        accounts: system.accounts.clone(),
-        payees: Payees::Any,
-        due: Due::Between(first_due, SPREAD),
-    };
+    let holds = Holds { due: Due::Between(first_due, SPREAD), ..Holds::far(&system.accounts, Payees::Any) };
     let watch = progress.watch("holds in the window", options.holds);
     let started = Timestamp::now();
     load::closed(&system.fleet, scale.callers, options.holds, &holds, &watch).await?;

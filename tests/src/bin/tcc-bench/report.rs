@@ -24,6 +24,9 @@ pub struct Part {
     pub facts: Vec<Fact>,
     /// What can be looked at.
     pub plots: Vec<Plot>,
+    /// What programs look for: `name: ok key=value …`, or `MISSED` instead of `ok`.
+    #[serde(default)]
+    pub line: Option<String>,
 }
 
 /// Something measured, for people.

@@ -16,6 +16,7 @@ use tcc_core::Timestamp;
 use tcc_proto::v1;
 use tcc_tests::process::Tccd;
 use tokio_postgres::{Client, NoTls};
+use uuid::Uuid;
 
 /// What the servers get beyond the settings of `tccd dev`, the baseline's too: memory like that of a server of its own.
 pub const SETTINGS: [&str; 1] = ["shared_buffers=1GB"];
@@ -38,6 +39,30 @@ pub struct System {
     pub sql: Client,
     /// To the shards' databases.
     pub shard_sql: Vec<Client>,
+}
+
+/// One more tccd on the same servers.
+pub struct Instance {
+    /// The process.
+    pub tccd: Tccd,
+    /// Connections to it, which open anew by themselves.
+    pub fleet: Fleet,
+}
+
+impl Instance {
+    /// How it is.
+    ///
+    /// # Errors
+    ///
+    /// If it does not answer.
+    pub async fn status(&self) -> anyhow::Result<v1::GetStatusResponse> {
+        status(&self.fleet).await
+    }
+}
+
+async fn status(fleet: &Fleet) -> anyhow::Result<v1::GetStatusResponse> {
+    let response = fleet.operator().get_status(v1::GetStatusRequest {}).await;
+    Ok(response.context("asking for the status")?.into_inner())
 }
 
 /// What became of the holds of a run.
@@ -113,8 +138,44 @@ impl System {
     ///
     /// If it does not answer.
     pub async fn status(&self) -> anyhow::Result<v1::GetStatusResponse> {
-        let response = self.fleet.operator().get_status(v1::GetStatusRequest {}).await;
-        Ok(response.context("asking for the status")?.into_inner())
+        status(&self.fleet).await
+    }
+
+    /// Starts one more tccd.
+    ///
+    /// # Errors
+    ///
+    /// If it does not start.
+    pub async fn join(&self) -> anyhow::Result<Instance> {
+        let tccd = Tccd::start(&self.servers.config("127.0.0.1:0")).await?;
+        let fleet = Fleet::connect(tccd.url(), self.connections).await?;
+        Ok(Instance { tccd, fleet })
+    }
+
+    /// The coordinator's server.
+    #[must_use]
+    pub fn coordinator(&self) -> &Cluster {
+        &self.servers.coordinator
+    }
+
+    /// Stops a shard's server without letting it finish.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be stopped.
+    pub fn crash_shard(&mut self, shard: usize) -> anyhow::Result<()> {
+        Ok(self.servers.shards[shard].crash()?)
+    }
+
+    /// Starts it again.
+    ///
+    /// # Errors
+    ///
+    /// If it does not start.
+    pub async fn launch_shard(&mut self, shard: usize) -> anyhow::Result<()> {
+        self.servers.shards[shard].launch()?;
+        self.shard_sql[shard] = connect(&self.servers.shards[shard]).await?;
+        Ok(())
     }
 
     /// Waits until every hold that falls due until `due_until` is final, then reads from the rows what became of those that
@@ -172,6 +233,51 @@ impl System {
             last: row.get(1),
             per_second: rows.iter().map(|row| (row.get(0), row.get(1))).collect(),
         })
+    }
+
+    /// When the last of the holds was paid that were created between two times.
+    ///
+    /// # Errors
+    ///
+    /// If the coordinator's database does not answer.
+    pub async fn last_paid(&self, since: Timestamp, before: Timestamp) -> anyhow::Result<Timestamp> {
+        let sql = "SELECT coalesce(max(settled_at), $1) FROM transaction WHERE phase = 4 AND created_at BETWEEN $1 AND $2";
+        Ok(self.sql.query_one(sql, &[&since, &before]).await?.get(0))
+    }
+
+    /// How many of these are not paid.
+    ///
+    /// # Errors
+    ///
+    /// If the coordinator's database does not answer.
+    pub async fn unpaid(&self, promised: &[Uuid]) -> anyhow::Result<usize> {
+        let mut unpaid = 0;
+        for ids in promised.chunks(10_000) {
+            let sql = "SELECT count(*) FROM transaction WHERE id = ANY ($1) AND phase = 4";
+            let paid: i64 = self.sql.query_one(sql, &[&ids]).await?.get(0);
+            unpaid += ids.len() - paid.unsigned_abs() as usize;
+        }
+        Ok(unpaid)
+    }
+
+    /// How late holds of some slots were paid that were there at a time and fell due within a while after it.
+    ///
+    /// # Errors
+    ///
+    /// If the coordinator's database does not answer.
+    pub async fn lateness_in(
+        &self,
+        slots: &[i16],
+        at: Timestamp,
+        within: Duration,
+        late: &mut Latency,
+    ) -> anyhow::Result<()> {
+        let sql = "SELECT (extract(epoch FROM settled_at - due_at) * 1000000)::int8 FROM transaction
+                   WHERE phase = 4 AND slot = ANY ($1) AND created_at <= $2 AND due_at BETWEEN $2 AND $3";
+        for row in self.sql.query(sql, &[&slots, &at, &(at + within)]).await? {
+            late.record_us(row.get::<_, i64>(0).max(0).unsigned_abs());
+        }
+        Ok(())
     }
 
     /// Of all holds that were created since then: how late each was paid, and how many were early.

@@ -1,0 +1,258 @@
+//! Three instances under load, of which one is killed, stopped or told to leave, again and again.
+//!
+//! What counts is how late the holds were that stood in its slots and fell due in the seconds after. Creations that it did not
+//! answer are repeated at another instance with the same id, as a careful client does. In the end every hold that was promised
+//! must be paid, and the auditor looks for what was paid twice.
+
+use crate::{
+    Scale,
+    fleet::{Chance, Fleet, Payees},
+    latency::Latency,
+    load::{Due, Holds},
+    progress::Progress,
+    report::{Form, Part, Plot, Series},
+    system::{Instance, System},
+};
+use anyhow::{Context as _, ensure};
+use std::{
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+use tcc_core::Timestamp;
+use tcc_proto::v1;
+use tokio::{task::JoinSet, time::Instant};
+use uuid::Uuid;
+
+/// How much is measured.
+#[derive(clap::Args, Clone)]
+pub struct Options {
+    /// How often an instance is killed or stopped, in turns.
+    #[arg(long, default_value_t = 20)]
+    pub rounds: u32,
+    /// How often an instance is told to leave.
+    #[arg(long, default_value_t = 5)]
+    pub drains: u32,
+    /// Creations per second.
+    #[arg(long, default_value_t = 3_000)]
+    pub rate: u32,
+}
+
+/// Holds fall due so soon after they were asked for, or up to so much later.
+const DUE: Due = Due::In(Duration::from_secs(1), Duration::from_secs(8));
+/// Holds that fall due within this after the event are looked at.
+const LOOKED_AT: Duration = Duration::from_secs(6);
+/// From the event until the instance comes back.
+const GONE: Duration = Duration::from_secs(9);
+/// A call that is not answered within this is made again elsewhere.
+const CALL: Duration = Duration::from_secs(2);
+/// So many calls may be under way before the rate is taken to be too high.
+const UNDER_WAY: usize = 30_000;
+/// In seconds, after a kill or a stop, and after a drain.
+const GOALS: [f64; 2] = [5.5, 1.0];
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Event {
+    Kill,
+    Stop,
+    Drain,
+}
+
+impl Event {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Kill => "kill -9",
+            Self::Stop => "SIGSTOP, SIGCONT",
+            Self::Drain => "SIGTERM",
+        }
+    }
+}
+
+/// Measures.
+///
+/// # Errors
+///
+/// If anything fails, or the auditor finds something.
+pub async fn run(options: &Options, scale: &Scale, progress: &Progress) -> anyhow::Result<Part> {
+    let system = System::start(2, scale, progress).await?;
+    let mut victims = [system.join().await?, system.join().await?];
+    balanced(&system, 3).await?;
+    let holds = Holds { due: DUE, ..Holds::far(&system.accounts, Payees::Any) };
+    let fleets = [system.fleet.clone(), victims[0].fleet.clone(), victims[1].fleet.clone()];
+    let started = Timestamp::now();
+    let ends = Arc::new(AtomicBool::new(false));
+    let load = tokio::spawn(feed(fleets, options.rate, holds.clone(), Arc::clone(&ends)));
+
+    let kinds = [Event::Kill, Event::Stop].into_iter().cycle().take(options.rounds as usize);
+    let events: Vec<Event> = kinds.chain((0..options.drains).map(|_| Event::Drain)).collect();
+    let watch = progress.watch("take-overs", events.len() as u64);
+    let mut measured = Vec::new();
+    for (round, event) in events.into_iter().enumerate() {
+        ensure!(!load.is_finished(), "the load has ended: {:?}", load.await);
+        // Until the holds of the time before are gone.
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        measured.push(one(&system, &mut victims[round % 2], event).await?);
+        watch.step();
+    }
+    drop(watch);
+    ends.store(true, Ordering::Relaxed);
+    let promised = load.await.context("the load's task died")??;
+    system.settle(started, holds.due_until(), |_| {}).await?;
+
+    let mut part = Part::default();
+    let mut worst = [0.0_f64; 2];
+    for event in [Event::Kill, Event::Stop, Event::Drain] {
+        let mut late = Latency::new();
+        for (_, at, slots) in measured.iter().filter(|(kind, ..)| *kind == event) {
+            system.lateness_in(slots, *at, LOOKED_AT, &mut late).await?;
+        }
+        part.fact(format!("lateness after {}", event.name()), late.summary());
+        let worst = &mut worst[usize::from(event == Event::Drain)];
+        *worst = worst.max(late.percentile_ms(99.0) / 1e3);
+        let series = Series { name: event.name().to_owned(), points: late.curve() };
+        match part.plots.first_mut() {
+            Some(plot) => plot.series.push(series),
+            None => part.plots.push(Plot {
+                title: "Lateness of an instance's holds after it was".into(),
+                x: "percentile".into(),
+                y: "milliseconds".into(),
+                form: Form::Percentiles,
+                series: vec![series],
+                bars: Vec::new(),
+            }),
+        }
+    }
+    let (_, early) = system.lateness(started).await?;
+    let unpaid = system.unpaid(&promised).await?;
+    part.fact("holds promised, not paid", format!("{}, {unpaid}", promised.len()));
+    system.audit(progress).await?;
+    let is_met = worst[0] <= GOALS[0] && worst[1] <= GOALS[1] && early == 0 && unpaid == 0;
+    part.line = Some(format!(
+        "takeover: {} events={} rate={} holds={} p99_after_kill_s={:.2} p99_after_drain_s={:.2} paid_twice=0 early={early} unpaid={unpaid}",
+        if is_met { "ok" } else { "MISSED" },
+        measured.len(),
+        options.rate,
+        promised.len(),
+        worst[0],
+        worst[1],
+    ));
+    Ok(part)
+}
+
+/// One event: when, and the slots that the instance served then.
+async fn one(
+    system: &System,
+    victim: &mut Instance,
+    event: Event,
+) -> anyhow::Result<(Event, Timestamp, Vec<i16>)> {
+    let id = Uuid::parse_str(&victim.status().await?.instance)?;
+    let slots = system.sql.query("SELECT slot FROM slot WHERE owner = $1", &[&id]).await?;
+    let slots: Vec<i16> = slots.iter().map(|row| row.get(0)).collect();
+    ensure!(!slots.is_empty(), "an instance serves no slot");
+    let at = Timestamp::now();
+    match event {
+        Event::Kill => victim.tccd.kill().await?,
+        Event::Stop => victim.tccd.signal("STOP").await?,
+        Event::Drain => {
+            victim.tccd.terminate(Duration::from_secs(60)).await?;
+        }
+    }
+    tokio::time::sleep(GONE).await;
+    match event {
+        Event::Stop => victim.tccd.signal("CONT").await?,
+        Event::Kill | Event::Drain => victim.tccd.restart().await?,
+    }
+    balanced(system, 3).await?;
+    Ok((event, at, slots))
+}
+
+/// Waits until so many instances share the slots.
+async fn balanced(system: &System, instances: i64) -> anyhow::Result<()> {
+    let until = Instant::now() + Duration::from_secs(60);
+    let sql = "SELECT count(*), max(slots) FROM (SELECT count(*) AS slots FROM slot WHERE owner IS NOT NULL GROUP BY owner) AS s";
+    loop {
+        let row = system.sql.query_one(sql, &[]).await?;
+        let (owners, most): (i64, Option<i64>) = (row.get(0), row.get(1));
+        if owners == instances && most == Some(86) {
+            return Ok(());
+        }
+        ensure!(Instant::now() < until, "{owners} instances share the slots, not {instances}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+/// Creates holds at a fixed rate, at any instance that answers, until told to stop. Answers the ids that were promised.
+async fn feed(
+    fleets: [Fleet; 3],
+    rate: u32,
+    holds: Holds,
+    ends: Arc<AtomicBool>,
+) -> anyhow::Result<Vec<Uuid>> {
+    // An instance that has not answered is left alone for a while.
+    let avoided = Arc::new(Mutex::new([Instant::now(); 3]));
+    let mut chance = Chance::new(11);
+    let mut tasks = JoinSet::new();
+    let mut promised = Vec::new();
+    let begin = Instant::now();
+    let mut ticks = tokio::time::interval(Duration::from_millis(1));
+    for next in 0_u64.. {
+        if ends.load(Ordering::Relaxed) {
+            break;
+        }
+        while begin + Duration::from_secs_f64(next as f64 / f64::from(rate)) > Instant::now() {
+            ticks.tick().await;
+        }
+        let (request, fleets, avoided) = (holds.next(&mut chance), fleets.clone(), Arc::clone(&avoided));
+        let first = chance.below(3);
+        tasks.spawn(async move { insist(&fleets, first, &avoided, request).await });
+        while let Some(done) = tasks.try_join_next() {
+            promised.push(done.context("a call's task died")??);
+        }
+        ensure!(tasks.len() < UNDER_WAY, "{rate} creations per second are too many");
+    }
+    while let Some(done) = tasks.join_next().await {
+        promised.push(done.context("a call's task died")??);
+    }
+    Ok(promised)
+}
+
+/// Creates one hold, with the same id until it is answered.
+async fn insist(
+    fleets: &[Fleet; 3],
+    first: usize,
+    avoided: &Mutex<[Instant; 3]>,
+    request: v1::CreateHoldRequest,
+) -> anyhow::Result<Uuid> {
+    let id = Uuid::parse_str(&request.id)?;
+    let mut last = String::new();
+    for attempt in first..first + 60 {
+        let now = Instant::now();
+        let is_avoided = |index: usize| avoided.lock().expect("no holder panics")[index] > now;
+        let Some(index) = (attempt..attempt + 3).map(|n| n % 3).find(|index| !is_avoided(*index)) else {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            continue;
+        };
+        let mut call = tonic::Request::new(request.clone());
+        call.set_timeout(CALL);
+        let answer =
+            tokio::time::timeout(CALL, fleets[index].holds(id.as_bytes()[14].into()).create_hold(call)).await;
+        match answer {
+            Ok(Ok(_)) => return Ok(id),
+            Ok(Err(status)) if status.code() == tonic::Code::ResourceExhausted => {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+            Ok(Err(status)) => {
+                last = status.message().to_owned();
+                avoided.lock().expect("no holder panics")[index] =
+                    Instant::now() + Duration::from_millis(500);
+            }
+            Err(_) => {
+                last = "no answer".into();
+                avoided.lock().expect("no holder panics")[index] = Instant::now() + CALL;
+            }
+        }
+    }
+    anyhow::bail!("hold {id} was refused by every instance for long: {last}")
+}
