@@ -54,11 +54,12 @@ impl Index {
 pub const WEEK: SignedDuration = SignedDuration::from_hours(7 * 24);
 
 impl Scheme {
-    /// Creates whatever is missing from `before` now to `after` it. Returns how many partitions were made.
+    /// Creates whatever is missing from `before` now to `after` it, in a transaction of its own, of which there is one at a time.
+    /// Returns how many partitions were made.
     ///
     /// # Errors
     ///
-    /// PostgreSQL's. What was made before stays; calling it again goes on.
+    /// PostgreSQL's. Then none was made.
     pub async fn create<C: GenericClient>(
         &self,
         client: &C,
@@ -66,6 +67,20 @@ impl Scheme {
         before: SignedDuration,
         after: SignedDuration,
     ) -> Result<usize, tokio_postgres::Error> {
+        client.batch_execute("BEGIN").await?;
+        let made = self.create_missing(client, now, before, after).await;
+        client.batch_execute(if made.is_ok() { "COMMIT" } else { "ROLLBACK" }).await?;
+        made
+    }
+
+    async fn create_missing<C: GenericClient>(
+        &self,
+        client: &C,
+        now: Timestamp,
+        before: SignedDuration,
+        after: SignedDuration,
+    ) -> Result<usize, tokio_postgres::Error> {
+        client.execute("SELECT pg_advisory_xact_lock(hashtext($1))", &[&self.parent]).await?;
         let rows = client
             .query(
                 "-- partitions_of

@@ -36,8 +36,27 @@ impl Entry {
     }
 }
 
-/// Slots and times: up to where each of them is read, or from where on.
-pub type Parts = Vec<(u8, i64)>;
+/// A part of the table: what is due in one slot from a time on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Part {
+    /// Which slot.
+    pub slot: u8,
+    /// From when on.
+    pub from_us: i64,
+    /// Which time it was that the slot was claimed: it may be lost and claimed again during a read.
+    claim: u64,
+}
+
+impl Part {
+    /// A part of a slot that another instance serves.
+    #[must_use]
+    pub fn foreign(slot: u8, from_us: i64) -> Self {
+        Self { slot, from_us, claim: 0 }
+    }
+}
+
+/// What one read is to read.
+pub type Parts = Vec<Part>;
 
 /// The ring itself. `Timers` is the shared handle.
 #[derive(Debug)]
@@ -49,6 +68,8 @@ pub struct Ring {
     guests_until_us: i64,
     /// The slot that the next transaction gets.
     next_slot: u8,
+    /// How often a slot was claimed.
+    claims: u64,
     missed: u64,
     settled: u64,
 }
@@ -57,6 +78,8 @@ pub struct Ring {
 struct Slot {
     /// How often it has changed hands.
     epoch: i64,
+    /// Which claim of this ring it was.
+    claim: u64,
     /// Whatever is due before it and was committed before is being read, or has been.
     loading_until_us: i64,
     /// Windows before it were read once more.
@@ -102,6 +125,7 @@ impl Ring {
             slots: (0..SLOTS).map(|_| None).collect(),
             guests_until_us: i64::MIN,
             next_slot: 0,
+            claims: 0,
             missed: 0,
             settled: 0,
         }
@@ -110,8 +134,10 @@ impl Ring {
     /// Serves a slot from now on, from its watermark.
     pub fn claim(&mut self, slot: u8, epoch: i64, watermark_us: i64, now_us: i64) {
         let from_us = floor(watermark_us);
+        self.claims += 1;
         self.slots[usize::from(slot)] = Some(Slot {
             epoch,
+            claim: self.claims,
             loading_until_us: from_us,
             verified_until_us: from_us,
             closed_until_us: from_us,
@@ -164,7 +190,7 @@ impl Ring {
         let mut parts = Parts::new();
         for (slot, number) in self.slots.iter_mut().zip(0..=u8::MAX) {
             if let Some(slot) = slot.as_mut().filter(|slot| slot.loading_until_us < until_us) {
-                parts.push((number, slot.loading_until_us));
+                parts.push(Part { slot: number, from_us: slot.loading_until_us, claim: slot.claim });
                 slot.loading_until_us = until_us;
             }
         }
@@ -173,9 +199,9 @@ impl Ring {
 
     /// The announced read failed: what it was to read is to be read again.
     pub fn take_back(&mut self, parts: &Parts) {
-        for (number, from_us) in parts {
-            if let Some(slot) = &mut self.slots[usize::from(*number)] {
-                slot.loading_until_us = slot.loading_until_us.min(*from_us);
+        for part in parts {
+            if let Some(slot) = &mut self.slots[usize::from(part.slot)] {
+                slot.loading_until_us = slot.loading_until_us.min(part.from_us);
             }
         }
     }
@@ -290,18 +316,21 @@ impl Ring {
         let from_us = served().map(|(slot, _)| slot.verified_until_us).min().unwrap_or(until_us);
         let until_us = floor(until_us.min(from_us + most_us));
         let is_loaded = |slot: &Slot| slot.verified_until_us < until_us && until_us <= slot.loading_until_us;
-        let parts = served()
-            .filter(|(slot, _)| is_loaded(slot))
-            .map(|(slot, number)| (number, slot.verified_until_us));
-        (parts.collect(), until_us)
+        let part = |(slot, number): (&Slot, u8)| Part {
+            slot: number,
+            from_us: slot.verified_until_us,
+            claim: slot.claim,
+        };
+        (served().filter(|(slot, _)| is_loaded(slot)).map(part).collect(), until_us)
     }
 
     /// These were read once more up to `until_us`, and nothing can come behind that.
     pub fn verified(&mut self, parts: &Parts, until_us: i64) {
-        for (number, from_us) in parts {
-            let slot = &mut self.slots[usize::from(*number)];
+        for part in parts {
             // It may have changed hands, or the clock may have gone back.
-            if let Some(slot) = slot.as_mut().filter(|slot| slot.verified_until_us == *from_us) {
+            let is_same =
+                |slot: &&mut Slot| slot.claim == part.claim && slot.verified_until_us == part.from_us;
+            if let Some(slot) = self.slots[usize::from(part.slot)].as_mut().filter(is_same) {
                 slot.verified_until_us = until_us;
             }
         }
@@ -503,7 +532,8 @@ mod tests {
         let (parts, _) = ring.announce(20_000_000, 0, FULL).unwrap();
         ring.take_back(&parts);
 
-        assert_eq!(ring.announce(20_000_000, 0, FULL), Some((vec![(HERE.slot, 10_000_000)], 20_000_000)));
+        assert_eq!(parts[0].from_us, 10_000_000);
+        assert_eq!(ring.announce(20_000_000, 0, FULL), Some((parts, 20_000_000)));
         assert_eq!(ring.announce(20_000_000, 1, FULL), None, "less than is worth a read");
     }
 
@@ -646,6 +676,17 @@ mod tests {
         ring.add(entry(WINDOW_US + 6_000_000, 2), Pass::Ahead);
 
         assert_eq!(ring.take(WINDOW_US, 10), [entry(WINDOW_US + 4_000_000, 1)]);
+    }
+
+    #[test]
+    fn a_read_from_before_a_slot_was_lost_and_claimed_again_closes_nothing() {
+        let mut ring = loaded(FULL);
+        let (parts, until_us) = ring.to_verify(WINDOW_US, FULL);
+        ring.release(&[HERE.slot], 0);
+        ring.claim(HERE.slot, 3, 0, -FULL);
+        ring.verified(&parts, until_us);
+
+        assert_eq!(ring.close(), []);
     }
 
     #[test]

@@ -4,7 +4,7 @@ use super::{
     Clock, Entry, Timers,
     clock::timestamp,
     leases::Hung,
-    ring::{Parts, Pass, Ring, WINDOW_US},
+    ring::{Part, Parts, Pass, Ring, WINDOW_US},
 };
 use crate::store::Place;
 use futures::{StreamExt as _, pin_mut};
@@ -216,9 +216,9 @@ impl Scheduler {
         self.swept.retain(|slot, _| hung.contains_key(slot));
         let parts: Parts = hung
             .into_iter()
-            .map(|(slot, from_us)| (slot, *self.swept.get(&slot).unwrap_or(&from_us)))
+            .map(|(slot, from_us)| Part::foreign(slot, *self.swept.get(&slot).unwrap_or(&from_us)))
             .collect();
-        let Some(from_us) = parts.iter().map(|(_, from_us)| *from_us).min() else { return Ok(()) };
+        let Some(from_us) = parts.iter().map(|part| part.from_us).min() else { return Ok(()) };
         let now_us = self.clock.now_us();
         let until_us = now_us.min(from_us + WINDOW_US);
         if until_us - from_us < WINDOW_US / 10 {
@@ -228,7 +228,7 @@ impl Scheduler {
             timers.change(|ring| entries.into_iter().for_each(|entry| ring.put(entry, now_us)));
         })
         .await?;
-        self.swept.extend(parts.iter().map(|(slot, from_us)| (*slot, until_us.max(*from_us))));
+        self.swept.extend(parts.iter().map(|part| (part.slot, until_us.max(part.from_us))));
         Ok(())
     }
 
@@ -249,8 +249,8 @@ impl Scheduler {
         until_us: i64,
         take: impl Fn(&Timers, Vec<Entry>),
     ) -> Result<(), Failure> {
-        let slots: Vec<i16> = parts.iter().map(|(slot, _)| i16::from(*slot)).collect();
-        let from: Vec<Timestamp> = parts.iter().map(|(_, from_us)| timestamp(*from_us)).collect();
+        let slots: Vec<i16> = parts.iter().map(|part| i16::from(part.slot)).collect();
+        let from: Vec<Timestamp> = parts.iter().map(|part| timestamp(part.from_us)).collect();
         let (Some(lowest), until) = (from.iter().min(), timestamp(until_us)) else { return Ok(()) };
         let statement = self.session.statement(READ)?;
         let parameters: [&(dyn tokio_postgres::types::ToSql + Sync); 4] = [&slots, &from, lowest, &until];
