@@ -260,6 +260,37 @@ async fn two_processes_that_meet_at_one_account_again_and_again_lose_no_posting(
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_somebody_else_holds_is_left_out_and_its_neighbours_are_done() {
+    let ledger = Ledger::start().await;
+    let held = hold(1);
+    assert_eq!(ledger.ask(Try, &held, DEBIT).await, Outcome::Done);
+    let locker = tcc_tests::connect(&ledger.url).await;
+    locker.batch_execute("BEGIN; SELECT FROM account WHERE id = 'bob' FOR UPDATE").await.unwrap();
+
+    let others: Vec<_> = (1..=50).map(hold).collect();
+    let credit = hold_to("bob", 5);
+    assert_eq!(ledger.ask(Try, &credit, CREDIT).await, Outcome::Done, "a Try of a credit changes no account");
+    let (confirmed, tried) = tokio::join!(
+        ledger.ask(Confirm, &credit, CREDIT),
+        futures::future::join_all(others.iter().map(|hold| ledger.ask(Try, hold, DEBIT)))
+    );
+
+    assert!(matches!(&confirmed, Outcome::Unknown(why) if why.contains("held")), "{confirmed:?}");
+    assert!(tried.iter().all(|answer| *answer == Outcome::Done), "{tried:?}");
+    locker.batch_execute("COMMIT").await.unwrap();
+    assert_eq!(ledger.ask(Confirm, &credit, CREDIT).await, Outcome::Done);
+    locker
+        .batch_execute(&format!("BEGIN; SELECT FROM branch WHERE transaction_id = '{}' FOR UPDATE", held.id))
+        .await
+        .unwrap();
+    let kept = ledger.ask(Cancel, &held, DEBIT).await;
+    assert!(matches!(&kept, Outcome::Unknown(why) if why.contains("held")), "{kept:?}");
+    locker.batch_execute("COMMIT").await.unwrap();
+    assert_eq!(ledger.ask(Cancel, &held, DEBIT).await, Outcome::Done);
+    ledger.books_are_clean().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_row_that_the_database_rejects_hurts_nobody_but_itself() {
     let ledger = Ledger::start().await;
     let sql = tcc_tests::connect(&ledger.url).await;

@@ -92,6 +92,8 @@ pub enum Answer {
     Issued(Outcome, Option<Account>),
     /// The operation cannot be done here: the account belongs to another shard, or the books contradict themselves.
     Broken(String),
+    /// Somebody else has held a row that the operation needs for long. It was not done; do it again later.
+    LeftOut,
 }
 
 /// A line of the journal.

@@ -7,13 +7,15 @@
 //!
 //! **With locks,** in an order that is the same for everybody, each in its own statement: existing fences by (transaction,
 //! branch), then accounts by id. Then [`Books`] decides in memory, and what changed is written, guarded all the same.
-//! Reading fences without locking them would let a Cancel and a Confirm both win.
+//! Reading fences without locking them would let a Cancel and a Confirm both win. If somebody else holds a row for longer
+//! than a lock is waited for (an instance that was stopped in the middle, a person at a prompt), the operations that need
+//! it are left out, here and in the next batches, and the others are done.
 //!
 //! Either way each guard counts its rows in its own statement, so that the COMMIT follows without a round trip: if a row is
 //! missing, it is a ROLLBACK. Existing fences are locked first, then accounts, then absent fences are inserted, each in the
-//! order of their keys; a duplicate key means that somebody else came first. And every answer, "done again" included, is given by a transaction that wrote or
-//! locked the fence and committed: a bare read may show a commit that a synchronous standby does not have yet and that a
-//! failover would lose.
+//! order of their keys; a duplicate key means that somebody else came first. And every answer, "done again" included, is
+//! given by a transaction that wrote or locked the fence and committed: a bare read may show a commit that a synchronous
+//! standby does not have yet and that a failover would lose.
 
 use crate::books::{
     Account, AccountState, Answer, Books, Fence, FenceKey, ISSUE, NewFence, Op, Posting, Writes,
@@ -31,21 +33,41 @@ use tcc_participant::{
 use tokio_postgres::{Config, Row, types::ToSql};
 use uuid::Uuid;
 
-const LOCK_FENCES: &str = "\
+macro_rules! lock_fences {
+    () => {
+        "\
 -- lock_fences
 SELECT b.transaction_id, b.branch, b.state, b.refusal, b.descriptor, b.role, b.account, b.amount
 FROM unnest($1::uuid[]) AS i (id)
 JOIN branch b ON b.transaction_id = i.id
 ORDER BY b.transaction_id, b.branch
-FOR NO KEY UPDATE OF b";
+FOR NO KEY UPDATE OF b"
+    };
+}
+const LOCK_FENCES: &str = lock_fences!();
+const LOCK_FREE_FENCES: &str = concat!(lock_fences!(), " SKIP LOCKED");
 
-const LOCK_ACCOUNTS: &str = "\
+const ALL_FENCES: &str = "\
+-- all_fences
+SELECT b.transaction_id, b.branch FROM unnest($1::uuid[]) AS i (id) JOIN branch b ON b.transaction_id = i.id";
+
+macro_rules! lock_accounts {
+    () => {
+        "\
 -- lock_accounts
 SELECT id, currency, available, held, state, version, posted_at, created_at
 FROM account
 WHERE id = ANY ($1::text[])
 ORDER BY id
-FOR NO KEY UPDATE";
+FOR NO KEY UPDATE"
+    };
+}
+const LOCK_ACCOUNTS: &str = lock_accounts!();
+const LOCK_FREE_ACCOUNTS: &str = concat!(lock_accounts!(), " SKIP LOCKED");
+
+const ALL_ACCOUNTS: &str = "\
+-- all_accounts
+SELECT id FROM account WHERE id = ANY ($1::text[])";
 
 /// Without a lock: the version and the state that are read guard the write.
 const READ_ACCOUNTS: &str = "\
@@ -122,6 +144,8 @@ pub struct ShardExecutor {
     buckets: Arc<HashSet<u16>>,
     /// How many batches are still to be done with locks.
     with_locks: u32,
+    /// Whether those leave out what somebody else holds.
+    leaves_out: bool,
 }
 
 /// After a batch that was not as usual, so many are done with locks: what makes one unusual seldom comes alone.
@@ -132,7 +156,7 @@ impl ShardExecutor {
     #[must_use]
     pub fn new(name: &str, config: &Config, buckets: Arc<HashSet<u16>>) -> Self {
         let session = Session::new(config, "tcc-shard", Plans::Generic);
-        Self { session, name: name.to_owned(), buckets, with_locks: 0 }
+        Self { session, name: name.to_owned(), buckets, with_locks: 0, leaves_out: false }
     }
 
     /// Makes sure that the database is this shard: a url that points elsewhere would answer a Cancel with a tombstone, and
@@ -169,9 +193,15 @@ impl ShardExecutor {
         Ok(Some(answers))
     }
 
+    /// Does a batch with locks. What somebody else holds is waited for, or what needs it is left out.
     async fn with_locks(&mut self, ops: &[Op]) -> Result<Vec<Answer>, Failure> {
-        let mut books = self.lock(ops).await?;
-        let answers = ops.iter().map(|op| books.decide(op)).collect();
+        let (mut books, held) = if self.leaves_out {
+            self.lock_free(ops).await?
+        } else {
+            (self.lock(ops).await?, Held::default())
+        };
+        let answer = |op| if held.concerns(op) { Answer::LeftOut } else { books.decide(op) };
+        let answers = ops.iter().map(answer).collect();
         self.write(books.into_writes()).await?;
         self.session.settle()?;
         Ok(answers)
@@ -233,6 +263,37 @@ impl ShardExecutor {
         begun.map_err(|e| sort(&e))?;
         let (fences, accounts) = (fences.map_err(|e| sort(&e))?, accounts.map_err(|e| sort(&e))?);
         self.books(clock.map_err(|e| sort(&e))?.get(0), &fences, &accounts)
+    }
+
+    /// As [`Self::lock`], but for what somebody else holds, which it answers, too.
+    async fn lock_free(&self, ops: &[Op]) -> Result<(Books, Held), Failure> {
+        let (ids, accounts) = touched(ops);
+        let client = self.session.client()?;
+        let statement = |sql| self.session.statement(sql);
+        let (by_id, by_account): ([Parameter<'_>; 1], [Parameter<'_>; 1]) = ([&ids], [&accounts]);
+        let rows = join4(
+            client.query(statement(LOCK_FREE_FENCES)?, &by_id),
+            client.query(statement(LOCK_FREE_ACCOUNTS)?, &by_account),
+            client.query(statement(ALL_FENCES)?, &by_id),
+            client.query(statement(ALL_ACCOUNTS)?, &by_account),
+        );
+        let clock = client.query_one(statement(CLOCK)?, &[]);
+        let (begun, (fences, accounts, all_fences, all_accounts), clock) =
+            join3(client.batch_execute(BEGIN), rows, clock).await;
+        begun.map_err(|e| sort(&e))?;
+        let rows = |rows: Result<Vec<Row>, _>| rows.map_err(|e| sort(&e));
+        let (fences, accounts) = (rows(fences)?, rows(accounts)?);
+        let mut held = Held {
+            fences: rows(all_fences)?.iter().map(key_of).collect(),
+            accounts: rows(all_accounts)?.iter().map(|row| row.get("id")).collect(),
+        };
+        for row in &fences {
+            held.fences.remove(&key_of(row));
+        }
+        for row in &accounts {
+            held.accounts.remove(row.get::<_, &str>("id"));
+        }
+        Ok((self.books(clock.map_err(|e| sort(&e))?.get(0), &fences, &accounts)?, held))
     }
 
     /// Writes and commits, in one round trip.
@@ -337,12 +398,16 @@ impl ShardExecutor {
 /// A parameter of a statement: mostly an array, one element for each row.
 type Parameter<'a> = &'a (dyn ToSql + Sync);
 
-const STATEMENTS: [&str; 11] = [
+const STATEMENTS: [&str; 15] = [
     IDENTIFY,
     TAKE_FENCES,
     READ_ACCOUNTS,
     LOCK_FENCES,
     LOCK_ACCOUNTS,
+    LOCK_FREE_FENCES,
+    LOCK_FREE_ACCOUNTS,
+    ALL_FENCES,
+    ALL_ACCOUNTS,
     CLOCK,
     INSERT_FENCES,
     MOVE_FENCES,
@@ -372,18 +437,53 @@ impl Executor for ShardExecutor {
             match self.usually(ops, &moves).await {
                 Ok(Some(answers)) => return Ok(answers),
                 Err(Failure::Disconnected(why)) => return Err(Failure::Disconnected(why)),
+                Err(Failure::Locked(_)) => self.leaves_out = true,
                 Ok(None) | Err(Failure::Conflict(_) | Failure::Rejected(_)) => {}
             }
             self.roll_back().await?;
             self.with_locks = WITH_LOCKS;
         }
         self.with_locks = self.with_locks.saturating_sub(1);
-        let result = self.with_locks(ops).await;
-        if let Err(Failure::Conflict(_) | Failure::Rejected(_)) = result {
-            self.roll_back().await?;
+        loop {
+            match self.with_locks(ops).await {
+                Ok(answers) => {
+                    self.leaves_out &= self.with_locks > 0;
+                    return Ok(answers);
+                }
+                Err(Failure::Disconnected(why)) => return Err(Failure::Disconnected(why)),
+                Err(failure) => {
+                    self.roll_back().await?;
+                    if self.leaves_out || !matches!(failure, Failure::Locked(_)) {
+                        return Err(failure);
+                    }
+                    (self.leaves_out, self.with_locks) = (true, WITH_LOCKS);
+                }
+            }
         }
-        result
     }
+}
+
+/// What somebody else holds.
+#[derive(Default)]
+struct Held {
+    fences: HashSet<(Uuid, i16)>,
+    accounts: HashSet<String>,
+}
+
+impl Held {
+    /// Whether an operation needs any of it.
+    fn concerns(&self, op: &Op) -> bool {
+        if self.fences.is_empty() && self.accounts.is_empty() {
+            return false;
+        }
+        let (ids, accounts) = touched(std::slice::from_ref(op));
+        accounts.iter().any(|account| self.accounts.contains(*account))
+            || self.fences.iter().any(|(id, _)| ids.contains(id))
+    }
+}
+
+fn key_of(row: &Row) -> (Uuid, i16) {
+    (row.get("transaction_id"), row.get("branch"))
 }
 
 /// Fences that are taken to be `tried`, and the state to which an operation is taken to move each.

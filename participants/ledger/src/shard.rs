@@ -105,6 +105,7 @@ impl Shard {
     pub async fn open(&self, id: AccountId, currency: Currency) -> Result<Account, ShardError> {
         match self.operations.call(Op::Open(id, currency)).await? {
             Answer::Account(account) => Ok(account),
+            Answer::LeftOut => Err(self.left_out()),
             other => Err(self.broken(other)),
         }
     }
@@ -120,6 +121,7 @@ impl Shard {
     ) -> Result<(Outcome, Option<Account>), ShardError> {
         match self.operations.call(Op::Issue(transaction)).await? {
             Answer::Issued(outcome, account) => Ok((outcome, account)),
+            Answer::LeftOut => Err(self.left_out()),
             other => Err(self.broken(other)),
         }
     }
@@ -195,6 +197,11 @@ impl Shard {
         ReadError::Unreachable { shard: self.name.to_string(), cause }
     }
 
+    fn left_out(&self) -> ShardError {
+        let why = "somebody else has held a row that it needs for long".to_owned();
+        Unknown { target: Arc::clone(&self.name), why, is_rejected: false }.into()
+    }
+
     fn broken(&self, answer: Answer) -> ShardError {
         let why = match answer {
             Answer::Broken(why) => why,
@@ -217,6 +224,7 @@ impl Participant for Shard {
         Box::pin(async move {
             match self.operations.call(Op::Call(call)).await {
                 Ok(Answer::Outcomes(outcomes)) => outcomes,
+                Ok(Answer::LeftOut) => vec![Outcome::Unknown(self.left_out().to_string())],
                 Ok(other) => vec![Outcome::Failed(self.broken(other).to_string())],
                 Err(unknown) if unknown.is_rejected => vec![Outcome::Failed(unknown.to_string())],
                 Err(unknown) => vec![Outcome::Unknown(unknown.to_string())],

@@ -54,6 +54,9 @@ pub enum Failure {
     /// The server does not take it. The batch did not happen; it is split.
     #[error("{0}")]
     Rejected(String),
+    /// Somebody else holds a lock that it needs, for long. The batch did not happen; it is split.
+    #[error("{0}")]
+    Locked(String),
 }
 
 /// What a caller gets instead of an answer.
@@ -301,13 +304,15 @@ impl<E: Executor> Worker<E> {
                     }
                     return false;
                 }
-                Err(Failure::Conflict(why) | Failure::Rejected(why)) if items.len() == 1 => {
+                Err(Failure::Conflict(why) | Failure::Rejected(why) | Failure::Locked(why))
+                    if items.len() == 1 =>
+                {
                     tracing::warn!(target_name = &*self.name, why, "an item cannot be done");
                     for answer in answers {
                         let _ = answer.send(Err(self.unknown(&why, true)));
                     }
                 }
-                Err(Failure::Conflict(_) | Failure::Rejected(_)) => {
+                Err(Failure::Conflict(_) | Failure::Rejected(_) | Failure::Locked(_)) => {
                     let mut left: Vec<_> =
                         items.into_iter().zip(answers).map(|(item, answer)| Job { item, answer }).collect();
                     let right = left.split_off(left.len() / 2);

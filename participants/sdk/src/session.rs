@@ -3,7 +3,7 @@
 //! PostgreSQL can answer a COMMIT with success and a warning that the synchronous standby does not have it (SQLSTATE
 //! 01000); tokio-postgres drops such notices. A session reads them: after one, [`Session::settle`] says that the outcome
 //! is unknown. It sends no cancel requests, since one that meets a COMMIT produces exactly that warning. Whatever goes
-//! wrong is sorted into the three [`Failure`]s that a batch can have.
+//! wrong is sorted into the [`Failure`]s that a batch can have.
 
 use crate::batch::Failure;
 use std::{
@@ -105,7 +105,8 @@ impl Session {
                  SET jit = off;
                  SET lock_timeout = '500ms';
                  SET statement_timeout = '8s';
-                 SET idle_in_transaction_session_timeout = '20s'"
+                 -- A process that was stopped in the middle must not keep its locks for long.
+                 SET idle_in_transaction_session_timeout = '3s'"
             ))
             .await
             .map_err(|e| sort(&e))?;
@@ -193,6 +194,7 @@ pub fn sort(error: &tokio_postgres::Error) -> Failure {
             Failure::Conflict(text)
         }
         code if *code == SqlState::QUERY_CANCELED => Failure::Rejected(text),
+        code if *code == SqlState::LOCK_NOT_AVAILABLE => Failure::Locked(text),
         // A read-only server was the primary once: connect anew, and find the one that is.
         code if *code == SqlState::READ_ONLY_SQL_TRANSACTION => Failure::Disconnected(text),
         // Connection, resources, operator intervention, the system itself. A damaged row (XX) is its item's own.
