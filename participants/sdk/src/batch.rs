@@ -304,9 +304,12 @@ impl<E: Executor> Worker<E> {
                     }
                     return false;
                 }
-                Err(Failure::Conflict(why) | Failure::Rejected(why) | Failure::Locked(why))
-                    if items.len() == 1 =>
-                {
+                Err(Failure::Locked(why)) if items.len() == 1 => {
+                    for answer in answers {
+                        let _ = answer.send(Err(self.unknown(&why, false)));
+                    }
+                }
+                Err(Failure::Conflict(why) | Failure::Rejected(why)) if items.len() == 1 => {
                     tracing::warn!(target_name = &*self.name, why, "an item cannot be done");
                     for answer in answers {
                         let _ = answer.send(Err(self.unknown(&why, true)));

@@ -19,6 +19,8 @@ use tokio::sync::Notify;
 const INSIDE: usize = 2_048;
 /// When a participant has been gone for so long, what waits for it is armed again.
 const REARM_AFTER: Duration = Duration::from_secs(5);
+/// How often that is done.
+pub(super) const REARM_EVERY: Duration = Duration::from_millis(250);
 /// So many that are armed again stay in memory. Further ones come back at their time only.
 const REMEMBERED: usize = 1_000_000;
 
@@ -39,6 +41,8 @@ struct Gate {
     rearmed: Lanes,
     rearmed_ids: HashSet<TransactionId>,
     gone_since: Option<Instant>,
+    /// When wake-ups were armed again last.
+    rearmed_at: Option<Instant>,
 }
 
 /// A life's way through its gates. They are free again when it is dropped.
@@ -86,15 +90,19 @@ impl Gates {
         self.gate(index).waiting.push(entry);
     }
 
-    /// Returns when there is room at a participant, or none is reachable.
+    /// Returns when there is room at a participant, or none is reachable; and not while very many wait.
     pub(super) async fn room(&self, is_reachable: impl Fn(usize) -> bool) {
         loop {
             let left = self.left.notified();
+            let waiting: usize = (0..self.all.len()).map(|index| self.gate(index).waiting.len()).sum();
             let mut reachable = (0..self.all.len()).filter(|index| is_reachable(*index)).peekable();
-            if reachable.peek().is_none() || reachable.any(|index| self.gate(index).inside < INSIDE) {
+            let has_room =
+                reachable.peek().is_none() || reachable.any(|index| self.gate(index).inside < INSIDE);
+            if has_room && waiting < REMEMBERED {
                 return;
             }
-            left.await;
+            // What is armed again makes room, too, and tells nobody.
+            let _ = tokio::time::timeout(Duration::from_millis(250), left).await;
         }
     }
 
@@ -133,11 +141,17 @@ impl Gates {
     ) -> Option<(Vec<Entry>, Duration, usize)> {
         let mut gate = self.gate(index);
         let gone_for = gate.gone_since.get_or_insert_with(Instant::now).elapsed();
-        if gone_for < REARM_AFTER || gate.waiting.is_empty() {
+        let is_too_soon = gate.rearmed_at.is_some_and(|at| at.elapsed() < REARM_EVERY);
+        if gone_for < REARM_AFTER || is_too_soon || gate.waiting.is_empty() {
             return None;
         }
+        gate.rearmed_at = Some(Instant::now());
         let waiting = gate.waiting.len() + gate.rearmed.len();
-        Some((gate.waiting.turn(now_us, limit), gone_for, waiting))
+        let mut entries = Vec::new();
+        while entries.len() < limit && !gate.waiting.is_empty() {
+            entries.extend(gate.waiting.turn(now_us, limit - entries.len()));
+        }
+        Some((entries, gone_for, waiting))
     }
 
     /// A wake-up is armed again.

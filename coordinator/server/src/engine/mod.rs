@@ -22,7 +22,7 @@ use crate::{
     },
 };
 use futures::future::join_all;
-use gates::{Gates, Pass};
+use gates::{Gates, Pass, REARM_EVERY};
 use std::{
     collections::HashMap,
     sync::{
@@ -40,8 +40,8 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 const CREATIONS: usize = 4_096;
 /// How many wake-ups may be on their way from the ring to the gates at a time. The rest of what is due waits in the ring.
 const LOOKS: usize = 4_096;
-/// How often what waits for a participant is armed again while that is gone, and how many at a time.
-const REARM: (Duration, usize) = (Duration::from_millis(250), 250);
+/// So many of those who wait for a participant that is gone are armed again at a time.
+const REARM: usize = 250;
 /// What is armed again comes back after this, and later if there is so much that it would be more than so many per second.
 const REARM_DELAY: (Duration, u32) = (Duration::from_secs(60), 500);
 /// Work that has been failing for this long is shown as stuck.
@@ -292,11 +292,14 @@ impl Engine {
                         self.look_with(entry, Some(pass)).await;
                     }
                 } else {
-                    self.rearm(index).await;
+                    let to_rearm = self.gates.to_rearm(index, self.clock.now_us(), REARM);
+                    if let Some((entries, gone_for, waiting)) = to_rearm {
+                        self.spawn(Arc::clone(&self).rearm(index, entries, gone_for, waiting));
+                    }
                 }
             }
             tokio::select! {
-                () = tokio::time::sleep(REARM.0) => {}
+                () = tokio::time::sleep(REARM_EVERY) => {}
                 () = self.gates.next() => {}
                 () = stop.cancelled() => {}
             }
@@ -312,10 +315,19 @@ impl Engine {
         self.spawn(Arc::clone(self).wake(entry, active, permit, reserved));
     }
 
-    /// Arms some of those again who wait for a participant that has been gone for long. They stay where they wait.
-    async fn rearm(&self, index: usize) {
-        let to_rearm = self.gates.to_rearm(index, self.clock.now_us(), REARM.1);
-        let Some((entries, gone_for, waiting)) = to_rearm else { return };
+    /// Arms some of those again who wait for a participant that has been gone for long. They stay where they wait, but for
+    /// those that another instance serves by now.
+    async fn rearm(
+        self: Arc<Self>,
+        index: usize,
+        mut entries: Vec<Entry>,
+        gone_for: Duration,
+        waiting: usize,
+    ) {
+        {
+            let ring = self.timers.lock();
+            entries.retain(|entry| ring.serves(entry.place.slot));
+        }
         let attention = if gone_for >= STUCK_AFTER { Attention::Stuck } else { Attention::Retrying };
         let delay = REARM_DELAY.0 + Duration::from_secs(waiting as u64) / REARM_DELAY.1;
         let error = format!("{} is not reachable", self.participants.name(index));

@@ -18,6 +18,9 @@ const OLD_US: i64 = 20_000_000;
 /// How many wake-ups are taken from the ring at a time.
 const TAKE: usize = 4_096;
 
+/// With so many waiting no more are taken from the ring.
+const WAITING: usize = 1_000_000;
+
 /// Wake-ups that are due and wait their turn.
 #[derive(Debug, Default)]
 pub struct Lanes {
@@ -74,7 +77,9 @@ where
         let now_us = clock.now_us();
         let next_us = {
             let mut ring = timers.lock();
-            ring.take(now_us, TAKE).into_iter().for_each(|entry| lanes.push(entry));
+            if lanes.len() < WAITING {
+                ring.take(now_us, TAKE).into_iter().for_each(|entry| lanes.push(entry));
+            }
             ring.next_us()
         };
         if lanes.is_empty() {

@@ -42,7 +42,7 @@ WITH me AS (
 gone AS (
     DELETE FROM instance WHERE lease_until < clock_timestamp() - interval '1 day'
 )
-SELECT clock_timestamp() AS now, c.system_identifier, left(pg_walfile_name(l.lsn), 8) AS timeline,
+SELECT clock_timestamp() AS now, c.system_identifier, pg_postmaster_start_time() AS started_at, left(pg_walfile_name(l.lsn), 8) AS timeline,
        (l.lsn - '0/0')::int8 AS position
 FROM pg_control_system() AS c, (SELECT pg_current_wal_flush_lsn()) AS l (lsn)";
 
@@ -106,6 +106,8 @@ struct Position {
     system: i64,
     /// It changes with every promotion and every restore.
     timeline: String,
+    /// Of the server. One that has started again may have lost what came after the last beat.
+    started_at: Timestamp,
     /// In bytes.
     at: i64,
 }
@@ -113,7 +115,8 @@ struct Position {
 impl Position {
     /// Whether commits that were acknowledged before may be gone.
     fn went_back(&self, before: &Self) -> bool {
-        (self.system, &self.timeline) != (before.system, &before.timeline) || self.at < before.at
+        let server = |position: &Self| (position.system, position.timeline.clone(), position.started_at);
+        server(self) != server(before) || self.at < before.at
     }
 }
 
@@ -233,10 +236,11 @@ impl Leases {
         let position = Position {
             system: row.get("system_identifier"),
             timeline: row.get("timeline"),
+            started_at: row.get("started_at"),
             at: row.get("position"),
         };
         if self.position.as_ref().is_some_and(|before| position.went_back(before)) {
-            tracing::warn!(before = ?self.position, now = ?position, "the coordinator's database went back; reading everything anew");
+            tracing::warn!(before = ?self.position, now = ?position, "the coordinator's database has started again or went back; reading everything anew");
             let mut ring = self.timers.lock();
             let served: Vec<u8> = ring.served().collect();
             // What is in the buckets is fired on: what is not so any more is found to be moot.
@@ -369,7 +373,9 @@ mod tests {
 
     #[test]
     fn a_database_that_lost_commits_is_told_from_one_that_goes_on() {
-        let position = |system, timeline: &str, at| Position { system, timeline: timeline.into(), at };
+        let started_at = Timestamp::UNIX_EPOCH;
+        let position =
+            |system, timeline: &str, at| Position { system, timeline: timeline.into(), started_at, at };
         let before = position(1, "00000001", 100);
 
         assert!(!position(1, "00000001", 100).went_back(&before));
@@ -377,5 +383,7 @@ mod tests {
         assert!(position(1, "00000001", 99).went_back(&before));
         assert!(position(1, "00000002", 200).went_back(&before));
         assert!(position(2, "00000001", 200).went_back(&before));
+        let again = Position { started_at: Timestamp::MAX, ..position(1, "00000001", 200) };
+        assert!(again.went_back(&before));
     }
 }

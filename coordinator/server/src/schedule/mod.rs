@@ -9,7 +9,7 @@
 //! Two races are closed by rule. *A wake-up commits behind the reader's cursor:* the ring's reads are announced before they
 //! start, and the announcement is compared after a commit, so a wake-up is either in the read's snapshot or pushed by its
 //! creator. *A commit stalls, and its wake-up becomes visible after its window was read for the last time:* a window closes
-//! only on a read whose snapshot's xmin has passed the xmax taken after the window's end. The watermark, which whoever serves
+//! only on a read whose snapshot's xmin has passed a transaction number taken after the window's end. The watermark, which whoever serves
 //! the slot next reads from, passes closed windows only.
 //!
 //! The engine decides what a wake-up means; only the drop of a partition asks what phase a transaction is in.

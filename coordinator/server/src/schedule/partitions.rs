@@ -20,6 +20,7 @@ use tcc_participant::{
 };
 use tokio_postgres::{Client, Config, NoTls};
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 /// How often there is a look at what is to be done.
 const INTERVAL: Duration = Duration::from_secs(60);
@@ -39,6 +40,14 @@ LEFT JOIN pg_inherits i ON i.inhrelid = c.oid AND i.inhparent = 'wakeup'::regcla
 WHERE c.relkind = 'r' AND c.relname LIKE 'wakeup\\_%'
   AND c.relnamespace = (SELECT relnamespace FROM pg_class WHERE oid = 'wakeup'::regclass)
 ORDER BY c.relname";
+
+const WAKE_NOW: &str = "\
+-- wake_now
+WITH clock AS MATERIALIZED (
+    SELECT clock_timestamp() AS now FROM pg_current_xact_id() AS xid WHERE xid IS NOT NULL
+)
+INSERT INTO wakeup (wake_at, transaction_id, slot, lane)
+SELECT clock.now, t.id, t.slot, t.lane FROM clock, unnest($1::uuid[]) AS i (id) JOIN transaction t ON t.id = i.id";
 
 /// What has been done.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -108,15 +117,17 @@ impl Keeper {
     async fn maintain(&self, at: Option<Timestamp>) -> Result<Done, tokio_postgres::Error> {
         let row = self.client.query_one("SELECT clock_timestamp(), min(watermark) FROM slot", &[]).await?;
         let (now, watermark): (Timestamp, Timestamp) = (at.unwrap_or(row.get(0)), row.get(1));
+        // Nobody waits for any of this, so it is not worth more than one processor.
+        self.run("SET max_parallel_maintenance_workers = 0; SET max_parallel_workers_per_gather = 0").await?;
         self.wait_at_most("200ms").await?;
-        for leaf in self.leaves().await?.iter().filter(|leaf| leaf.is_half_detached) {
-            self.run(&format!("ALTER TABLE wakeup DETACH PARTITION {} FINALIZE", leaf.name)).await?;
-        }
         let mut done =
             Done { created: schema::ensure_partitions(&self.client, now).await?, ..Done::default() };
 
         // These wait until nobody uses what was there before, however long that takes, and nobody waits for them.
         self.wait_at_most("0").await?;
+        for leaf in self.leaves().await?.iter().filter(|leaf| leaf.is_half_detached) {
+            self.run(&format!("ALTER TABLE wakeup DETACH PARTITION {} FINALIZE", leaf.name)).await?;
+        }
         let leaves = self.leaves().await?;
         let is_past = |leaf: &&Leaf| leaf.high + KEPT < watermark;
         if let Some(index) = schema::WAKEUP.index {
@@ -172,24 +183,19 @@ impl Keeper {
         } else {
             String::new()
         };
-        let found = self
-            .client
-            .execute(
-                &format!(
-                    "-- look_again
-                     INSERT INTO wakeup (wake_at, transaction_id, slot, lane)
-                     SELECT DISTINCT now(), t.id, t.slot, t.lane
-                     FROM {} AS w {sample}
-                     JOIN transaction t ON t.id = w.transaction_id
-                     LEFT JOIN attention a ON a.transaction_id = t.id AND t.attention <> 0
-                     WHERE t.phase IN (1, 2, 3, 5) AND t.attention < 3
-                       AND (t.phase <> 2 OR t.due_at < clock_timestamp() - interval '1 minute')
-                       AND (a.next_try IS NULL OR a.next_try < clock_timestamp() - interval '1 minute')",
-                    leaf.name
-                ),
-                &[],
-            )
-            .await?;
+        let late = format!(
+            "-- late
+             SELECT DISTINCT t.id FROM {} AS w {sample}
+             JOIN transaction t ON t.id = w.transaction_id
+             LEFT JOIN attention a ON a.transaction_id = t.id AND t.attention <> 0
+             WHERE t.phase IN (1, 2, 3, 5) AND t.attention < 3
+               AND (t.phase <> 2 OR t.due_at < clock_timestamp() - interval '1 minute')
+               AND (a.next_try IS NULL OR a.next_try < clock_timestamp() - interval '1 minute')",
+            leaf.name
+        );
+        let late: Vec<Uuid> = self.client.query(&late, &[]).await?.iter().map(|row| row.get(0)).collect();
+        // In a statement of its own: that one may have taken minutes, and windows are closed within seconds.
+        let found = self.client.execute(WAKE_NOW, &[&late]).await?;
         if found > 0 {
             tracing::error!(
                 found,

@@ -83,9 +83,13 @@ struct Slot {
     /// Whatever is due before it and was committed before is being read, or has been.
     loading_until_us: i64,
     /// Windows before it were read once more.
+    read_again_until_us: i64,
+    /// Windows before it were read once more, and nothing can come behind that.
     verified_until_us: i64,
     /// Windows before it are forgotten: everything in them was looked at.
     closed_until_us: i64,
+    /// As the table has it.
+    saved_until_us: i64,
     /// What is read and due before it is looked at now: whoever served the slot before may have been at work on it.
     hurry_until_us: i64,
     windows: BTreeMap<i64, Window>,
@@ -139,8 +143,10 @@ impl Ring {
             epoch,
             claim: self.claims,
             loading_until_us: from_us,
+            read_again_until_us: from_us,
             verified_until_us: from_us,
             closed_until_us: from_us,
+            saved_until_us: from_us,
             hurry_until_us: now_us + RETRY_INTERVAL.as_micros() as i64,
             windows: BTreeMap::new(),
         });
@@ -240,9 +246,8 @@ impl Ring {
         }
     }
 
-    /// Whoever committed a wake-up has made it pointless, or it was looked at: it is neither fired nor found missing.
+    /// Whoever committed a wake-up has made it pointless: it is neither fired nor found missing.
     pub fn settle(&mut self, entry: Entry) {
-        self.settled += 1;
         let Some(slot) = &mut self.slots[usize::from(entry.place.slot)] else { return };
         if entry.at_us < slot.closed_until_us {
             return;
@@ -259,6 +264,12 @@ impl Ring {
             }
             None => {}
         }
+    }
+
+    /// A wake-up that was fired was looked at.
+    pub fn done(&mut self, entry: Entry) {
+        self.settled += 1;
+        self.settle(entry);
     }
 
     /// There is something to do for a wake-up that was fired. If only the verify pass has found it, that is counted.
@@ -301,6 +312,14 @@ impl Ring {
         self.buckets.entry(bucket).or_default().push(entry);
     }
 
+    /// A wake-up that was fired is to be fired again, even if it was settled meanwhile.
+    pub fn put_back(&mut self, entry: Entry, at_us: i64) {
+        if let Some(slot) = &mut self.slots[usize::from(entry.place.slot)] {
+            slot.remember(&entry, State::Open, true);
+        }
+        self.put(entry, at_us);
+    }
+
     /// When the next bucket is due.
     #[must_use]
     pub fn next_us(&self) -> Option<i64> {
@@ -313,15 +332,27 @@ impl Ring {
     pub fn to_verify(&self, until_us: i64, most_us: i64) -> (Parts, i64) {
         let served =
             || self.slots.iter().zip(0..=u8::MAX).filter_map(|(slot, number)| Some((slot.as_ref()?, number)));
-        let from_us = served().map(|(slot, _)| slot.verified_until_us).min().unwrap_or(until_us);
+        let from_us = served().map(|(slot, _)| slot.read_again_until_us).min().unwrap_or(until_us);
         let until_us = floor(until_us.min(from_us + most_us));
-        let is_loaded = |slot: &Slot| slot.verified_until_us < until_us && until_us <= slot.loading_until_us;
+        let is_loaded =
+            |slot: &Slot| slot.read_again_until_us < until_us && until_us <= slot.loading_until_us;
         let part = |(slot, number): (&Slot, u8)| Part {
             slot: number,
-            from_us: slot.verified_until_us,
+            from_us: slot.read_again_until_us,
             claim: slot.claim,
         };
         (served().filter(|(slot, _)| is_loaded(slot)).map(part).collect(), until_us)
+    }
+
+    /// These were read once more up to `until_us`.
+    pub fn read_again(&mut self, parts: &Parts, until_us: i64) {
+        for part in parts {
+            let is_same =
+                |slot: &&mut Slot| slot.claim == part.claim && slot.read_again_until_us == part.from_us;
+            if let Some(slot) = self.slots[usize::from(part.slot)].as_mut().filter(is_same) {
+                slot.read_again_until_us = until_us;
+            }
+        }
     }
 
     /// These were read once more up to `until_us`, and nothing can come behind that.
@@ -344,9 +375,10 @@ impl Ring {
             .zip(0..=u8::MAX)
             .filter_map(|(slot, number)| Some((slot.as_mut()?, number)));
         let moved = |(slot, number): (&mut Slot, u8)| {
-            let before = slot.closed_until_us;
             slot.close();
-            (slot.closed_until_us != before).then_some(Closed {
+            let is_saved =
+                std::mem::replace(&mut slot.saved_until_us, slot.closed_until_us) == slot.closed_until_us;
+            (!is_saved).then_some(Closed {
                 slot: number,
                 epoch: slot.epoch,
                 watermark_us: slot.closed_until_us,
@@ -378,6 +410,7 @@ impl Ring {
         let from_us = floor(now_us);
         for slot in self.slots.iter_mut().flatten().filter(|slot| slot.verified_until_us > now_us) {
             slot.verified_until_us = from_us;
+            slot.read_again_until_us = from_us;
             slot.closed_until_us = slot.closed_until_us.min(from_us);
         }
     }
@@ -400,7 +433,7 @@ impl Ring {
         self.missed
     }
 
-    /// How many wake-ups were settled: a sign of progress.
+    /// How many wake-ups that were fired have been looked at: a sign of progress.
     #[must_use]
     pub fn settled(&self) -> u64 {
         self.settled
@@ -489,6 +522,7 @@ mod tests {
     /// Everything before was read once more. Answers the watermark.
     fn close(ring: &mut Ring, until_us: i64) -> i64 {
         let (parts, until_us) = ring.to_verify(until_us, FULL);
+        ring.read_again(&parts, until_us);
         ring.verified(&parts, until_us);
         ring.close();
         ring.watermark_us(HERE.slot).unwrap()
@@ -624,6 +658,7 @@ mod tests {
         close(&mut ring, 3 * WINDOW_US);
         assert!(ring.is_ahead_of(2 * WINDOW_US) && !ring.is_ahead_of(3 * WINDOW_US));
         ring.reopen(WINDOW_US);
+        assert_eq!(ring.close()[0].watermark_us, WINDOW_US, "it is saved at once");
         ring.arm(entry(WINDOW_US + 1, 1));
 
         assert_eq!(close(&mut ring, 3 * WINDOW_US), WINDOW_US);
@@ -641,6 +676,18 @@ mod tests {
         let rest = ring.take(60_000, 7);
         assert_eq!(rest.len(), 4);
         assert_eq!(rest[3], entry(50_000, 99));
+    }
+
+    #[test]
+    fn what_is_put_back_is_fired_even_if_it_was_settled() {
+        let mut ring = loaded(FULL);
+        ring.arm(entry(1, 1));
+        let taken = ring.take(10_000, 10);
+        ring.settle(taken[0]);
+        ring.put_back(taken[0], 20_000);
+
+        assert_eq!(close(&mut ring, WINDOW_US), 0);
+        assert_eq!(ring.take(30_000, 10), taken);
     }
 
     #[test]

@@ -9,7 +9,7 @@ use super::{
 use crate::store::Place;
 use futures::{StreamExt as _, pin_mut};
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     time::{Duration, Instant},
 };
 use tcc_core::{Timestamp, TransactionId};
@@ -27,7 +27,7 @@ const LOOK_AHEAD_US: i64 = 120_000_000;
 const LOAD_INTERVAL_US: i64 = 10_000_000;
 /// How long after its end a window is read once more.
 const VERIFY_AFTER_US: i64 = 2_000_000;
-/// How much of the table one read takes at most.
+/// How much of the table one read takes at most, if none fails.
 const LOAD_AT_ONCE_US: i64 = 300_000_000;
 /// With so many wake-ups in memory no more are read ahead, until some have been looked at.
 const CROWDED: usize = 2_000_000;
@@ -49,16 +49,24 @@ FROM unnest($1::int2[], $2::timestamptz[]) AS s (slot, from_at)
 JOIN wakeup w ON w.slot = s.slot AND w.wake_at >= s.from_at
 WHERE w.wake_at >= $3 AND w.wake_at < $4";
 
-const SNAPSHOT: &str = "\
--- snapshot
-SELECT pg_snapshot_xmin(s)::text::int8, pg_snapshot_xmax(s)::text::int8, clock_timestamp() FROM pg_current_snapshot() AS s";
+/// A time, and the number of a transaction that is not older. (A snapshot's xmax would not do: it is the number after the newest
+/// one that has ended, and older ones than that may be running and not be seen.) It writes nothing, so it waits for nothing.
+const MARK: &str = "\
+-- mark
+SELECT clock_timestamp() AS now, pg_current_xact_id()::text::int8 AS xid";
+
+const XMIN: &str = "\
+-- xmin
+SELECT pg_snapshot_xmin(pg_current_snapshot())::text::int8";
 
 /// Fills the ring, on one connection.
 pub struct Scheduler {
     session: Session,
     clock: Clock,
     timers: Timers,
-    behind: Option<Behind>,
+    behind: VecDeque<Behind>,
+    /// How much of the table one read takes: less after a failure.
+    at_once_us: i64,
     /// A read that was announced and has not come to its end.
     loading: Option<Parts>,
     hung: Hung,
@@ -70,18 +78,14 @@ pub struct Scheduler {
 struct Behind {
     parts: Parts,
     until_us: i64,
-    /// Of a snapshot taken after they had passed.
-    xmax: i64,
-    was_read: bool,
+    /// Of a transaction that began after they had passed.
+    xid: i64,
 }
 
-struct Snapshot {
-    /// The oldest transaction that is still running.
-    xmin: i64,
-    /// The first one that has not started yet.
-    xmax: i64,
-    /// The database's clock.
+struct Mark {
+    /// By the database's clock.
     now_us: i64,
+    xid: i64,
 }
 
 impl Scheduler {
@@ -92,7 +96,8 @@ impl Scheduler {
             session: Session::new(config, "tccd-scheduler", Plans::Custom),
             clock,
             timers,
-            behind: None,
+            behind: VecDeque::new(),
+            at_once_us: LOAD_AT_ONCE_US,
             loading: None,
             hung,
             swept: HashMap::new(),
@@ -108,6 +113,7 @@ impl Scheduler {
             let pause = match ticked {
                 Ok(()) => {
                     failures = 0;
+                    self.at_once_us = (self.at_once_us * 2).min(LOAD_AT_ONCE_US);
                     TICK
                 }
                 Err(failure) => {
@@ -117,6 +123,8 @@ impl Scheduler {
                     if let Some(parts) = self.loading.take() {
                         self.timers.lock().take_back(&parts);
                     }
+                    // It may have been too much for a statement's time.
+                    self.at_once_us = (self.at_once_us / 2).max(WINDOW_US);
                     failures += 1;
                     self.session.disconnect();
                     Backoff::CONNECTION.delay(failures)
@@ -133,7 +141,7 @@ impl Scheduler {
     /// Reads whatever is to be read now.
     async fn tick(&mut self) -> Result<(), Failure> {
         if !self.session.is_connected() {
-            self.session.connect(&[READ, SNAPSHOT]).await?;
+            self.session.connect(&[READ, MARK, XMIN]).await?;
         }
         self.load().await?;
         self.verify().await?;
@@ -152,7 +160,7 @@ impl Scheduler {
                 if ring.len() >= CROWDED {
                     return Ok(());
                 }
-                ring.announce(until_us, LOAD_INTERVAL_US, LOAD_AT_ONCE_US)
+                ring.announce(until_us, LOAD_INTERVAL_US, self.at_once_us)
             };
             let Some((parts, until_us)) = announced else { return Ok(()) };
             self.loading = Some(parts.clone());
@@ -167,47 +175,50 @@ impl Scheduler {
 
     /// Reads the windows that have passed once more, and fires what was missed.
     async fn verify(&mut self) -> Result<(), Failure> {
-        let mut behind = match self.behind.take() {
-            Some(behind) => behind,
-            None => {
-                let is_idle = |ring: &Ring, now_us| {
-                    let (parts, _) = ring.to_verify(now_us - VERIFY_AFTER_US, LOAD_AT_ONCE_US);
-                    parts.is_empty() && !ring.is_ahead_of(now_us - CLOCK_WENT_BACK_US)
-                };
-                if is_idle(&self.timers.lock(), self.clock.now_us()) {
-                    return Ok(());
-                }
-                // Whether a window has passed is for the database's clock to say, not for the estimate of it here.
-                let Snapshot { xmax, now_us, .. } = self.snapshot().await?;
+        let is_idle = |ring: &Ring, now_us, at_once| {
+            let (parts, _) = ring.to_verify(now_us - VERIFY_AFTER_US, at_once);
+            parts.is_empty() && !ring.is_ahead_of(now_us - CLOCK_WENT_BACK_US)
+        };
+        if !is_idle(&self.timers.lock(), self.clock.now_us(), self.at_once_us) {
+            // Whether a window has passed is for the database's clock to say, not for the estimate of it here.
+            let Mark { now_us, xid } = self.mark().await?;
+            let (parts, until_us) = {
                 let mut ring = self.timers.lock();
                 if ring.is_ahead_of(now_us - CLOCK_WENT_BACK_US) {
                     tracing::warn!("the database's clock went back; what it says now counts");
                     ring.reopen(now_us - CLOCK_WENT_BACK_US);
                 }
-                let (parts, until_us) = ring.to_verify(now_us - VERIFY_AFTER_US, LOAD_AT_ONCE_US);
-                if parts.is_empty() {
-                    return Ok(());
+                ring.to_verify(now_us - VERIFY_AFTER_US, self.at_once_us)
+            };
+            if !parts.is_empty() {
+                let xmin = self.xmin().await?;
+                self.read_again(&parts, until_us).await?;
+                self.timers.lock().read_again(&parts, until_us);
+                if self.behind.is_empty() && xid < xmin {
+                    self.timers.lock().verified(&parts, until_us);
+                } else {
+                    self.behind.push_back(Behind { parts, until_us, xid });
                 }
-                Behind { parts, until_us, xmax, was_read: false }
             }
-        };
-        let Snapshot { xmin, .. } = self.snapshot().await?;
-        // A stalled commit holds up the watermark, but nothing else: what it may still bring is read when it is over.
-        let is_last = xmin >= behind.xmax;
-        if is_last || !behind.was_read {
-            self.read(&behind.parts, behind.until_us, |timers, entries| {
-                timers.change(|ring| entries.into_iter().for_each(|entry| ring.add(entry, Pass::Verify)));
-            })
-            .await?;
-            behind.was_read = true;
         }
-        if is_last {
-            // The read's snapshot is younger than the one that xmin is of, so it saw whatever had been running.
-            self.timers.lock().verified(&behind.parts, behind.until_us);
-        } else {
-            self.behind = Some(behind);
+        // A commit that stalls holds up the watermark and nothing else. What it may still bring is read when it is over.
+        while let Some(Behind { parts, until_us, xid }) = self.behind.front() {
+            if self.xmin().await? <= *xid {
+                break;
+            }
+            // The read's snapshot is younger than the one that xmin is of, so it sees whatever had been running.
+            self.read_again(parts, *until_us).await?;
+            self.timers.lock().verified(parts, *until_us);
+            self.behind.pop_front();
         }
         Ok(())
+    }
+
+    async fn read_again(&self, parts: &Parts, until_us: i64) -> Result<(), Failure> {
+        self.read(parts, until_us, |timers, entries| {
+            timers.change(|ring| entries.into_iter().for_each(|entry| ring.add(entry, Pass::Verify)));
+        })
+        .await
     }
 
     /// Fires what is due in the slots of instances that hang, window by window.
@@ -232,14 +243,25 @@ impl Scheduler {
         Ok(())
     }
 
-    async fn snapshot(&self) -> Result<Snapshot, Failure> {
-        let statement = self.session.statement(SNAPSHOT)?;
-        let row = self.session.client()?.query_one(statement, &[]).await.map_err(|e| sort(&e))?;
-        Ok(Snapshot {
-            xmin: row.get(0),
-            xmax: row.get(1),
-            now_us: row.get::<_, Timestamp>(2).as_microsecond(),
-        })
+    async fn mark(&self) -> Result<Mark, Failure> {
+        let row = self
+            .session
+            .client()?
+            .query_one(self.session.statement(MARK)?, &[])
+            .await
+            .map_err(|e| sort(&e))?;
+        Ok(Mark { now_us: row.get::<_, Timestamp>("now").as_microsecond(), xid: row.get("xid") })
+    }
+
+    /// The oldest transaction that is still running; all before it are over.
+    async fn xmin(&self) -> Result<i64, Failure> {
+        let row = self
+            .session
+            .client()?
+            .query_one(self.session.statement(XMIN)?, &[])
+            .await
+            .map_err(|e| sort(&e))?;
+        Ok(row.get(0))
     }
 
     /// Reads parts of some slots, each from its own time on.

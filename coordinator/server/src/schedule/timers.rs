@@ -38,14 +38,14 @@ impl Timers {
         }
     }
 
-    /// A wake-up is pointless, or was looked at.
+    /// A wake-up is pointless.
     pub fn settle(&self, at: Timestamp, id: TransactionId, place: Place) {
-        self.done(Entry { at_us: at.as_microsecond(), id, place });
+        self.lock().settle(Entry { at_us: at.as_microsecond(), id, place });
     }
 
     /// A wake-up that was fired was looked at.
     pub fn done(&self, entry: Entry) {
-        self.lock().settle(entry);
+        self.lock().done(entry);
     }
 
     /// There is something to do for a wake-up that was fired.
@@ -55,7 +55,7 @@ impl Timers {
 
     /// A wake-up that was fired could not be looked at; fire it again at this time.
     pub fn put_back(&self, entry: Entry, at_us: i64) {
-        self.change(|ring| ring.put(entry, at_us));
+        self.change(|ring| ring.put_back(entry, at_us));
     }
 
     /// Leaves what is committed from now on to the verify pass.

@@ -18,10 +18,11 @@ put_off AS (
     UPDATE transaction t SET attention = i.attention
     FROM clock, unnest($1::uuid[], $2::int2[], $3::float8[], $4::text[], $5::int2[], $6::int4[])
         AS i (id, attention, delay, error, phase, faults)
-    WHERE t.id = i.id AND t.phase IN (1, 2, 3, 5) AND (t.phase = i.phase OR i.phase = 0) AND t.attention < 3
+    WHERE t.id = i.id AND t.phase IN (1, 2, 3, 5) AND t.attention < 3
+      AND (t.phase = i.phase OR i.phase = 0 AND NOT (t.phase = 2 AND t.due_at > clock.now))
     RETURNING t.id, t.slot, t.lane, i.phase, i.attention, i.error, i.faults,
         -- What is only not due yet needs no later look than that.
-        least(clock.now + i.delay * interval '1 second', CASE WHEN i.attention = 0 THEN t.due_at END) AS wake_at
+        least(clock.now + i.delay * interval '1 second', CASE WHEN t.phase = 2 AND t.due_at > clock.now THEN t.due_at END) AS wake_at
 ),
 noted AS (
     INSERT INTO attention AS a (transaction_id, kind, since, attempts, last_error, next_try)
@@ -41,7 +42,7 @@ pub struct Defer {
     /// Which.
     pub id: TransactionId,
     /// The phase in which it could not go on: if somebody else has moved it, there is nothing to put off. `None`: whichever
-    /// it is, unless it is final.
+    /// it is, unless it is final, or held and not due.
     pub phase: Option<Phase>,
     /// Whether it was the fault of this transaction alone, which is counted.
     pub is_fault: bool,

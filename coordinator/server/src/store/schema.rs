@@ -127,5 +127,5 @@ async fn prepare_locked(
 pub async fn ensure_partitions(client: &Client, now: Timestamp) -> Result<usize, tokio_postgres::Error> {
     let day = SignedDuration::from_hours(24);
     let ids = TRANSACTION.create(client, now, day * 2, WEEK * 2).await?;
-    Ok(ids + WAKEUP.create(client, now, SignedDuration::from_hours(1), WAKE_HORIZON + day * 3).await?)
+    Ok(ids + WAKEUP.create(client, now, SignedDuration::ZERO, WAKE_HORIZON + day * 3).await?)
 }

@@ -237,6 +237,6 @@ mod tests {
         let names = |asked| experiments(&asked).into_iter().map(|(name, _)| name).collect::<Vec<_>>();
 
         assert_eq!(names(Experiment::Quick), ["lifecycle", "create"]);
-        assert_eq!(names(Experiment::All).len(), 9);
+        assert_eq!(names(Experiment::All).len(), 13);
     }
 }

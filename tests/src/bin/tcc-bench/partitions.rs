@@ -109,7 +109,7 @@ async fn fill(
     let (low, high) = WAKEUP.range(&leaf_at(system, at).await?).context("the name of a partition")?;
     let seconds = high.duration_since(low).as_secs() as f64;
     let put = "INSERT INTO wakeup (wake_at, transaction_id, slot, lane)
-               SELECT $1 + random() * $2::float8 * interval '1 second', gen_random_uuid(), (random() * 255)::int2, 0
+               SELECT $1::timestamptz + random() * $2::float8 * interval '1 second', gen_random_uuid(), (random() * 255)::int2, 0
                FROM generate_series(1, $3::int4)";
     let put = system.sql.prepare(put).await?;
     let position = "SELECT (pg_current_wal_insert_lsn() - '0/0')::int8";

@@ -1,6 +1,6 @@
 //! Somebody holds a snapshot open for minutes, so that PostgreSQL can clean nothing up.
 //!
-//! Lifecycles are measured before and meanwhile, with the snapshot on the coordinator's database, where the wake-ups are. For
+//! Lifecycles are measured before, meanwhile and afterwards, with the snapshot on the coordinator's database, where the wake-ups are. For
 //! comparison a queue as it is often written (SKIP LOCKED and DELETE) on a server of its own gets the same treatment.
 
 use crate::{
@@ -20,7 +20,7 @@ use tokio_postgres::Client;
 /// How much is measured.
 #[derive(clap::Args, Clone)]
 pub struct Options {
-    /// For how many seconds the snapshot is held, and as long before it.
+    /// For how many seconds the snapshot is held, and as long before and after it.
     #[arg(long, default_value_t = 120, value_parser = clap::value_parser!(u32).range(10..))]
     pub seconds: u32,
 }
@@ -61,14 +61,20 @@ pub async fn run(options: &Options, scale: &Scale, progress: &Progress) -> anyho
     pin.batch_execute(PIN).await.context("holding a snapshot")?;
     let pinned = half("lifecycles, snapshot").await?;
     pin.batch_execute("COMMIT").await?;
+    // Tables have grown meanwhile, and machines drift: what is compared with is the mean of before and after.
+    let after = half("lifecycles, after").await?;
     system.audit(progress).await?;
     drop(system);
     let (queue_free, queue_pinned) = queue(lasts, progress).await?;
 
     let mut part = Part::default();
-    let change = mean(&pinned) / mean(&free) - 1.0;
+    let usual = (mean(&free) + mean(&after)) / 2.0;
+    let change = mean(&pinned) / usual - 1.0;
     let queue_change = last(&queue_pinned) / mean(&queue_free) - 1.0;
-    part.fact("lifecycles/s before, with the snapshot", format!("{:.0}, {:.0}", mean(&free), mean(&pinned)));
+    part.fact(
+        "lifecycles/s before, with the snapshot, after",
+        format!("{:.0}, {:.0}, {:.0}", mean(&free), mean(&pinned), mean(&after)),
+    );
     part.fact(
         "SKIP LOCKED queue, jobs/s before, at the end with the snapshot",
         format!("{:.0}, {:.0}", mean(&queue_free), last(&queue_pinned)),

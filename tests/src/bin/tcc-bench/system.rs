@@ -260,6 +260,20 @@ impl System {
         Ok(unpaid)
     }
 
+    /// How many transactions have more than one payment in the postings of the shards.
+    ///
+    /// # Errors
+    ///
+    /// If a shard does not answer.
+    pub async fn paid_twice(&self) -> anyhow::Result<i64> {
+        let sql = "SELECT count(*) FROM (SELECT FROM posting WHERE kind = 6 GROUP BY transaction_id HAVING count(*) > 1) AS p";
+        let mut twice = 0;
+        for shard in &self.shard_sql {
+            twice += shard.query_one(sql, &[]).await?.get::<_, i64>(0);
+        }
+        Ok(twice)
+    }
+
     /// How late holds of some slots were paid that were there at a time and fell due within a while after it.
     ///
     /// # Errors
