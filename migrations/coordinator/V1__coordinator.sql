@@ -42,6 +42,7 @@ CREATE TABLE wakeup (
 -- A running tccd. Its lease is by this database's clock.
 CREATE TABLE instance (
     id uuid PRIMARY KEY,
+    -- Its machine and where it listens there.
     address text NOT NULL,
     started_at timestamptz NOT NULL,
     lease_until timestamptz NOT NULL,

@@ -108,6 +108,20 @@ async fn what_a_killed_instance_had_armed_is_paid_by_another_within_seconds_and_
     client.audit_is_clean().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn an_instance_that_is_started_again_on_its_address_does_not_wait_for_its_old_lease() {
+    let system = System::start().await;
+    let mut tccd = Tccd::start(&system.config).await.unwrap();
+    let mut client = Client::connect(tccd.url()).await;
+    let (alice, bob) = alice_and_bob(&mut client).await;
+    let ids = create(&mut client, &alice, &bob, 10, Duration::from_secs(1)).await;
+    tccd.kill().await.unwrap();
+    tccd.restart().await.unwrap();
+
+    let late = lateness(&Client::connect(tccd.url()).await, &ids).await;
+    assert!(late < Duration::from_millis(2_500), "{late:?}");
+}
+
 /// Takes what it is given and never answers.
 struct Hangs;
 

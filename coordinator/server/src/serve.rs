@@ -173,8 +173,9 @@ pub async fn start_with(
     let address = listener.local_addr().map_err(listen)?;
 
     let instance = Uuid::now_v7();
-    let leases =
-        Leases::start(&coordinator, instance, &address.to_string()).await.map_err(ServeError::Leases)?;
+    let leases = Leases::start(&coordinator, instance, &format!("{}/{address}", machine()))
+        .await
+        .map_err(ServeError::Leases)?;
     let (timers, clock) = (leases.timers(), leases.clock());
     let scheduler = Scheduler::new(&coordinator, clock.clone(), timers.clone(), leases.hung());
     let vitals = Arc::new(Vitals { instance, started_at: clock.now(), timers: timers.clone() });
@@ -304,6 +305,12 @@ async fn set_health(health: &HealthReporter, serving: bool) {
     for service in ["", "tcc.v1.HoldService", "tcc.v1.LedgerService", "tcc.v1.OperatorService"] {
         health.set_service_status(service, status).await;
     }
+}
+
+/// This machine's name.
+fn machine() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    name.trim().to_owned()
 }
 
 fn database(which: &str, url: &str) -> Result<tokio_postgres::Config, ServeError> {

@@ -46,6 +46,11 @@ SELECT clock_timestamp() AS now, c.system_identifier, pg_postmaster_start_time()
        (l.lsn - '0/0')::int8 AS position
 FROM pg_control_system() AS c, (SELECT pg_current_wal_flush_lsn()) AS l (lsn)";
 
+/// Two cannot listen on one address of one machine: whoever did before is gone, and its slots need not wait for its lease.
+const REPLACE: &str = "\
+-- replace_instance
+DELETE FROM instance WHERE address = $1 AND id <> $2";
+
 const OTHERS: &str = "\
 -- other_instances
 SELECT id, settled FROM instance WHERE id <> $1 AND lease_until > clock_timestamp()";
@@ -79,7 +84,7 @@ const LEAVE: &str = "\
 WITH free AS (UPDATE slot SET owner = NULL WHERE owner = $1)
 DELETE FROM instance WHERE id = $1";
 
-const STATEMENTS: [&str; 7] = [BEAT_SQL, OTHERS, SLOTS_SQL, CLAIM, SET_WATERMARKS, RELEASE, LEAVE];
+const STATEMENTS: [&str; 8] = [BEAT_SQL, REPLACE, OTHERS, SLOTS_SQL, CLAIM, SET_WATERMARKS, RELEASE, LEAVE];
 
 /// One instance's leases, on one connection.
 pub struct Leases {
@@ -129,7 +134,8 @@ struct SlotRow {
 }
 
 impl Leases {
-    /// Connects, sets the clock, and takes what slots nobody serves.
+    /// Connects, sets the clock, and takes what slots nobody serves. `address` is where this instance listens already, with the
+    /// name of the machine.
     ///
     /// # Errors
     ///
@@ -147,6 +153,7 @@ impl Leases {
             others: 0,
         };
         leases.session.connect(&STATEMENTS).await?;
+        leases.query(REPLACE, &[&address, &me]).await?;
         leases.tick().await?;
         Ok(leases)
     }
