@@ -97,13 +97,13 @@ async fn what_a_killed_instance_had_armed_is_paid_by_another_within_seconds_and_
     let killed = create(&mut at_doomed, &alice, &bob, 20, Duration::from_secs(2)).await;
     doomed.kill().await.unwrap();
     let late = lateness(&client, &killed).await;
-    assert!(late < Duration::from_millis(6_500), "{late:?}");
+    assert!(late < Duration::from_secs(10), "{late:?}");
 
     let mut at_leaving = Client::connect(leaving.url()).await;
     let drained = create(&mut at_leaving, &alice, &bob, 20, Duration::from_secs(2)).await;
     assert!(leaving.terminate(tcc_tests::PATIENCE).await.unwrap().success());
     let late = lateness(&client, &drained).await;
-    assert!(late < Duration::from_secs(2), "{late:?}");
+    assert!(late < Duration::from_secs(3), "a lease would last 4 s: {late:?}");
     until_slots(&client, 256).await;
     client.audit_is_clean().await;
 }
@@ -119,7 +119,7 @@ async fn an_instance_that_is_started_again_on_its_address_does_not_wait_for_its_
     tccd.restart().await.unwrap();
 
     let late = lateness(&Client::connect(tccd.url()).await, &ids).await;
-    assert!(late < Duration::from_millis(2_500), "{late:?}");
+    assert!(late < Duration::from_millis(3_500), "the lease would last 4 s: {late:?}");
 }
 
 /// Takes what it is given and never answers.
@@ -291,7 +291,7 @@ async fn what_waits_for_a_shard_is_armed_again_and_paid_when_it_is_back_and_othe
     })
     .await;
     let others = create(&mut client, &alice, &carol, 20, Duration::from_secs(1)).await;
-    assert!(lateness(&client, &others).await < Duration::from_secs(1));
+    assert!(lateness(&client, &others).await < Duration::from_secs(3));
 
     servers.shards[1].launch().unwrap();
     let back = Timestamp::now();
