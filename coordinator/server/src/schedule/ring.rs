@@ -113,11 +113,11 @@ enum State {
 
 /// How a wake-up was read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Pass {
+pub enum Reading {
     /// Before it is due.
     Ahead,
     /// Once more, after it was due.
-    Verify,
+    Again,
 }
 
 impl Ring {
@@ -235,10 +235,10 @@ impl Ring {
     }
 
     /// Takes a wake-up that was read from the table.
-    pub fn add(&mut self, entry: Entry, pass: Pass) {
+    pub fn add(&mut self, entry: Entry, reading: Reading) {
         // Whoever serves the slot now reads it, too.
         let Some(slot) = &mut self.slots[usize::from(entry.place.slot)] else { return };
-        let state = if pass == Pass::Verify { State::Found } else { State::Open };
+        let state = if reading == Reading::Again { State::Found } else { State::Open };
         let is_hurried = entry.at_us < slot.hurry_until_us;
         if slot.remember(&entry, state, false) {
             let early_us = if is_hurried { RETRY_INTERVAL.as_micros() as i64 } else { 0 };
@@ -542,10 +542,10 @@ mod tests {
     fn a_wake_up_pushed_read_ahead_and_read_again_is_fired_once() {
         let mut ring = loaded(FULL);
         ring.arm(entry(1, 1));
-        ring.add(entry(1, 1), Pass::Ahead);
+        ring.add(entry(1, 1), Reading::Ahead);
 
         assert_eq!(ring.take(10_000, 10).len(), 1);
-        ring.add(entry(1, 1), Pass::Verify);
+        ring.add(entry(1, 1), Reading::Again);
         assert_eq!(ring.take(10_000, 10).len(), 0);
     }
 
@@ -556,7 +556,7 @@ mod tests {
 
         assert!(ring.is_empty());
         ring.announce(20_000_000, 0, FULL);
-        ring.add(entry(10_000_000, 1), Pass::Ahead);
+        ring.add(entry(10_000_000, 1), Reading::Ahead);
         assert_eq!(ring.len(), 1);
     }
 
@@ -577,7 +577,7 @@ mod tests {
         ring.arm(entry(1, 1));
         ring.settle(entry(1, 1));
         ring.settle(entry(2, 2));
-        ring.add(entry(2, 2), Pass::Ahead);
+        ring.add(entry(2, 2), Reading::Ahead);
 
         assert_eq!(ring.take(10_000, 10), [], "nor what was settled before it was read");
     }
@@ -623,9 +623,9 @@ mod tests {
     #[test]
     fn what_only_the_verify_pass_finds_is_counted_if_there_was_something_to_do() {
         let mut ring = loaded(FULL);
-        ring.add(entry(1, 1), Pass::Verify);
-        ring.add(entry(2, 2), Pass::Verify);
-        ring.add(entry(3, 3), Pass::Ahead);
+        ring.add(entry(1, 1), Reading::Again);
+        ring.add(entry(2, 2), Reading::Again);
+        ring.add(entry(3, 3), Reading::Ahead);
         for entry in ring.take(10_000, 10) {
             if entry.at_us != 2 {
                 ring.needed(entry);
@@ -641,12 +641,12 @@ mod tests {
         let mut ring = Ring::new();
         ring.claim(HERE.slot, 1, 0, -FULL);
         let (parts, _) = ring.announce(FULL, 0, FULL).unwrap();
-        ring.add(entry(1, 1), Pass::Ahead);
+        ring.add(entry(1, 1), Reading::Ahead);
         let taken = ring.take(FULL, 10);
         ring.take_back(&parts);
         ring.settle(taken[0]);
         ring.announce(FULL, 0, FULL);
-        ring.add(entry(1, 1), Pass::Ahead);
+        ring.add(entry(1, 1), Reading::Ahead);
 
         assert_eq!(ring.take(FULL, 10), []);
         assert_eq!(close(&mut ring, WINDOW_US), WINDOW_US);
@@ -697,7 +697,7 @@ mod tests {
         let guest = |at_us, n| Entry { place: ELSEWHERE, ..entry(at_us, n) };
         ring.arm(guest(1, 1));
         ring.arm(guest(FULL, 2));
-        ring.add(guest(2, 3), Pass::Ahead);
+        ring.add(guest(2, 3), Reading::Ahead);
 
         assert_eq!(ring.take(2 * FULL, 10), [guest(1, 1)]);
         assert_eq!(close(&mut ring, WINDOW_US), WINDOW_US);
@@ -719,8 +719,8 @@ mod tests {
         let mut ring = Ring::new();
         ring.claim(HERE.slot, 2, 0, WINDOW_US);
         ring.announce(FULL, 0, FULL);
-        ring.add(entry(WINDOW_US + 4_000_000, 1), Pass::Ahead);
-        ring.add(entry(WINDOW_US + 6_000_000, 2), Pass::Ahead);
+        ring.add(entry(WINDOW_US + 4_000_000, 1), Reading::Ahead);
+        ring.add(entry(WINDOW_US + 6_000_000, 2), Reading::Ahead);
 
         assert_eq!(ring.take(WINDOW_US, 10), [entry(WINDOW_US + 4_000_000, 1)]);
     }

@@ -4,7 +4,7 @@ use super::{
     Clock, Entry, Timers,
     clock::timestamp,
     leases::Hung,
-    ring::{Part, Parts, Pass, Ring, WINDOW_US},
+    ring::{Part, Parts, Reading, Ring, WINDOW_US},
 };
 use crate::store::Place;
 use futures::{StreamExt as _, pin_mut};
@@ -165,7 +165,7 @@ impl Scheduler {
             let Some((parts, until_us)) = announced else { return Ok(()) };
             self.loading = Some(parts.clone());
             self.read(&parts, until_us, |timers, entries| {
-                timers.change(|ring| entries.into_iter().for_each(|entry| ring.add(entry, Pass::Ahead)));
+                timers.change(|ring| entries.into_iter().for_each(|entry| ring.add(entry, Reading::Ahead)));
             })
             .await?;
             self.loading = None;
@@ -216,7 +216,7 @@ impl Scheduler {
 
     async fn read_again(&self, parts: &Parts, until_us: i64) -> Result<(), Failure> {
         self.read(parts, until_us, |timers, entries| {
-            timers.change(|ring| entries.into_iter().for_each(|entry| ring.add(entry, Pass::Verify)));
+            timers.change(|ring| entries.into_iter().for_each(|entry| ring.add(entry, Reading::Again)));
         })
         .await
     }
