@@ -62,11 +62,31 @@ INSERT INTO slot (slot, watermark) SELECT n, clock_timestamp() FROM generate_ser
 
 -- Which shard serves which bucket of accounts. Fixed once written.
 CREATE TABLE shard (
-    name text PRIMARY KEY
+    name text PRIMARY KEY,
+    -- What it has lost, if work on it is stopped because it has lost commits, and how often an operator has let it go on.
+    lost text,
+    resumed integer NOT NULL DEFAULT 0
 );
 CREATE TABLE bucket (
     bucket smallint PRIMARY KEY CHECK (bucket BETWEEN 0 AND 4095),
     shard text NOT NULL REFERENCES shard
+);
+
+-- The last fence that each instance has committed on each shard, so that a shard that has lost commits is noticed.
+CREATE TABLE head (
+    shard text NOT NULL REFERENCES shard,
+    instance uuid NOT NULL,
+    transaction_id uuid NOT NULL,
+    branch smallint NOT NULL,
+    state smallint NOT NULL,
+    kept_at timestamptz NOT NULL,
+    PRIMARY KEY (shard, instance)
+) WITH (fillfactor = 20);
+
+-- When the last orphan sweep of each shard began that came to its end.
+CREATE TABLE sweep (
+    shard text PRIMARY KEY REFERENCES shard,
+    started_at timestamptz NOT NULL
 );
 
 -- Transactions that need looking at, and why.

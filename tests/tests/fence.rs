@@ -7,7 +7,7 @@ use tcc_core::{
     TransactionId,
     descriptor::{CREDIT, DEBIT},
 };
-use tcc_ledger::Shard;
+use tcc_ledger::{Shard, heads::Heads};
 use tcc_participant::{Call, Participant as _};
 
 struct Ledger {
@@ -77,7 +77,7 @@ impl Ledger {
 
 /// Executors and connections of its own, on the same database: as another process would have.
 fn another(url: &str) -> Shard {
-    Shard::start("shard-0", &url.parse().unwrap(), (0..tcc_core::BUCKETS).collect())
+    Shard::start("shard-0", &url.parse().unwrap(), (0..tcc_core::BUCKETS).collect(), Heads::default())
 }
 
 async fn ask(shard: &Shard, operation: Operation, transaction: &Arc<Transaction>, branch: u16) -> Outcome {

@@ -4,7 +4,7 @@
 //! follow: if the coordinator's row alone decided, a database that lost its last commits could make it cancel one branch
 //! of a payment and have confirmed the other.
 
-use crate::{Event, Operation, Outcome, Refusal};
+use crate::{Event, FenceState, Operation, Outcome, Phase, Refusal};
 
 /// An operation that has no answer and is to be done again.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -123,6 +123,17 @@ pub fn permits_next(operation: Operation, outcome: &Outcome) -> bool {
     }
 }
 
+/// Where a transaction stands whose row was lost, by what its fences were seen to be. The pivot has decided, or everything
+/// waits, or what is there is to be undone; and if more has happened since they were seen, the pivot says so when it is asked.
+#[must_use]
+pub fn rebuilt(pivot: Option<FenceState>, mut others: impl Iterator<Item = Option<FenceState>>) -> Phase {
+    match pivot {
+        Some(FenceState::Confirmed) => Phase::Confirming,
+        Some(FenceState::Tried) if others.all(|state| state == Some(FenceState::Tried)) => Phase::Held,
+        _ => Phase::Cancelling,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -159,5 +170,17 @@ mod tests {
         }
         assert!(matches!(read_follower(Operation::Cancel, &Outcome::AlreadyConfirmed), Verdict::Park(_)));
         assert!(matches!(read_pivot(Operation::Confirm, &Outcome::NotTried), Verdict::Park(_)));
+    }
+
+    #[test]
+    fn a_lost_row_is_rebuilt_as_the_pivot_has_decided() {
+        use FenceState::{Cancelled, Confirmed, Tried};
+        let phase = |pivot, other| rebuilt(pivot, [other].into_iter());
+
+        assert_eq!(phase(Some(Confirmed), Some(Tried)), Phase::Confirming);
+        assert_eq!(phase(Some(Tried), Some(Tried)), Phase::Held);
+        assert_eq!(phase(Some(Tried), None), Phase::Cancelling);
+        assert_eq!(phase(None, Some(Tried)), Phase::Cancelling);
+        assert_eq!(phase(Some(Cancelled), Some(Cancelled)), Phase::Cancelling);
     }
 }

@@ -11,6 +11,7 @@ mod errors;
 mod holds;
 mod output;
 mod session;
+mod shards;
 mod status;
 
 use clap::{Args, Parser, Subcommand};
@@ -73,6 +74,9 @@ enum Noun {
     /// Checks the books
     #[command(subcommand)]
     Audit(Audit),
+    /// Decides about shards
+    #[command(subcommand)]
+    Shards(Shards),
     /// Makes a new id for a hold or an issue: a UUIDv7 (asks no server)
     Id,
 }
@@ -143,6 +147,15 @@ enum Audit {
     Run,
 }
 
+#[derive(Subcommand)]
+enum Shards {
+    /// Lets work go on with a shard on which it was stopped because the shard has lost commits; run the audit first
+    Resume {
+        /// The shard, as `status` names it
+        name: String,
+    },
+}
+
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
     let Cli { global, noun } = Cli::parse();
@@ -176,6 +189,7 @@ async fn run(noun: Noun, session: &Session, output: &Output) -> Result<Exit, Box
             Holds::Cancel { id } => holds::cancel(session, output, id).await,
         },
         Noun::Audit(Audit::Run) => audit::run(session, output).await,
+        Noun::Shards(Shards::Resume { name }) => shards::resume(session, output, name).await,
         Noun::Id => {
             println!("{}", Uuid::now_v7());
             Ok(Exit::Done)

@@ -34,6 +34,8 @@ struct Status {
     active: Int64,
     missed: Int64,
     slots: i32,
+    rebuilt: Int64,
+    unswept_shards: i32,
     shards: Vec<Shard>,
     attention: Vec<Attention>,
 }
@@ -45,6 +47,8 @@ struct Shard {
     queued: Int64,
     waiting: Int64,
     buckets: i32,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    lost: String,
 }
 
 #[derive(Debug, Serialize)]
@@ -74,6 +78,8 @@ impl From<v1::GetStatusResponse> for Status {
             active: Int64(status.active),
             missed: Int64(status.missed),
             slots: status.slots,
+            rebuilt: Int64(status.rebuilt),
+            unswept_shards: status.unswept_shards,
             shards: status.shards.into_iter().map(Shard::from).collect(),
             attention: status.attention.into_iter().map(Attention::from).collect(),
         }
@@ -88,6 +94,7 @@ impl From<v1::ShardStatus> for Shard {
             queued: Int64(shard.queued),
             waiting: Int64(shard.waiting),
             buckets: shard.buckets,
+            lost: shard.lost,
         }
     }
 }
@@ -121,6 +128,8 @@ impl fmt::Display for Status {
             ("active", self.active.to_string()),
             ("missed", self.missed.to_string()),
             ("slots", self.slots.to_string()),
+            ("rebuilt", self.rebuilt.to_string()),
+            ("unswept_shards", self.unswept_shards.to_string()),
         ]))?;
         let shards = self.shards.iter().map(|shard| {
             [
@@ -132,6 +141,11 @@ impl fmt::Display for Status {
             ]
         });
         write!(f, "\n\n{}", rows(["SHARD", "REACHABLE", ">QUEUED", ">WAITING", ">BUCKETS"], shards))?;
+        for shard in self.shards.iter().filter(|shard| !shard.lost.is_empty()) {
+            write!(f, "\n\n{} HAS LOST COMMITS: {}", shard.name, shard.lost)?;
+            write!(f, "\nno work is done on it; `tccctl audit run` tells which transactions are affected,")?;
+            write!(f, "\n`tccctl shards resume {}` lets work go on with what there is", shard.name)?;
+        }
         if self.attention.is_empty() {
             return Ok(());
         }
@@ -165,12 +179,15 @@ mod tests {
             active: 3,
             missed: 0,
             slots: 256,
+            rebuilt: 0,
+            unswept_shards: 0,
             shards: vec![v1::ShardStatus {
                 name: "shard-0".into(),
                 reachable: true,
                 queued: 7,
                 waiting: 5,
                 buckets: 4096,
+                lost: String::new(),
             }],
             attention: Vec::new(),
         }
@@ -179,21 +196,38 @@ mod tests {
     #[test]
     fn status_for_people_ends_with_the_shards_when_nothing_needs_attention() {
         let expected = "\
-version        0.1.0
-instance       tccd-1
-started_at     2026-09-21T14:13:20.000000Z
-draining       false
-database_time  2026-09-21T14:14:20.000000Z
-watermark      2026-09-21T14:14:19.800000Z (behind by 200ms)
-armed          12
-active         3
-missed         0
-slots          256
+version         0.1.0
+instance        tccd-1
+started_at      2026-09-21T14:13:20.000000Z
+draining        false
+database_time   2026-09-21T14:14:20.000000Z
+watermark       2026-09-21T14:14:19.800000Z (behind by 200ms)
+armed           12
+active          3
+missed          0
+slots           256
+rebuilt         0
+unswept_shards  0
 
 SHARD    REACHABLE  QUEUED  WAITING  BUCKETS
 shard-0  true            7        5     4096";
 
         assert_eq!(Status::from(answer()).to_string(), expected);
+    }
+
+    #[test]
+    fn a_shard_that_lost_commits_is_told_with_what_to_do() {
+        let mut answer = answer();
+        answer.shards[0].lost = "branch 1 of 019b2c3d was confirmed and is absent now".into();
+
+        let text = Status::from(answer).to_string();
+
+        let expected = "
+
+shard-0 HAS LOST COMMITS: branch 1 of 019b2c3d was confirmed and is absent now
+no work is done on it; `tccctl audit run` tells which transactions are affected,
+`tccctl shards resume shard-0` lets work go on with what there is";
+        assert!(text.ends_with(expected), "{text}");
     }
 
     #[test]
@@ -221,7 +255,7 @@ STUCK                 2  12m 40s  019b2c3d-4e5f-7a6b-8c9d-0e1f2a3b4c5d  connecti
         let expected = concat!(
             r#"{"version":"0.1.0","instance":"tccd-1","started_at":"2026-09-21T14:13:20.000000Z","draining":false,"#,
             r#""database_time":"2026-09-21T14:14:20.000000Z","watermark":"2026-09-21T14:14:19.800000Z","#,
-            r#""armed":"12","active":"3","missed":"0","slots":256,"#,
+            r#""armed":"12","active":"3","missed":"0","slots":256,"rebuilt":"0","unswept_shards":0,"#,
             r#""shards":[{"name":"shard-0","reachable":true,"queued":"7","waiting":"5","buckets":4096}],"attention":[]}"#
         );
 

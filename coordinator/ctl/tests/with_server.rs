@@ -155,6 +155,16 @@ impl OperatorService for Prepared {
         Ok(Response::new(answer))
     }
 
+    async fn resume_shard(
+        &self,
+        request: Request<v1::ResumeShardRequest>,
+    ) -> Result<Response<v1::ResumeShardResponse>, Status> {
+        match request.get_ref().name.as_str() {
+            "stopped" => Ok(Response::new(v1::ResumeShardResponse {})),
+            name => Err(refusal(Code::FailedPrecondition, "SHARD_NOT_STOPPED", [("shard", name)])),
+        }
+    }
+
     async fn run_audit(
         &self,
         _: Request<v1::RunAuditRequest>,

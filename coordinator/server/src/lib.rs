@@ -1,7 +1,8 @@
 //! The tcc coordinator.
 //!
 //! Calls go down, values come back up: [`api`] turns requests into domain types, [`engine`] lives transactions' lives,
-//! [`store`] keeps them, [`schedule`] wakes them. [`serve`] puts it all together, [`dev`] starts the servers that it needs
+//! [`store`] keeps them, [`schedule`] wakes them. Three tasks watch over what they rest on: [`audit`] checks the books,
+//! [`sweep`] rebuilds what the coordinator's database has lost, [`heads`] notices what a shard has lost. [`serve`] puts it all together, [`dev`] starts the servers that it needs
 //! on a developer's machine. The rules are not here: phases, fences and decisions stand in `tcc-core`, the ledger in
 //! `tcc-ledger`.
 
@@ -10,7 +11,9 @@ pub mod audit;
 pub mod config;
 pub mod dev;
 pub mod engine;
+pub mod heads;
 pub mod schedule;
 pub mod serve;
 pub mod shards;
 pub mod store;
+pub mod sweep;

@@ -5,13 +5,15 @@ use crate::{
     api::{Holds, Ledger, Operator},
     config::Config,
     engine::{Engine, Participants},
+    heads,
     schedule::{Leases, Scheduler, Timers, fire, partitions},
     shards::Shards,
     store::{self, Store},
+    sweep::{self, Swept},
 };
 use std::{collections::HashSet, net::SocketAddr, sync::Arc, time::Duration};
 use tcc_core::Timestamp;
-use tcc_ledger::Shard;
+use tcc_ledger::{Shard, heads::Heads};
 use tcc_participant::{Failure, Participant, retry::Backoff, session::bounded};
 use tcc_proto::v1::{
     hold_service_server::HoldServiceServer, ledger_service_server::LedgerServiceServer,
@@ -87,6 +89,8 @@ pub struct Vitals {
     pub started_at: Timestamp,
     /// Its ring.
     pub timers: Timers,
+    /// How the orphan sweep stands.
+    pub swept: Swept,
 }
 
 /// A coordinator that serves.
@@ -144,6 +148,7 @@ pub async fn start_with(
     let names: Vec<String> = config.shards.iter().map(|shard| shard.name.clone()).collect();
     let mut client = connect("the coordinator", &coordinator).await?;
     let map = store::schema::prepare(&mut client, &names).await?;
+    let kept = store::heads::kept(&client).await.map_err(store::schema::SchemaError::from)?;
 
     let stop = CancellationToken::new();
     let mut shards = Vec::new();
@@ -164,7 +169,12 @@ pub async fn start_with(
                 ));
             }
         }
-        shards.push(Shard::start(&shard.name, &database, buckets));
+        let heads = Heads::default();
+        if let Some(kept) = kept.iter().find(|kept| kept.shard == shard.name) {
+            heads.expect(kept.heads.clone());
+            kept.lost.iter().for_each(|lost| heads.stop(lost.clone()));
+        }
+        shards.push(Shard::start(&shard.name, &database, buckets, heads));
     }
 
     let listener = TcpListener::bind(&config.listen).await;
@@ -178,17 +188,21 @@ pub async fn start_with(
         .map_err(ServeError::Leases)?;
     let (timers, clock) = (leases.timers(), leases.clock());
     let scheduler = Scheduler::new(&coordinator, clock.clone(), timers.clone(), leases.hung());
-    let vitals = Arc::new(Vitals { instance, started_at: clock.now(), timers: timers.clone() });
+    let (unbroken, swept) = (leases.unbroken(), Swept::default());
+    let vitals = Vitals { instance, started_at: clock.now(), timers: timers.clone(), swept: swept.clone() };
     let participants =
         shards.iter().map(|shard| between(Arc::new(shard.clone()) as Arc<dyn Participant>)).collect();
     let participants = Participants::new(participants, &map);
     let store = change_store(Store::start(&coordinator));
-    let engine = Engine::new(store, participants, timers.clone(), clock.clone());
+    let engine = Engine::new(store, participants, timers.clone(), clock.clone(), unbroken.clone());
     let shards = Arc::new(Shards::new(shards, &map));
 
-    tokio::spawn(partitions::keep(coordinator, timers.clone(), Arc::clone(&shards), stop.clone()));
+    tokio::spawn(partitions::keep(coordinator.clone(), timers.clone(), Arc::clone(&shards), stop.clone()));
+    tokio::spawn(heads::keep(engine.store().clone(), Arc::clone(&shards), instance, stop.clone()));
+    let (engine_to_tell, shards_to_sweep) = (Arc::clone(&engine), Arc::clone(&shards));
+    tokio::spawn(sweep::keep(coordinator, engine_to_tell, shards_to_sweep, unbroken, swept, stop.clone()));
     let schedule = Schedule { leases, scheduler };
-    let api = Api { engine: Arc::clone(&engine), shards, vitals, config: config.clone() };
+    let api = Api { engine: Arc::clone(&engine), shards, vitals: Arc::new(vitals), config: config.clone() };
     let serving = tokio::spawn(serve(api, listener, schedule, stop.clone()));
     Ok(Running { address, engine, timers, stop, serving })
 }

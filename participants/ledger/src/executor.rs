@@ -17,8 +17,9 @@
 //! given by a transaction that wrote or locked the fence and committed: a bare read may show a commit that a synchronous
 //! standby does not have yet and that a failover would lose.
 
-use crate::books::{
-    Account, AccountState, Answer, Books, Fence, FenceKey, ISSUE, NewFence, Op, Posting, Writes,
+use crate::{
+    books::{Account, AccountState, Answer, Books, Fence, FenceKey, ISSUE, NewFence, Op, Posting, Writes},
+    heads::{Head, Heads},
 };
 use futures::future::{join, join3, join4, join5};
 use std::{
@@ -142,6 +143,7 @@ pub struct ShardExecutor {
     session: Session,
     name: String,
     buckets: Arc<HashSet<u16>>,
+    heads: Heads,
     /// How many batches are still to be done with locks.
     with_locks: u32,
     /// Whether those leave out what somebody else holds.
@@ -154,9 +156,9 @@ const WITH_LOCKS: u32 = 16;
 impl ShardExecutor {
     /// An executor for a shard that serves these buckets.
     #[must_use]
-    pub fn new(name: &str, config: &Config, buckets: Arc<HashSet<u16>>) -> Self {
+    pub fn new(name: &str, config: &Config, buckets: Arc<HashSet<u16>>, heads: Heads) -> Self {
         let session = Session::new(config, "tcc-shard", Plans::Generic);
-        Self { session, name: name.to_owned(), buckets, with_locks: 0, leaves_out: false }
+        Self { session, name: name.to_owned(), buckets, heads, with_locks: 0, leaves_out: false }
     }
 
     /// Makes sure that the database is this shard: a url that points elsewhere would answer a Cancel with a tombstone, and
@@ -180,6 +182,17 @@ impl ShardExecutor {
         Ok(())
     }
 
+    /// Makes sure that the shard has what it answered before.
+    async fn check_heads(&self) -> Result<(), Failure> {
+        match self.heads.check(self.session.client()?).await.map_err(|e| sort(&e))? {
+            None => Ok(()),
+            Some(what) => Err(Failure::Rejected(format!(
+                "shard {} has lost commits: {what}; work on it is stopped. See the manual: a shard that lost commits",
+                self.name
+            ))),
+        }
+    }
+
     /// Does a batch on the usual assumptions. `None`: they do not hold, and nothing is committed.
     async fn usually(&mut self, ops: &[Op], moves: &Moves) -> Result<Option<Vec<Answer>>, Failure> {
         let Some(mut books) = self.take(ops, moves).await? else { return Ok(None) };
@@ -188,8 +201,8 @@ impl ShardExecutor {
         if !writes.moved_fences.drain(..).eq(moves.iter().map(|(key, state)| (*key, *state))) {
             return Ok(None);
         }
-        self.write(writes).await?;
-        self.session.settle()?;
+        let moved = moves.last_key_value().map(|(key, state)| (*key, *state));
+        self.commit(writes, moved).await?;
         Ok(Some(answers))
     }
 
@@ -202,9 +215,20 @@ impl ShardExecutor {
         };
         let answer = |op| if held.concerns(op) { Answer::LeftOut } else { books.decide(op) };
         let answers = ops.iter().map(answer).collect();
-        self.write(books.into_writes()).await?;
-        self.session.settle()?;
+        self.commit(books.into_writes(), None).await?;
         Ok(answers)
+    }
+
+    /// Writes and commits what is left to be written beside one fence that was moved before, and remembers the head.
+    async fn commit(&mut self, writes: Writes, moved: Option<(FenceKey, FenceState)>) -> Result<(), Failure> {
+        let new = writes.new_fences.last().map(|new| (new.key, new.fence.state));
+        let head = new.or(moved).or(writes.moved_fences.last().copied());
+        self.write(writes).await?;
+        self.session.settle()?;
+        if let Some(((id, branch), state)) = head {
+            self.heads.note(Head { transaction: id.uuid(), branch: branch as i16, state: state.number() });
+        }
+        Ok(())
     }
 
     /// Begins, moves the fences and reads the accounts, in one round trip. `None`, if there is one that is not as assumed.
@@ -427,10 +451,15 @@ impl Executor for ShardExecutor {
 
     async fn connect(&mut self) -> Result<(), Failure> {
         self.session.connect(&STATEMENTS).await?;
-        self.identify().await
+        self.identify().await?;
+        self.check_heads().await
     }
 
     async fn run(&mut self, ops: &[Op]) -> Result<Vec<Answer>, Failure> {
+        if let Some(what) = self.heads.lost() {
+            // Connecting anew says more.
+            return Err(Failure::Disconnected(what));
+        }
         if self.with_locks == 0
             && let Some(moves) = usual_moves(ops)
         {

@@ -1,12 +1,13 @@
 //! A ledger shard: the participant that keeps accounts on one PostgreSQL server.
 //!
 //! [`books`] decides, as a pure function over the rows of a batch; [`executor`] reads and locks those rows, writes what was
-//! decided with one statement, and commits; [`Shard`] is the handle that the engine and the API hold. [`audit`] checks the
-//! books. All SQL on a shard's tables stands in this crate; it knows nothing of the coordinator or of gRPC.
+//! decided, and commits; [`Shard`] is the handle that the engine and the API hold. [`audit`] checks the books, [`heads`]
+//! notices when the server has lost some of them. All SQL on a shard's tables stands in this crate; it knows nothing of the coordinator or of gRPC.
 
 pub mod audit;
 pub mod books;
 pub mod executor;
+pub mod heads;
 mod reads;
 mod schema;
 mod shard;

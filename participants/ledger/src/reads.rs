@@ -111,6 +111,15 @@ pub enum Branches<'a> {
     Between(Uuid, Uuid),
 }
 
+/// The transactions of fences with ids below one, the highest first: at most `limit`, one for each fence.
+pub(crate) async fn fenced_before(client: &Client, until: Uuid, limit: i64) -> Result<Vec<Uuid>, String> {
+    let sql = "-- fenced_before
+        SELECT transaction_id FROM branch WHERE transaction_id < $1 AND role <> 3
+        ORDER BY transaction_id DESC LIMIT $2";
+    let rows = client.query(sql, &[&until, &limit]).await.map_err(|e| e.to_string())?;
+    Ok(rows.iter().map(|row| row.get(0)).collect())
+}
+
 /// Fences in the order of their keys.
 pub(crate) async fn branches(client: &Client, which: Branches<'_>) -> Result<Vec<BranchRow>, String> {
     let columns = "b.transaction_id, b.branch, b.role, b.state, b.account, b.amount, b.refusal, b.descriptor,

@@ -4,6 +4,7 @@ use crate::{
     audit::{self, ShardAudit},
     books::{Account, Answer, Op},
     executor::ShardExecutor,
+    heads::Heads,
     reads::{self, BranchRow, Branches, PostingRow, ReadError},
 };
 use deadpool_postgres::{
@@ -18,6 +19,7 @@ use tcc_participant::{
     session::bounded,
 };
 use tokio_postgres::{Config, NoTls};
+use uuid::Uuid;
 
 /// One shard, in-process. Clones share it.
 #[derive(Clone)]
@@ -26,6 +28,7 @@ pub struct Shard {
     operations: Batcher<Op, Answer>,
     reads: Pool,
     buckets: usize,
+    heads: Heads,
 }
 
 /// Why an account could not be opened or issued to.
@@ -45,25 +48,15 @@ pub enum ShardError {
 }
 
 impl Shard {
-    /// Starts the shard's executors, which connect by themselves and keep trying.
+    /// Starts the shard's executors, which connect by themselves and keep trying. They work only on a server that has these
+    /// heads.
     #[must_use]
-    pub fn start(name: &str, config: &Config, buckets: HashSet<u16>) -> Self {
+    pub fn start(name: &str, config: &Config, buckets: HashSet<u16>, heads: Heads) -> Self {
         let served = buckets.len();
         let buckets = Arc::new(buckets);
         // A second one would mostly wait for the accounts that the first one has locked.
-        let executors = vec![ShardExecutor::new(name, config, buckets)];
+        let executors = vec![ShardExecutor::new(name, config, buckets, heads.clone())];
         let operations = Batcher::start(&format!("shard {name}"), executors, Limits::default());
-        Self::with_operations(name, operations, config, served)
-    }
-
-    /// A shard whose operations go through a given batcher: the seam for tests.
-    #[must_use]
-    pub fn with_operations(
-        name: &str,
-        operations: Batcher<Op, Answer>,
-        config: &Config,
-        buckets: usize,
-    ) -> Self {
         let manager = Manager::from_config(
             bounded(config.clone(), "tcc-shard-reads"),
             NoTls,
@@ -76,13 +69,32 @@ impl Shard {
             .timeouts(Timeouts { wait: patience, create: patience, recycle: patience })
             .build()
             .expect("a pool with a runtime and time-outs is complete");
-        Self { name: name.into(), operations, reads, buckets }
+        Self { name: name.into(), operations, reads, buckets: served, heads }
     }
 
     /// Its name.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// What it must have, and whether it has lost any of it.
+    #[must_use]
+    pub fn heads(&self) -> &Heads {
+        &self.heads
+    }
+
+    /// Looks whether the shard has what it answered, as far as this process knows.
+    ///
+    /// # Errors
+    ///
+    /// [`ReadError`].
+    pub async fn check_heads(&self) -> Result<(), ReadError> {
+        let client = self.reader().await?;
+        if let Some(what) = self.heads.check(&client).await.map_err(|e| self.unreachable(e.to_string()))? {
+            tracing::error!(shard = self.name(), what, "a shard has lost commits; work on it is stopped");
+        }
+        Ok(())
     }
 
     /// How many operations wait for their batch.
@@ -171,6 +183,16 @@ impl Shard {
         audit::run(&mut client).await.map_err(|cause| self.unreachable(cause.to_string()))
     }
 
+    /// The transactions of fences with ids below one, the highest first: at most `limit`, one for each fence.
+    ///
+    /// # Errors
+    ///
+    /// [`ReadError`].
+    pub async fn fenced_before(&self, until: Uuid, limit: i64) -> Result<Vec<Uuid>, ReadError> {
+        let client = self.reader().await?;
+        reads::fenced_before(&client, until, limit).await.map_err(|cause| self.unreachable(cause))
+    }
+
     /// Creates partitions ahead of time.
     ///
     /// # Errors
@@ -185,9 +207,9 @@ impl Shard {
         made.await.map_err(|e| self.unreachable(e.to_string()))
     }
 
-    /// A connection for reading, of a server whose identity the executors have checked.
+    /// A connection for reading, of a server whose identity the executors have checked. What has lost commits can be read.
     async fn reader(&self) -> Result<Object, ReadError> {
-        if !self.operations.is_reachable() {
+        if !self.operations.is_reachable() && self.heads.lost().is_none() {
             return Err(self.unreachable("it is not reachable".into()));
         }
         self.reads.get().await.map_err(|e: PoolError| self.unreachable(e.to_string()))
@@ -217,7 +239,7 @@ impl Participant for Shard {
     }
 
     fn is_reachable(&self) -> bool {
-        self.operations.is_reachable()
+        self.operations.is_reachable() && self.heads.lost().is_none()
     }
 
     fn call(&self, call: Call) -> BoxFuture<'_, Vec<Outcome>> {

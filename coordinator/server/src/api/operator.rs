@@ -49,6 +49,7 @@ impl OperatorService for Operator {
             queued: shard.queued() as i64,
             buckets: shard.buckets() as i32,
             waiting: self.engine.waiting(index) as i64,
+            lost: shard.heads().lost().unwrap_or_default(),
         });
         let attention = attention.into_iter().map(|summary| v1::AttentionCount {
             attention: convert::attention(summary.kind).into(),
@@ -70,7 +71,21 @@ impl OperatorService for Operator {
             slots: slots as i32,
             shards: shards.collect(),
             attention: attention.collect(),
+            rebuilt: self.vitals.swept.rebuilt() as i64,
+            unswept_shards: self.vitals.swept.unfinished() as i32,
         }))
+    }
+
+    async fn resume_shard(
+        &self,
+        request: Request<v1::ResumeShardRequest>,
+    ) -> Result<Response<v1::ResumeShardResponse>, Status> {
+        let name = request.into_inner().name;
+        if self.engine.store().resume_shard(&name).await.map_err(EngineError::from)? {
+            tracing::warn!(shard = name, "an operator lets work go on with a shard that has lost commits");
+            return Ok(Response::new(v1::ResumeShardResponse {}));
+        }
+        Err(reason::not_stopped(&name))
     }
 
     type RunAuditStream = BoxStream<'static, Result<v1::RunAuditResponse, Status>>;

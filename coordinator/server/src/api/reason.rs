@@ -111,6 +111,12 @@ fn too_late(asked: Event, record: &Record) -> Status {
     status(Code::FailedPrecondition, reason, message, metadata)
 }
 
+/// Work goes on with a shard already.
+pub fn not_stopped(shard: &str) -> Status {
+    let message = format!("work on shard {shard} is not stopped, or there is no such shard");
+    status(Code::FailedPrecondition, "SHARD_NOT_STOPPED", message, [("shard", shard.to_owned())])
+}
+
 /// A ledger operation without an answer.
 pub fn of_shard(error: ShardError) -> Status {
     tracing::warn!(%error, "a request meets a shard without an answer");

@@ -232,7 +232,10 @@ impl<'a> Life<'a> {
         }
     }
 
+    /// What may have been held before the database went back waits until every branch has answered.
     fn is_past_try_deadline(&self) -> bool {
-        self.engine.clock.now_us() - self.record.standing.created_at.as_microsecond() >= TRY_DEADLINE_US
+        let created_at = self.record.standing.created_at;
+        let may_have_been_held = created_at < *self.engine.unbroken.borrow();
+        !may_have_been_held && self.engine.clock.now_us() - created_at.as_microsecond() >= TRY_DEADLINE_US
     }
 }

@@ -15,7 +15,7 @@ pub mod participants;
 pub use participants::Participants;
 
 use crate::{
-    schedule::{Clock, Entry, Timers},
+    schedule::{Clock, Entry, Timers, Unbroken},
     store::{
         Advance, Advanced, Begin, Defer, Place, Record, Store, StoreError, WAKE_HORIZON, Woken, begin,
         record::Standing,
@@ -57,6 +57,7 @@ pub struct Engine {
     participants: Participants,
     timers: Timers,
     clock: Clock,
+    unbroken: Unbroken,
     creations: Arc<Semaphore>,
     looks: Arc<Semaphore>,
     gates: Arc<Gates>,
@@ -116,13 +117,20 @@ pub enum EngineError {
 impl Engine {
     /// Puts an engine together. It works once its timers fire into [`Engine::look`].
     #[must_use]
-    pub fn new(store: Store, participants: Participants, timers: Timers, clock: Clock) -> Arc<Self> {
+    pub fn new(
+        store: Store,
+        participants: Participants,
+        timers: Timers,
+        clock: Clock,
+        unbroken: Unbroken,
+    ) -> Arc<Self> {
         let gates = Gates::new(participants.len());
         Arc::new(Self {
             store,
             participants,
             timers,
             clock,
+            unbroken,
             creations: Arc::new(Semaphore::new(CREATIONS)),
             looks: Arc::new(Semaphore::new(LOOKS)),
             gates,
@@ -136,6 +144,12 @@ impl Engine {
     #[must_use]
     pub fn clock(&self) -> &Clock {
         &self.clock
+    }
+
+    /// The ring, for what others commit.
+    #[must_use]
+    pub fn timers(&self) -> &Timers {
+        &self.timers
     }
 
     /// The store, for reads.

@@ -3,14 +3,12 @@
 //! A monotonic local clock plus an offset that the heartbeat measures. It decides when to look at something, and whether an
 //! id or a due time in a request is plausible; whether something is due is decided in the database.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicI64, Ordering},
-    },
-    time::Instant,
+use std::sync::{
+    Arc,
+    atomic::{AtomicI64, Ordering},
 };
 use tcc_core::Timestamp;
+use tokio::time::Instant;
 
 /// An estimate of the database's clock, off by half a round trip at most. Clones share it.
 #[derive(Debug, Clone)]

@@ -9,16 +9,14 @@
 //! backup: then what is in memory may be ahead of what is on disk, and all of it is dropped and read anew.
 
 use super::{Clock, Timers, clock::timestamp, ring::SLOTS};
-use std::{
-    collections::HashMap,
-    time::{Duration, Instant},
-};
+use std::{collections::HashMap, time::Duration};
 use tcc_core::Timestamp;
 use tcc_participant::{
     Failure, Session,
     retry::Backoff,
     session::{Plans, sort},
 };
+use tokio::{sync::watch, time::Instant};
 use tokio_postgres::{Config, Row};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -98,8 +96,13 @@ pub struct Leases {
     /// What the others had settled when that last changed.
     progress: HashMap<Uuid, (i64, Instant)>,
     hung: Hung,
+    unbroken: watch::Sender<Timestamp>,
     others: usize,
 }
+
+/// Since when the database is known not to have gone back: what was committed since then is there. It changes whenever the
+/// database may have gone back, or another instance may have seen it do so and be gone.
+pub type Unbroken = watch::Receiver<Timestamp>;
 
 /// Slots of instances that hang, with their watermarks. Written by the leases, read by the scheduler.
 pub type Hung = std::sync::Arc<std::sync::Mutex<HashMap<u8, i64>>>;
@@ -150,6 +153,7 @@ impl Leases {
             position: None,
             progress: HashMap::new(),
             hung: Hung::default(),
+            unbroken: watch::Sender::new(Timestamp::UNIX_EPOCH),
             others: 0,
         };
         leases.session.connect(&STATEMENTS).await?;
@@ -174,6 +178,12 @@ impl Leases {
     #[must_use]
     pub fn hung(&self) -> Hung {
         Hung::clone(&self.hung)
+    }
+
+    /// Since when the database has not gone back.
+    #[must_use]
+    pub fn unbroken(&self) -> Unbroken {
+        self.unbroken.subscribe()
     }
 
     /// Beats until asked to stop, then gives the slots back. Answers whether other instances can take them.
@@ -246,7 +256,11 @@ impl Leases {
             started_at: row.get("started_at"),
             at: row.get("position"),
         };
+        if self.position.is_none() {
+            self.unbroken.send_replace(row.get("now"));
+        }
         if self.position.as_ref().is_some_and(|before| position.went_back(before)) {
+            self.unbroken.send_replace(row.get("now"));
             tracing::warn!(before = ?self.position, now = ?position, "the coordinator's database has started again or went back; reading everything anew");
             let mut ring = self.timers.lock();
             let served: Vec<u8> = ring.served().collect();

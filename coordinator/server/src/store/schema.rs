@@ -99,7 +99,7 @@ async fn prepare_locked(
     client
         .execute(
             "-- map_buckets
-             WITH named AS (INSERT INTO shard SELECT unnest($1::text[]) WHERE NOT EXISTS (SELECT FROM shard) RETURNING 1)
+             WITH named AS (INSERT INTO shard (name) SELECT unnest($1::text[]) WHERE NOT EXISTS (SELECT FROM shard) RETURNING 1)
              INSERT INTO bucket SELECT n, ($1::text[])[n % cardinality($1::text[]) + 1]
              FROM generate_series(0, $2::int4 - 1) AS n WHERE EXISTS (SELECT FROM named)",
             &[&shards, &i32::from(BUCKETS)],

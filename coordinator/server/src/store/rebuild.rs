@@ -1,0 +1,184 @@
+//! Rows that this database lost, written anew from what the fences say.
+//!
+//! Looking whether a row is missing and writing it stand on one connection: a database that went back has closed it, and what
+//! was concluded from the one before is void.
+
+use super::{Place, WAKE_HORIZON};
+use std::{collections::HashSet, sync::Arc};
+use tcc_core::{Cause, Phase, Timestamp, Transaction, TransactionId};
+use tcc_participant::{
+    Failure, Session,
+    session::{Plans, sort},
+};
+use tokio_postgres::Config;
+use uuid::Uuid;
+
+const MISSING: &str = "\
+-- missing
+SELECT i.id FROM unnest($1::uuid[]) AS i (id) WHERE NOT EXISTS (SELECT FROM transaction t WHERE t.id = i.id)";
+
+const SWEPT: &str = "\
+-- swept
+SELECT (SELECT s.started_at FROM sweep s WHERE s.shard = $1) AS started_at, clock_timestamp() AS now";
+
+const SET_SWEPT: &str = "\
+-- set_swept
+INSERT INTO sweep (shard, started_at) VALUES ($1, $2) ON CONFLICT (shard) DO UPDATE SET started_at = excluded.started_at";
+
+/// What is not known of it any more is put as it would have gone: if the pivot did what is done at the due time, and that has
+/// passed, it was due; otherwise somebody asked.
+const REBUILD: &str = "\
+-- rebuild
+WITH clock AS MATERIALIZED (
+    SELECT clock_timestamp() AS now FROM pg_current_xact_id() AS xid WHERE xid IS NOT NULL
+),
+rebuilt AS (
+    INSERT INTO transaction
+        (id, phase, cause, reason, flipped, on_maturity, slot, lane, due_at, created_at, held_at, decided_at, descriptor)
+    SELECT i.id, i.phase,
+        CASE WHEN i.phase <> 2 THEN
+            coalesce(i.cause, CASE WHEN i.due_at <= clock.now AND i.phase = 2 * i.on_maturity + 1 THEN 5 ELSE 3 END)
+        END,
+        -- A pivot that has decided does not turn round.
+        i.reason, i.is_decided, i.on_maturity, i.slot, i.lane, i.due_at, clock.now,
+        CASE WHEN i.phase IN (2, 3) THEN clock.now END,
+        CASE WHEN i.phase IN (3, 5) THEN clock.now END,
+        i.descriptor
+    FROM clock, unnest($1::uuid[], $2::int2[], $3::int2[], $4::text[], $5::bool[], $6::int2[], $7::int2[], $8::int2[],
+                       $9::timestamptz[], $10::bytea[])
+        AS i (id, phase, cause, reason, is_decided, on_maturity, slot, lane, due_at, descriptor)
+    ON CONFLICT (id) DO NOTHING
+    RETURNING id, slot, lane,
+        CASE WHEN phase = 2 THEN least(greatest(due_at, created_at), created_at + $11::float8 * interval '1 second')
+             ELSE created_at END AS wake_at
+),
+woken AS (
+    INSERT INTO wakeup (wake_at, transaction_id, slot, lane) SELECT wake_at, id, slot, lane FROM rebuilt
+)
+SELECT id, slot, lane, wake_at FROM rebuilt";
+
+/// A row to be written.
+#[derive(Debug, Clone)]
+pub struct Rebuild {
+    /// What it is, as its fences keep it.
+    pub transaction: Arc<Transaction>,
+    /// Where its wake-ups are to stand.
+    pub place: Place,
+    /// Where it stands, by its fences.
+    pub phase: Phase,
+    /// Why, if they say so.
+    pub cause: Option<Cause>,
+    /// Why it was refused or vetoed.
+    pub reason: Option<String>,
+    /// The pivot has decided.
+    pub is_decided: bool,
+}
+
+/// A row that was written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rebuilt {
+    /// Which.
+    pub id: TransactionId,
+    /// Where its wake-ups stand.
+    pub place: Place,
+    /// The one that finds it.
+    pub wake_at: Timestamp,
+}
+
+/// One connection that finds what is missing and writes it.
+pub struct Rebuilder {
+    session: Session,
+}
+
+impl Rebuilder {
+    /// Not connected yet.
+    #[must_use]
+    pub fn new(config: &Config) -> Self {
+        Self { session: Session::new(config, "tccd-sweep", Plans::Generic) }
+    }
+
+    /// Connects anew, and says whether this is the only one that sweeps `shard`: until it disconnects.
+    ///
+    /// # Errors
+    ///
+    /// [`Failure`].
+    pub async fn lock(&mut self, shard: &str) -> Result<bool, Failure> {
+        self.session.connect(&[MISSING, REBUILD, SWEPT, SET_SWEPT]).await?;
+        let lock = "SELECT pg_try_advisory_lock(hashtext('sweep'), hashtext($1))";
+        let row = self.session.client()?.query_one(lock, &[&shard]).await.map_err(|e| sort(&e))?;
+        Ok(row.get(0))
+    }
+
+    /// When the last sweep of `shard` that came to its end began, and what time it is.
+    ///
+    /// # Errors
+    ///
+    /// [`Failure`].
+    pub async fn swept(&self, shard: &str) -> Result<(Option<Timestamp>, Timestamp), Failure> {
+        let statement = self.session.statement(SWEPT)?;
+        let row = self.session.client()?.query_one(statement, &[&shard]).await.map_err(|e| sort(&e))?;
+        Ok((row.get("started_at"), row.get("now")))
+    }
+
+    /// Notes that a sweep which began then has come to its end.
+    ///
+    /// # Errors
+    ///
+    /// [`Failure`].
+    pub async fn set_swept(&self, shard: &str, started_at: Timestamp) -> Result<(), Failure> {
+        let statement = self.session.statement(SET_SWEPT)?;
+        let done = self.session.client()?.execute(statement, &[&shard, &started_at]).await;
+        done.map(drop).map_err(|e| sort(&e))
+    }
+
+    /// Gives the lock back.
+    pub fn disconnect(&mut self) {
+        self.session.disconnect();
+    }
+
+    /// Which of these there is no row for. They have fences, and a row is committed before the first fence is asked for.
+    ///
+    /// # Errors
+    ///
+    /// [`Failure`].
+    pub async fn missing(&self, ids: &[Uuid]) -> Result<HashSet<Uuid>, Failure> {
+        let statement = self.session.statement(MISSING)?;
+        let rows = self.session.client()?.query(statement, &[&ids]).await.map_err(|e| sort(&e))?;
+        Ok(rows.iter().map(|row| row.get(0)).collect())
+    }
+
+    /// Writes rows, but for those that are there meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// [`Failure`].
+    pub async fn rebuild(&mut self, rows: &[Rebuild]) -> Result<Vec<Rebuilt>, Failure> {
+        let mut sorted: Vec<&Rebuild> = rows.iter().collect();
+        sorted.sort_by_key(|row| row.transaction.id);
+        let each = || sorted.iter();
+        let ids: Vec<Uuid> = each().map(|row| row.transaction.id.uuid()).collect();
+        let phases: Vec<i16> = each().map(|row| row.phase.number()).collect();
+        let causes: Vec<Option<i16>> = each().map(|row| row.cause.map(Cause::number)).collect();
+        let reasons: Vec<Option<&str>> = each().map(|row| row.reason.as_deref()).collect();
+        let decided: Vec<bool> = each().map(|row| row.is_decided).collect();
+        let on_maturity: Vec<i16> =
+            each().map(|row| row.transaction.descriptor.on_maturity.number()).collect();
+        let slots: Vec<i16> = each().map(|row| i16::from(row.place.slot)).collect();
+        let lanes: Vec<i16> = each().map(|row| i16::from(row.place.lane)).collect();
+        let due_at: Vec<Timestamp> = each().map(|row| row.transaction.descriptor.due_at).collect();
+        let descriptors: Vec<&[u8]> = each().map(|row| row.transaction.encoded.as_slice()).collect();
+
+        let statement = self.session.statement(REBUILD)?;
+        #[rustfmt::skip]
+        let rows = self.session.client()?.query(statement, &[
+            &ids, &phases, &causes, &reasons, &decided, &on_maturity, &slots, &lanes, &due_at, &descriptors,
+            &WAKE_HORIZON.as_secs_f64(),
+        ]).await.map_err(|e| sort(&e))?;
+        self.session.settle()?;
+        let rebuilt = rows.iter().filter_map(|row| {
+            let id = TransactionId::from_uuid(row.get("id")).ok()?;
+            Some(Rebuilt { id, place: Place::read(row), wake_at: row.get("wake_at") })
+        });
+        Ok(rebuilt.collect())
+    }
+}
