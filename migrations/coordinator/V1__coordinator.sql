@@ -83,10 +83,12 @@ CREATE TABLE head (
     PRIMARY KEY (shard, instance)
 ) WITH (fillfactor = 20);
 
--- When the last orphan sweep of each shard began that came to its end.
+-- The orphan sweep of each shard: when the last one of all its fences began that came to its end, and up to when those that were
+-- written later have been looked at, by the shard's clock.
 CREATE TABLE sweep (
     shard text PRIMARY KEY REFERENCES shard,
-    started_at timestamptz NOT NULL
+    started_at timestamptz NOT NULL,
+    seen_until timestamptz NOT NULL
 );
 
 -- Transactions that need looking at, and why.

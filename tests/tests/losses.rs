@@ -176,6 +176,32 @@ async fn a_sweep_that_is_killed_again_and_again_comes_to_its_end() {
     client.audit_is_clean().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn what_has_fences_and_no_row_is_found_long_after_the_sweep_too() {
+    let system = System::start().await;
+    let Coordinator { mut client, .. } = system.coordinator().await;
+    let (alice, bob) = alice_and_bob(&mut client).await;
+    until("the first sweep is done", || {
+        let client = client.clone();
+        async move { status(&client).await.is_some_and(|status| status.unswept_shards == 0) }
+    })
+    .await;
+
+    // As if its Try had come late, after its row was lost and all fences were looked at.
+    let late = hold(&alice, &bob, 10);
+    create(&client, &late).await;
+    let forget = "DELETE FROM transaction WHERE id = $1::text::uuid";
+    system.sql().await.execute(forget, &[&late.id]).await.unwrap();
+
+    until("it is rebuilt", || {
+        let client = client.clone();
+        async move { status(&client).await.is_some_and(|status| status.rebuilt == 1) }
+    })
+    .await;
+    assert_eq!(client.hold(&late.id).await.phase(), Phase::Held);
+    client.audit_is_clean().await;
+}
+
 async fn shard_forgets(while_tccd_runs: bool) {
     let mut servers = servers().await;
     let mut coordinator = serve(&servers).await;

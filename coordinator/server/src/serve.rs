@@ -9,7 +9,7 @@ use crate::{
     schedule::{Leases, Scheduler, Timers, fire, partitions},
     shards::Shards,
     store::{self, Store},
-    sweep::{self, Swept},
+    sweep::{self, Progress},
 };
 use std::{collections::HashSet, net::SocketAddr, sync::Arc, time::Duration};
 use tcc_core::Timestamp;
@@ -90,7 +90,7 @@ pub struct Vitals {
     /// Its ring.
     pub timers: Timers,
     /// How the orphan sweep stands.
-    pub swept: Swept,
+    pub sweep: Progress,
 }
 
 /// A coordinator that serves.
@@ -188,8 +188,9 @@ pub async fn start_with(
         .map_err(ServeError::Leases)?;
     let (timers, clock) = (leases.timers(), leases.clock());
     let scheduler = Scheduler::new(&coordinator, clock.clone(), timers.clone(), leases.hung());
-    let (unbroken, swept) = (leases.unbroken(), Swept::default());
-    let vitals = Vitals { instance, started_at: clock.now(), timers: timers.clone(), swept: swept.clone() };
+    let (unbroken, progress) = (leases.unbroken(), Progress::default());
+    let vitals =
+        Vitals { instance, started_at: clock.now(), timers: timers.clone(), sweep: progress.clone() };
     let participants =
         shards.iter().map(|shard| between(Arc::new(shard.clone()) as Arc<dyn Participant>)).collect();
     let participants = Participants::new(participants, &map);
@@ -200,7 +201,7 @@ pub async fn start_with(
     tokio::spawn(partitions::keep(coordinator.clone(), timers.clone(), Arc::clone(&shards), stop.clone()));
     tokio::spawn(heads::keep(engine.store().clone(), Arc::clone(&shards), instance, stop.clone()));
     let (engine_to_tell, shards_to_sweep) = (Arc::clone(&engine), Arc::clone(&shards));
-    tokio::spawn(sweep::keep(coordinator, engine_to_tell, shards_to_sweep, unbroken, swept, stop.clone()));
+    tokio::spawn(sweep::keep(coordinator, engine_to_tell, shards_to_sweep, unbroken, progress, stop.clone()));
     let schedule = Schedule { leases, scheduler };
     let api = Api { engine: Arc::clone(&engine), shards, vitals: Arc::new(vitals), config: config.clone() };
     let serving = tokio::spawn(serve(api, listener, schedule, stop.clone()));

@@ -3,7 +3,8 @@
 //! A database that fails over to a standby that had not received everything, or is restored, forgets its last commits. The
 //! fences do not: each keeps the whole transaction, and the pivot's says what was decided. So after every start, and whenever
 //! the database may have gone back, the fences of every shard are read, the newest first, and where one has no row a row is
-//! written, as [`rebuilt`] says: the engine then goes on with it as with any other.
+//! written, as [`rebuilt`] says: the engine then goes on with it as with any other. From then on what is new is looked at
+//! likewise, since a Try that was sent before the loss may arrive after it.
 //!
 //! The order of reading is what it rests on. A row is committed before the first fence is asked for, so a fence that is seen
 //! before its row is looked for has one, unless that was lost. And the fences of what is missing are read once more after
@@ -15,7 +16,7 @@ use crate::{
     shards::Shards,
     store::{
         Place,
-        rebuild::{Rebuild, Rebuilder},
+        rebuild::{Rebuild, Rebuilder, Swept},
     },
 };
 use std::{
@@ -26,7 +27,7 @@ use std::{
     },
     time::{Duration, Instant},
 };
-use tcc_core::{Cause, FenceState, Role, Transaction, TransactionId, decision::rebuilt};
+use tcc_core::{Cause, FenceState, Role, Timestamp, Transaction, TransactionId, decision::rebuilt};
 use tcc_ledger::{BranchRow, Branches, ReadError, Shard};
 use tcc_participant::Failure;
 use tokio_postgres::Config;
@@ -37,6 +38,8 @@ use uuid::Uuid;
 const CHUNK: i64 = 5_000;
 /// After a chunk it rests for so many times as long as that took: holds go first.
 const REST: u32 = 2;
+/// How often there is a look at what is new. It costs about two percent of what writing it does.
+const LOOK_EVERY: Duration = Duration::from_secs(30);
 /// A shard or a database that does not answer is asked again after this; so is whether another instance has finished.
 const AGAIN: Duration = Duration::from_secs(5);
 
@@ -51,12 +54,12 @@ enum SweepError {
 
 /// How the sweep stands, for the status. Clones share it.
 #[derive(Debug, Clone, Default)]
-pub struct Swept {
+pub struct Progress {
     rebuilt: Arc<AtomicU64>,
     unfinished: Arc<AtomicU64>,
 }
 
-impl Swept {
+impl Progress {
     /// How many rows this instance has rebuilt. Normally none.
     #[must_use]
     pub fn rebuilt(&self) -> u64 {
@@ -76,12 +79,12 @@ pub async fn keep(
     engine: Arc<Engine>,
     shards: Arc<Shards>,
     mut unbroken: Unbroken,
-    swept: Swept,
+    progress: Progress,
     stop: CancellationToken,
 ) {
-    let mut sweep = Sweep { rebuilder: Rebuilder::new(&coordinator), engine, shards, swept };
+    let mut sweep = Sweep { rebuilder: Rebuilder::new(&coordinator), engine, shards, progress };
     while !stop.is_cancelled() {
-        let since = *unbroken.borrow_and_update();
+        let since = unbroken.borrow_and_update().since;
         let is_done = tokio::select! {
             is_done = sweep.all(since) => is_done,
             () = stop.cancelled() => return,
@@ -89,7 +92,7 @@ pub async fn keep(
         sweep.rebuilder.disconnect();
         tokio::select! {
             changed = unbroken.changed() => if changed.is_err() { return },
-            () = tokio::time::sleep(AGAIN), if !is_done => {}
+            () = tokio::time::sleep(if is_done { LOOK_EVERY } else { AGAIN }) => {}
             () = stop.cancelled() => {}
         }
     }
@@ -99,12 +102,12 @@ struct Sweep {
     rebuilder: Rebuilder,
     engine: Arc<Engine>,
     shards: Arc<Shards>,
-    swept: Swept,
+    progress: Progress,
 }
 
 impl Sweep {
     /// Whether all shards have been swept since then, by this instance or another.
-    async fn all(&mut self, since: tcc_core::Timestamp) -> bool {
+    async fn all(&mut self, since: Timestamp) -> bool {
         let shards = Arc::clone(&self.shards);
         let mut unfinished = 0;
         for shard in shards.all() {
@@ -116,30 +119,32 @@ impl Sweep {
                     tracing::debug!(shard = shard.name(), %error, "the orphan sweep is not finished; trying again");
                 }
             }
-            self.swept.unfinished.store(unfinished, Ordering::Relaxed);
+            self.progress.unfinished.store(unfinished, Ordering::Relaxed);
         }
         unfinished == 0
     }
 
     /// Whether a shard has been swept. If not, another instance is at it.
-    async fn one(&mut self, shard: &Shard, since: tcc_core::Timestamp) -> Result<bool, SweepError> {
+    async fn one(&mut self, shard: &Shard, since: Timestamp) -> Result<bool, SweepError> {
         let is_alone = self.rebuilder.lock(shard.name()).await?;
-        let (swept, started_at) = self.rebuilder.swept(shard.name()).await?;
-        if swept.is_some_and(|started_at| started_at >= since) || !is_alone {
-            return Ok(is_alone);
+        let (swept, now) = self.rebuilder.swept(shard.name()).await?;
+        let swept = swept.filter(|swept| swept.started_at >= since);
+        if !is_alone {
+            return Ok(swept.is_some());
         }
-        let before = self.swept.rebuilt();
-        let mut until = Uuid::max();
-        loop {
-            let began = Instant::now();
-            let fenced = shard.fenced_before(until, CHUNK).await?;
-            let Some(last) = fenced.last() else { break };
-            until = *last;
-            self.chunk(fenced).await?;
-            tokio::time::sleep(began.elapsed() * REST).await;
+        let before = self.progress.rebuilt();
+        let horizon = shard.horizon().await?;
+        match swept {
+            Some(swept) => {
+                for ids in shard.fenced_since(swept.seen_until).await?.chunks(CHUNK as usize) {
+                    self.chunk(ids.to_vec()).await?;
+                }
+            }
+            None => self.everything(shard).await?,
         }
-        self.rebuilder.set_swept(shard.name(), started_at).await?;
-        let rebuilt = self.swept.rebuilt() - before;
+        let started_at = swept.map_or(now, |swept| swept.started_at);
+        self.rebuilder.set_swept(shard.name(), Swept { started_at, seen_until: horizon }).await?;
+        let rebuilt = self.progress.rebuilt() - before;
         if rebuilt > 0 {
             tracing::warn!(
                 shard = shard.name(),
@@ -150,8 +155,22 @@ impl Sweep {
         Ok(true)
     }
 
+    /// Every fence of a shard, the newest ids first.
+    async fn everything(&mut self, shard: &Shard) -> Result<(), SweepError> {
+        let mut until = Uuid::max();
+        loop {
+            let began = Instant::now();
+            let fenced = shard.fenced_before(until, CHUNK).await?;
+            let Some(last) = fenced.last() else { return Ok(()) };
+            until = *last;
+            self.chunk(fenced).await?;
+            tokio::time::sleep(began.elapsed() * REST).await;
+        }
+    }
+
     /// Rebuilds what is missing among the transactions of some fences.
     async fn chunk(&mut self, mut ids: Vec<Uuid>) -> Result<(), SweepError> {
+        ids.sort_unstable();
         ids.dedup();
         let missing = self.rebuilder.missing(&ids).await?;
         if missing.is_empty() {
@@ -165,7 +184,7 @@ impl Sweep {
             })
             .collect();
         for rebuilt in self.rebuilder.rebuild(&rebuilds).await? {
-            self.swept.rebuilt.fetch_add(1, Ordering::Relaxed);
+            self.progress.rebuilt.fetch_add(1, Ordering::Relaxed);
             self.engine.timers().arm(rebuilt.wake_at, rebuilt.id, rebuilt.place);
         }
         Ok(())
@@ -190,7 +209,8 @@ impl Sweep {
 }
 
 /// The row of a transaction with these fences; `None` if they do not belong together.
-fn rebuild(id: TransactionId, fences: &[BranchRow], place: Place) -> Option<Rebuild> {
+#[must_use]
+pub fn rebuild(id: TransactionId, fences: &[BranchRow], place: Place) -> Option<Rebuild> {
     let descriptor = &fences.first()?.descriptor;
     let transaction = Transaction::decode(id, descriptor.clone());
     let transaction = match transaction {

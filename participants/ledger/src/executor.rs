@@ -449,6 +449,10 @@ impl Executor for ShardExecutor {
         !matches!(op, Op::Call(call) if call.operation != Operation::Try)
     }
 
+    fn is_connected(&self) -> bool {
+        self.session.is_connected()
+    }
+
     async fn connect(&mut self) -> Result<(), Failure> {
         self.session.connect(&STATEMENTS).await?;
         self.identify().await?;

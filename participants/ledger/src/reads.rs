@@ -111,6 +111,34 @@ pub enum Branches<'a> {
     Between(Uuid, Uuid),
 }
 
+/// A time, by the shard's clock, from which on fences may be written that are not visible yet: every executor that is writing
+/// has begun after it.
+pub(crate) async fn horizon(client: &Client) -> Result<Timestamp, String> {
+    let sql = "-- horizon
+        SELECT least(clock_timestamp(), min(xact_start)) FROM pg_stat_activity
+        WHERE datname = current_database() AND application_name = 'tcc-shard'";
+    Ok(client.query_one(sql, &[]).await.map_err(|e| e.to_string())?.get(0))
+}
+
+/// The transactions of fences that were written from a time on.
+pub(crate) async fn fenced_since(client: &mut Client, since: Timestamp) -> Result<Vec<Uuid>, String> {
+    // What is new has to be in the summaries first; then few pages are read.
+    let summarize = "-- summarize_branches
+        SELECT brin_summarize_new_values(x.inhrelid)
+        FROM pg_inherits x WHERE x.inhparent = 'branch_by_time'::regclass";
+    let sql = "-- fenced_since
+        SELECT transaction_id FROM branch WHERE fenced_at >= $1 AND role <> 3";
+    let rows = async {
+        client.query(summarize, &[]).await?;
+        let reading = client.transaction().await?;
+        reading.batch_execute("SET LOCAL enable_seqscan = off").await?;
+        let rows = reading.query(sql, &[&since]).await?;
+        reading.commit().await?;
+        Ok::<_, tokio_postgres::Error>(rows)
+    };
+    Ok(rows.await.map_err(|e| e.to_string())?.iter().map(|row| row.get(0)).collect())
+}
+
 /// The transactions of fences with ids below one, the highest first: at most `limit`, one for each fence.
 pub(crate) async fn fenced_before(client: &Client, until: Uuid, limit: i64) -> Result<Vec<Uuid>, String> {
     let sql = "-- fenced_before

@@ -12,7 +12,7 @@ use deadpool_postgres::{
 };
 use futures::future::BoxFuture;
 use std::{collections::HashSet, sync::Arc, time::Duration};
-use tcc_core::{AccountId, Currency, Outcome, Transaction};
+use tcc_core::{AccountId, Currency, Outcome, Timestamp, Transaction};
 use tcc_participant::{
     Batcher, Call, Participant,
     batch::{Limits, Unknown},
@@ -181,6 +181,26 @@ impl Shard {
     pub async fn audit(&self) -> Result<ShardAudit, ReadError> {
         let mut client = self.reader().await?;
         audit::run(&mut client).await.map_err(|cause| self.unreachable(cause.to_string()))
+    }
+
+    /// A time, by the shard's clock, from which on fences may be written that are not visible yet.
+    ///
+    /// # Errors
+    ///
+    /// [`ReadError`].
+    pub async fn horizon(&self) -> Result<Timestamp, ReadError> {
+        let client = self.reader().await?;
+        reads::horizon(&client).await.map_err(|cause| self.unreachable(cause))
+    }
+
+    /// The transactions of fences that were written from a time on, by the shard's clock: one for each fence.
+    ///
+    /// # Errors
+    ///
+    /// [`ReadError`].
+    pub async fn fenced_since(&self, since: Timestamp) -> Result<Vec<Uuid>, ReadError> {
+        let mut client = self.reader().await?;
+        reads::fenced_since(&mut client, since).await.map_err(|cause| self.unreachable(cause))
     }
 
     /// The transactions of fences with ids below one, the highest first: at most `limit`, one for each fence.

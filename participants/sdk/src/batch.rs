@@ -32,6 +32,11 @@ pub trait Executor: Send + 'static {
         false
     }
 
+    /// Whether the connection is there, as far as is known. If not, a batch connects first, and nothing of it is in doubt.
+    fn is_connected(&self) -> bool {
+        true
+    }
+
     /// Makes the executor ready, dropping whatever connection it had.
     fn connect(&mut self) -> impl Future<Output = Result<(), Failure>> + Send;
 
@@ -198,6 +203,10 @@ impl<E: Executor> Worker<E> {
                 if jobs.is_empty() {
                     return;
                 }
+                if let Err(why) = self.reconnect().await {
+                    jobs.into_iter().for_each(|job| self.answer(job, Err(self.unknown(&why, false))));
+                    break;
+                }
                 if !self.do_all(jobs).await {
                     break;
                 }
@@ -228,6 +237,17 @@ impl<E: Executor> Worker<E> {
             tokio::time::sleep(Backoff::CONNECTION.delay(attempt)).await;
         }
         unreachable!("attempts do not end")
+    }
+
+    /// A connection that was lost while nothing was to be done is made anew, once.
+    async fn reconnect(&mut self) -> Result<(), String> {
+        if self.executor.is_connected() {
+            return Ok(());
+        }
+        match tokio::time::timeout(CONNECT, self.executor.connect()).await {
+            Ok(connected) => connected.map_err(|failure| failure.to_string()),
+            Err(_) => Err(format!("connecting takes more than {} s", CONNECT.as_secs())),
+        }
     }
 
     fn set_serving(&mut self, is_serving: bool) {
@@ -269,6 +289,7 @@ impl<E: Executor> Worker<E> {
                 return jobs;
             }
             tokio::select! {
+                biased;
                 Some(job) = urgent.recv() => jobs.push(job),
                 Some(job) = other.recv() => jobs.push(job),
                 else => return jobs,

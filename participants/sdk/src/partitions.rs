@@ -25,8 +25,8 @@ pub struct Scheme {
     pub key: Key,
     /// How much time one partition covers, counted from the Unix epoch.
     pub width: SignedDuration,
-    /// Storage parameters of each partition, such as `fillfactor = 50`; may be empty.
-    pub storage: &'static str,
+    /// How full pages are made, in percent: what is left is for changed rows.
+    pub fillfactor: u8,
     /// An index that the parent does not have.
     pub index: Option<Index>,
 }
@@ -49,6 +49,11 @@ impl Index {
         format!("{partition}_{}", self.suffix)
     }
 }
+
+/// What a partition holds is inserted once, and changed on its page within days. What autovacuum would find every minute in one
+/// that grows is next to nothing, and it takes the processor from holds: a million changes are worth a look.
+const AUTOVACUUM: &str = "autovacuum_vacuum_threshold = 1000000, autovacuum_vacuum_insert_threshold = -1, \
+                          autovacuum_analyze_threshold = 1000000";
 
 /// Ids and postings: a week, from Thursday to Thursday, as the epoch has it.
 pub const WEEK: SignedDuration = SignedDuration::from_hours(7 * 24);
@@ -120,10 +125,7 @@ impl Scheme {
 
     fn ddl(&self, name: &str, low: Timestamp, high: Timestamp, now: Timestamp) -> String {
         let parent = self.parent;
-        let storage = match self.storage {
-            "" => String::new(),
-            storage => format!("ALTER TABLE {name} SET ({storage});"),
-        };
+        let fillfactor = self.fillfactor;
         // While it is empty it costs nothing.
         let index = match self.index.filter(|index| low < now + index.ahead) {
             Some(index) => {
@@ -137,7 +139,8 @@ impl Scheme {
         };
         format!(
             "CREATE TABLE IF NOT EXISTS {name} (LIKE {parent} INCLUDING DEFAULTS INCLUDING CONSTRAINTS INCLUDING INDEXES);
-             {storage} {index}
+             ALTER TABLE {name} SET (fillfactor = {fillfactor}, {AUTOVACUUM});
+             {index}
              ALTER TABLE {parent} ATTACH PARTITION {name} FOR VALUES FROM ('{low}') TO ('{high}');\n"
         )
     }
@@ -167,7 +170,7 @@ mod tests {
     #[test]
     fn a_partition_tells_its_time_by_its_name() {
         let width = SignedDuration::from_hours(6);
-        let scheme = Scheme { parent: "wakeup", key: Key::Time, width, storage: "", index: None };
+        let scheme = Scheme { parent: "wakeup", key: Key::Time, width, fillfactor: 100, index: None };
 
         let (low, high) = scheme.range("wakeup_2026112106").unwrap();
         assert_eq!((low.to_string().as_str(), high.duration_since(low)), ("2026-11-21T06:00:00Z", width));

@@ -35,10 +35,11 @@ impl Backoff {
         let mut once = ExponentialBackoffBuilder::new()
             .with_initial_interval(failing_for.clamp(self.initial, self.max))
             .with_max_interval(self.max)
-            .with_randomization_factor(0.2)
+            .with_randomization_factor(0.0)
             .with_max_elapsed_time(None)
             .build();
-        once.next_backoff().unwrap_or(self.max)
+        // The chance is not the crate's, so that a simulation can decide it.
+        once.next_backoff().unwrap_or(self.max).mul_f64(0.8 + 0.4 * fastrand::f64())
     }
 }
 

@@ -44,11 +44,20 @@ fn must_hold() -> Vec<Property<Search>> {
         always("an accepted cancel is never paid", |_, w| {
             !w.cancel_accepted || (w.fences[PIVOT] != Some(Confirmed) && w.books.payee_available == 0)
         }),
+        always("whoever was told HELD keeps the hold", |_, w| {
+            let gone = matches!(w.fences[PIVOT], Some(Cancelled | Stopped | Refused(_)));
+            !w.told_held || w.cancel_admitted || w.on_maturity == OnMaturity::Cancel || !gone
+        }),
         always("nothing is paid before it is due, unless a client asked", |_, w| {
             let matured = w.due && w.on_maturity == OnMaturity::Confirm;
             w.fences[PIVOT] != Some(Confirmed) || matured || w.confirm_accepted
         }),
         always("nothing parks", |_, w| !w.parked),
+        // The two cells of the fence table that no operation may meet.
+        always("Confirm never meets a branch that was not tried, or said no", |_, w| {
+            let confirmed = |branch: &usize| w.sent[Operation::Confirm as usize][*branch];
+            [DEBIT, PIVOT].into_iter().filter(confirmed).all(|branch| w.fences[branch].is_some_and(was_tried))
+        }),
         always("HELD says that both branches were tried", |_, w| {
             !in_phase(w, Phase::Held) || w.fences.into_iter().all(|f| f.is_some_and(was_tried))
         }),
@@ -66,6 +75,19 @@ fn must_hold() -> Vec<Property<Search>> {
     ]
 }
 
+/// Whether an operation may arrive at a fence in some state, on either branch.
+macro_rules! meets {
+    ($operation:literal, $sent:ident, $state:literal, $fence:pat) => {
+        sometimes(concat!($operation, " meets a fence that is ", $state), |_, w| {
+            [DEBIT, PIVOT]
+                .into_iter()
+                .any(|branch| w.sent[Operation::$sent as usize][branch] && matches!(w.fences[branch], $fence))
+        })
+    };
+}
+
+// One of the patterns is `None`.
+#[allow(clippy::redundant_pattern_matching)]
 fn must_happen() -> Vec<Property<Search>> {
     vec![
         // Every phase.
@@ -87,6 +109,25 @@ fn must_happen() -> Vec<Property<Search>> {
         sometimes("the pivot is cancelled", |_, w| w.fences[PIVOT] == Some(Cancelled)),
         sometimes("the pivot is vetoed", |_, w| matches!(w.fences[PIVOT], Some(Vetoed(_)))),
         sometimes("the pivot has a tombstone", |_, w| w.fences[PIVOT] == Some(Stopped)),
+        // Every cell of the fence table that an operation can meet: it was sent, so it may arrive now.
+        meets!("Try", Try, "absent", None),
+        meets!("Try", Try, "tried", Some(Tried)),
+        meets!("Try", Try, "refused", Some(Refused(_))),
+        meets!("Try", Try, "confirmed", Some(Confirmed)),
+        meets!("Try", Try, "cancelled", Some(Cancelled)),
+        meets!("Try", Try, "vetoed", Some(Vetoed(_))),
+        meets!("Try", Try, "stopped", Some(Stopped)),
+        meets!("Confirm", Confirm, "tried", Some(Tried)),
+        meets!("Confirm", Confirm, "confirmed", Some(Confirmed)),
+        meets!("Confirm", Confirm, "cancelled", Some(Cancelled)),
+        meets!("Confirm", Confirm, "vetoed", Some(Vetoed(_))),
+        meets!("Cancel", Cancel, "absent", None),
+        meets!("Cancel", Cancel, "tried", Some(Tried)),
+        meets!("Cancel", Cancel, "refused", Some(Refused(_))),
+        meets!("Cancel", Cancel, "confirmed", Some(Confirmed)),
+        meets!("Cancel", Cancel, "cancelled", Some(Cancelled)),
+        meets!("Cancel", Cancel, "vetoed", Some(Vetoed(_))),
+        meets!("Cancel", Cancel, "stopped", Some(Stopped)),
         // Ends.
         sometimes("paid when due", |_, w| {
             in_phase(w, Phase::Confirmed) && w.due && !w.confirm_accepted && w.loss == Loss::Nothing

@@ -11,8 +11,8 @@
 //!
 //! - The network is the set of operations ever sent. Each may arrive at any later time, any number of times, or never. Its
 //!   answer goes to a coordinator that waits for it, or to nobody.
-//! - A stale read returns any version that the row ever had; a stale look at a fence, any state that the fence ever had.
-//!   So two coordinators stand for any number of them, each asleep for any time.
+//! - A stale read returns any version that the row ever had. So two coordinators stand for any number of them, each asleep
+//!   for any time.
 //! - Time is one bit: whether the hold is due. The Try deadline may pass whenever a coordinator has asked every branch and
 //!   waits for an answer.
 //! - Whether an account has the funds, or is blocked, is chosen anew whenever it matters.
@@ -22,11 +22,12 @@
 //! same id, transactions of more branches, and participants with effects outside a database.
 
 pub mod claims;
+pub mod pair;
 pub mod world;
 
 use stateright::{Checker as _, HasDiscoveries, Model, Path, Property};
 use tcc_core::decision::{self, Verdict};
-use tcc_core::{Event, FenceState, OnMaturity, Operation, Outcome, Phase};
+use tcc_core::{Event, OnMaturity, Operation, Outcome, Phase};
 use world::{At, Attempt, Conclusion, DEBIT, Loss, PIVOT, Row, World};
 
 /// What is searched.
@@ -73,8 +74,10 @@ pub enum Step {
     Rewind(Row),
     /// The coordinators' database loses the row.
     Vanish,
-    /// The orphan sweep rebuilds the row from the fences as it saw them, now or long ago.
-    Sweep([Option<FenceState>; 2]),
+    /// The orphan sweep, which has found that there is no row, reads a branch's fence.
+    Look(usize),
+    /// The orphan sweep rebuilds the row from the fences as it has read them.
+    Sweep,
 }
 
 impl Search {
@@ -109,12 +112,17 @@ impl Search {
     /// then one of them finds the transaction and goes on with it until there is nothing to do.
     #[must_use]
     pub fn recovered(&self, world: &World) -> World {
-        let mut world =
-            World { due: true, coordinators: [None, None], sent: Default::default(), ..world.clone() };
+        let mut world = World {
+            due: true,
+            coordinators: [None, None],
+            sent: Default::default(),
+            swept: [None, None],
+            ..world.clone()
+        };
         // The longest way has four turns: sweep, confirm what is due, turn round, cancel.
         for _ in 0..4 {
             let steps = match world.row.map(|row| row.phase) {
-                None => vec![Step::Sweep(world.fences)],
+                None => vec![Step::Look(DEBIT), Step::Look(PIVOT), Step::Sweep],
                 Some(phase) => {
                     let Some(Attempt { operation, .. }) = Attempt::at(phase, &world) else { break };
                     let ask = |branch| {
@@ -162,10 +170,7 @@ impl Model for Search {
         }
         if self.commits_are_lost {
             steps.extend(world.versions().map(Step::Rewind));
-            steps.push(Step::Vanish);
-            for debit in world.looks_at(DEBIT) {
-                steps.extend(world.looks_at(PIVOT).map(|pivot| Step::Sweep([debit, pivot])));
-            }
+            steps.extend([Step::Vanish, Step::Look(DEBIT), Step::Look(PIVOT), Step::Sweep]);
         }
     }
 
@@ -187,15 +192,15 @@ impl Search {
         match step {
             Step::TimePasses => world.due = true,
             // The store compares the time in the statement that writes, so a client is never admitted late.
-            Step::CancelHold if !world.due => {
-                world.apply(Event::CancelRequested);
-            }
+            Step::CancelHold if !world.due => world.cancel_admitted |= world.apply(Event::CancelRequested),
             Step::ConfirmHold if !world.due || world.on_maturity == OnMaturity::Confirm => {
                 world.confirm_accepted |= world.apply(Event::ConfirmRequested);
             }
             Step::CreateHold if world.row.is_none() => {
                 world.write(Phase::Trying, false);
                 world.loss = Loss::RowThenCreated;
+                // What it is told counts from now on.
+                world.told_held = false;
             }
             Step::TakeUp(coordinator, phase) if world.coordinators[coordinator].is_none() => {
                 world.coordinators[coordinator] = Attempt::at(phase, world);
@@ -208,7 +213,8 @@ impl Search {
                 }
             }
             Step::Write(coordinator) => self.write(world, coordinator),
-            Step::TimeOut(coordinator) => {
+            // What may have been held before commits were lost waits until every branch has answered.
+            Step::TimeOut(coordinator) if matches!(world.loss, Loss::Nothing | Loss::RowThenCreated) => {
                 let waits = |attempt: &mut Attempt| {
                     attempt.operation == Operation::Try && attempt.conclusion() == Conclusion::Wait
                 };
@@ -219,17 +225,25 @@ impl Search {
             Step::Crash(coordinator) => world.coordinators[coordinator] = None,
             Step::Rewind(row) => {
                 world.row = Some(row);
-                world.loss = Loss::LastCommits;
+                world.lose(Loss::LastCommits);
             }
             Step::Vanish => {
                 world.row = None;
-                world.loss = Loss::Row;
+                world.lose(Loss::Row);
             }
-            Step::Sweep(seen) if world.row.is_none() => {
-                if let Some(phase) = swept(seen) {
-                    world.write(phase, false);
+            // It looks because of a fence that it has seen.
+            Step::Look(branch) if world.fences != [None, None] => {
+                let has_begun = world.swept != [None, None];
+                if world.row.is_none() || has_begun {
+                    world.swept[branch] = Some(world.fences[branch]);
+                }
+            }
+            Step::Sweep => {
+                if let ([Some(debit), Some(pivot)], None) = (world.swept, world.row) {
+                    world.write(decision::rebuilt(pivot, [debit].into_iter()), false);
                     world.loss = Loss::RowThenSwept;
                 }
+                world.swept = [None, None];
             }
             _ => {}
         }
@@ -277,7 +291,10 @@ impl Search {
         match attempt.conclusion() {
             Conclusion::Wait => {}
             Conclusion::Write(event) => {
-                world.apply(event);
+                // Of what was cancelled before and then forgotten, a late Cancel may still be under way.
+                let was_cancelled = world.versions[Phase::Cancelling as usize] != [false; 2];
+                let is_written = world.apply(event);
+                world.told_held |= is_written && event == Event::Tried && !was_cancelled;
             }
             Conclusion::Park => world.parked = true,
         }
@@ -291,17 +308,6 @@ fn arrivals(world: &World, operation: Operation, at: At, asked: &[usize], steps:
         let works = |i: &usize| world.coordinators[*i].as_ref().is_some_and(|a| a.operation == operation);
         let hearers = (0..world.coordinators.len()).filter(works).map(Some).chain([None]);
         steps.extend(hearers.map(|heard_by| Step::Arrive { operation, at, no, heard_by }));
-    }
-}
-
-/// The phase of a row that the orphan sweep rebuilds; `None` if it saw no open branch to rebuild it for.
-fn swept(seen: [Option<FenceState>; 2]) -> Option<Phase> {
-    use FenceState::{Confirmed, Tried};
-    match (seen[DEBIT], seen[PIVOT]) {
-        (Some(Tried), Some(Tried)) => Some(Phase::Held),
-        (Some(Tried), Some(Confirmed)) => Some(Phase::Confirming),
-        (Some(Tried), _) | (_, Some(Tried)) => Some(Phase::Cancelling),
-        _ => None,
     }
 }
 

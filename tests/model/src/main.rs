@@ -4,10 +4,10 @@
 //! stands the shortest way to it.
 
 use stateright::report::{ReportData, ReportDiscovery, Reporter};
-use stateright::{Checker as _, HasDiscoveries, Model as _};
+use stateright::{Checker as _, Expectation, HasDiscoveries, Model};
 use std::collections::BTreeMap;
 use std::process::ExitCode;
-use tcc_model::{Search, claims};
+use tcc_model::{Search, claims, pair::Pair};
 
 fn main() -> ExitCode {
     let search = Search::product();
@@ -27,6 +27,21 @@ fn main() -> ExitCode {
         println!("model: FAILED states={states} violations=0, but never seen: {}", unseen.join("; "));
         return ExitCode::FAILURE;
     }
+    println!("two holds of one payer:");
+    let pair = Pair.checker().spawn_bfs().join_and_report(&mut Progress);
+    let wrong: Vec<&str> = Pair
+        .properties()
+        .iter()
+        .filter(|claim| {
+            (claim.expectation == Expectation::Sometimes) != pair.discoveries().contains_key(claim.name)
+        })
+        .map(|claim| claim.name)
+        .collect();
+    let states = states + pair.unique_state_count();
+    if !wrong.is_empty() {
+        println!("model: FAILED states={states} two holds of one payer: {}", wrong.join("; "));
+        return ExitCode::FAILURE;
+    }
     println!("model: ok states={states} violations=0");
     ExitCode::SUCCESS
 }
@@ -42,11 +57,11 @@ fn print_shortest_way(search: Search, claim: &'static str) {
 /// Prints one line per second.
 struct Progress;
 
-impl Reporter<Search> for Progress {
+impl<M: Model> Reporter<M> for Progress {
     fn report_checking(&mut self, data: ReportData) {
         let ReportData { total_states, unique_states, max_depth, duration, .. } = data;
         println!("{duration:>4.0?}: {unique_states} states, {total_states} steps, up to {max_depth} deep");
     }
 
-    fn report_discoveries(&mut self, _: &Search, _: BTreeMap<&'static str, ReportDiscovery<Search>>) {}
+    fn report_discoveries(&mut self, _: &M, _: BTreeMap<&'static str, ReportDiscovery<M>>) {}
 }

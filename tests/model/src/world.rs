@@ -28,6 +28,8 @@ pub struct World {
     pub versions: [[bool; 2]; 6],
     /// What the coordinators' database has lost.
     pub loss: Loss,
+    /// The fences as the orphan sweep has read them since it found that there is no row, one branch after the other.
+    pub swept: [Option<Option<FenceState>>; 2],
     /// What each coordinator has in memory.
     pub coordinators: [Option<Attempt>; 2],
     /// Every operation ever sent, by operation and branch.
@@ -36,6 +38,10 @@ pub struct World {
     pub fences: [Option<FenceState>; 2],
     /// Where the one unit is.
     pub books: Books,
+    /// Whether the client that created the hold may have been told that it is HELD, before anything was decided.
+    pub told_held: bool,
+    /// Whether a client's CancelHold was ever admitted.
+    pub cancel_admitted: bool,
     /// Whether a client's ConfirmHold was ever accepted.
     pub confirm_accepted: bool,
     /// Whether the pivot ever answered DONE to Cancel. From then on a client may have been told CANCELLED.
@@ -120,10 +126,13 @@ impl World {
             row: None,
             versions: [[false; 2]; 6],
             loss: Loss::Nothing,
+            swept: [None, None],
             coordinators: [None, None],
             sent: [[false; 2]; 3],
             fences: [None, None],
             books: Books { payer_available: 1, payer_escrow: 0, payee_available: 0, clearing: 0 },
+            told_held: false,
+            cancel_admitted: false,
             confirm_accepted: false,
             cancel_accepted: false,
             parked: false,
@@ -148,6 +157,16 @@ impl World {
     pub fn write(&mut self, phase: Phase, flipped: bool) {
         self.versions[phase as usize][usize::from(flipped)] = true;
         self.row = Some(Row { phase, flipped });
+    }
+
+    /// The coordinators' database has gone back. What was about to be written by what it had said before is void: that the
+    /// branches are tried, and a row to be rebuilt. For everything else the pivot decides.
+    pub fn lose(&mut self, loss: Loss) {
+        self.loss = loss;
+        self.swept = [None, None];
+        for coordinator in &mut self.coordinators {
+            coordinator.take_if(|attempt| attempt.operation == Operation::Try);
+        }
     }
 
     /// Every version that the row ever had.
@@ -225,14 +244,6 @@ impl World {
                 |attempt: &Attempt| (attempt.operation, attempt.answers.each_ref().map(Option::is_some));
             Reverse(coordinator.as_ref().map(answered))
         });
-    }
-
-    /// What somebody may have seen of a fence, now or earlier.
-    pub fn looks_at(&self, branch: usize) -> impl Iterator<Item = Option<FenceState>> + use<> {
-        use FenceState::{Cancelled, Confirmed, Tried, Vetoed};
-        let now = self.fences[branch];
-        let was_tried = matches!(now, Some(Confirmed | Cancelled | Vetoed(_)));
-        [now].into_iter().chain(was_tried.then_some(Some(Tried))).chain(now.map(|_| None))
     }
 }
 

@@ -71,8 +71,8 @@ impl OperatorService for Operator {
             slots: slots as i32,
             shards: shards.collect(),
             attention: attention.collect(),
-            rebuilt: self.vitals.swept.rebuilt() as i64,
-            unswept_shards: self.vitals.swept.unfinished() as i32,
+            rebuilt: self.vitals.sweep.rebuilt() as i64,
+            unswept_shards: self.vitals.sweep.unfinished() as i32,
         }))
     }
 

@@ -1,6 +1,7 @@
 //! One transaction, from where it stands to where it rests: held, final, put off or parked.
 
 use super::{Engine, STUCK_AFTER, participants::Part};
+use crate::schedule::Continuity;
 use crate::store::{Advance, Defer, Record, Woken};
 use futures::future::join_all;
 use std::{sync::Arc, time::Duration};
@@ -19,6 +20,8 @@ const PARK_AFTER: u32 = 50;
 pub(super) struct Life<'a> {
     engine: &'a Arc<Engine>,
     record: Record,
+    /// As the database was when this life began.
+    continuity: Continuity,
     /// The wake-up that would find this transaction if this life ended here, unless it needs none.
     safety: Option<Timestamp>,
     /// When the store found it due, if it is held and due.
@@ -51,14 +54,17 @@ enum Stop {
 impl<'a> Life<'a> {
     /// A life that begins with a row just written, which left this wake-up.
     pub(super) fn new(engine: &'a Arc<Engine>, record: Record, safety: Timestamp) -> Self {
-        Self { engine, record, safety: Some(safety), found_due_at: None, faults: 0, failing_since: None }
+        let continuity = *engine.unbroken.borrow();
+        let safety = Some(safety);
+        Self { engine, record, continuity, safety, found_due_at: None, faults: 0, failing_since: None }
     }
 
     /// A life that goes on after a wake-up.
     pub(super) fn woken(engine: &'a Arc<Engine>, woken: Woken, safety: Timestamp) -> Self {
         let Woken { record, is_due, now, attempts, failing_since, .. } = woken;
         let found_due_at = is_due.then_some(now);
-        Self { engine, record, safety: Some(safety), found_due_at, faults: attempts, failing_since }
+        let (continuity, safety) = (*engine.unbroken.borrow(), Some(safety));
+        Self { engine, record, continuity, safety, found_due_at, faults: attempts, failing_since }
     }
 
     /// As it stands.
@@ -168,6 +174,7 @@ impl<'a> Life<'a> {
             found_due_at: self.found_due_at,
             failed: self.failing_since.is_some(),
             open: self.safety,
+            server: Some(self.continuity.server),
             ..Advance::new(self.record.id(), event)
         };
         match self.engine.store.advance.call(advance).await {
@@ -235,7 +242,7 @@ impl<'a> Life<'a> {
     /// What may have been held before the database went back waits until every branch has answered.
     fn is_past_try_deadline(&self) -> bool {
         let created_at = self.record.standing.created_at;
-        let may_have_been_held = created_at < *self.engine.unbroken.borrow();
+        let may_have_been_held = created_at < self.continuity.since;
         !may_have_been_held && self.engine.clock.now_us() - created_at.as_microsecond() >= TRY_DEADLINE_US
     }
 }

@@ -10,10 +10,10 @@ use crate::schedule::{Entry, Lanes};
 use std::{
     collections::HashSet,
     sync::{Arc, Mutex, MutexGuard},
-    time::{Duration, Instant},
+    time::Duration,
 };
 use tcc_core::TransactionId;
-use tokio::sync::Notify;
+use tokio::{sync::Notify, time::Instant};
 
 /// How many lives that wake-ups started may be at one participant. Its batches take 256, so this many keep it busy.
 const INSIDE: usize = 2_048;

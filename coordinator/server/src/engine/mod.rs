@@ -313,6 +313,7 @@ impl Engine {
                 }
             }
             tokio::select! {
+                biased;
                 () = tokio::time::sleep(REARM_EVERY) => {}
                 () = self.gates.next() => {}
                 () = stop.cancelled() => {}

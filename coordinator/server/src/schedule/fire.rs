@@ -86,6 +86,7 @@ where
             // The clock may be set meanwhile, so no sleep is long.
             let pause_us = next_us.map_or(1_000_000, |next| (next - now_us).clamp(1_000, 1_000_000));
             tokio::select! {
+                biased;
                 () = tokio::time::sleep(Duration::from_micros(pause_us.unsigned_abs())) => {}
                 () = timers.earlier() => {}
                 () = stop.cancelled() => {}

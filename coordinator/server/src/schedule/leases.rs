@@ -96,13 +96,21 @@ pub struct Leases {
     /// What the others had settled when that last changed.
     progress: HashMap<Uuid, (i64, Instant)>,
     hung: Hung,
-    unbroken: watch::Sender<Timestamp>,
+    unbroken: watch::Sender<Continuity>,
     others: usize,
 }
 
-/// Since when the database is known not to have gone back: what was committed since then is there. It changes whenever the
-/// database may have gone back, or another instance may have seen it do so and be gone.
-pub type Unbroken = watch::Receiver<Timestamp>;
+/// Since when the database is known not to have gone back: what was committed since then is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Continuity {
+    /// By its clock: when this instance started, or last saw that it may have gone back.
+    pub since: Timestamp,
+    /// When its server started. Another one may have gone back since, and nobody has seen it yet.
+    pub server: Timestamp,
+}
+
+/// The latest [`Continuity`].
+pub type Unbroken = watch::Receiver<Continuity>;
 
 /// Slots of instances that hang, with their watermarks. Written by the leases, read by the scheduler.
 pub type Hung = std::sync::Arc<std::sync::Mutex<HashMap<u8, i64>>>;
@@ -153,7 +161,10 @@ impl Leases {
             position: None,
             progress: HashMap::new(),
             hung: Hung::default(),
-            unbroken: watch::Sender::new(Timestamp::UNIX_EPOCH),
+            unbroken: watch::Sender::new(Continuity {
+                since: Timestamp::UNIX_EPOCH,
+                server: Timestamp::UNIX_EPOCH,
+            }),
             others: 0,
         };
         leases.session.connect(&STATEMENTS).await?;
@@ -256,11 +267,11 @@ impl Leases {
             started_at: row.get("started_at"),
             at: row.get("position"),
         };
-        if self.position.is_none() {
-            self.unbroken.send_replace(row.get("now"));
+        let went_back = self.position.as_ref().is_some_and(|before| position.went_back(before));
+        if went_back || self.position.is_none() {
+            self.unbroken.send_replace(Continuity { since: row.get("now"), server: position.started_at });
         }
-        if self.position.as_ref().is_some_and(|before| position.went_back(before)) {
-            self.unbroken.send_replace(row.get("now"));
+        if went_back {
             tracing::warn!(before = ?self.position, now = ?position, "the coordinator's database has started again or went back; reading everything anew");
             let mut ring = self.timers.lock();
             let served: Vec<u8> = ring.served().collect();

@@ -24,7 +24,7 @@ pub mod timers;
 
 pub use clock::Clock;
 pub use fire::{Lanes, fire};
-pub use leases::{Leases, Unbroken};
+pub use leases::{Continuity, Leases, Unbroken};
 pub use ring::{Entry, Ring};
 pub use scheduler::Scheduler;
 pub use timers::Timers;

@@ -1,8 +1,9 @@
 //! The one statement that moves a phase on an event.
 //!
-//! Its guards are derived from `Phase::after`: an event applies only in the phases in which it has a meaning. Three more
-//! stand beside them, decided by this database's clock while the row is locked: no client cancels or releases after the due
-//! time, and the pivot turns a decision round once at most.
+//! Its guards are derived from `Phase::after`: an event applies only in the phases in which it has a meaning. Four more
+//! stand beside them, decided while the row is locked: by this database's clock no client cancels or releases after the due
+//! time; the pivot turns a decision round once at most; and what Try has come to counts only on the server that it began on,
+//! since another one may have gone back, and what it says is TRYING may have been held and cancelled since.
 
 use super::{
     Place, RETRY_INTERVAL, StoreError, WAKE_HORIZON,
@@ -37,8 +38,8 @@ advanced AS (
                           WHEN e.target IN (4, 6) THEN coalesce(t.decided_at, i.found_due_at, clock.now) END,
         settled_at = CASE WHEN e.target IN (4, 6) THEN clock.now END
     FROM clock,
-        unnest($1::uuid[], $2::int2[], $3::text[], $4::timestamptz[], $5::bool[], $13::timestamptz[])
-            AS i (id, event, reason, found_due_at, failed, open)
+        unnest($1::uuid[], $2::int2[], $3::text[], $4::timestamptz[], $5::bool[], $13::timestamptz[], $14::timestamptz[])
+            AS i (id, event, reason, found_due_at, failed, open, server)
         CROSS JOIN LATERAL (
             SELECT ($6::int4[])[i.event] AS sources, ($7::int2[])[i.event] AS target, ($8::int2[])[i.event] AS cause,
                    ($9::int2[])[i.event] AS bound, ($10::bool[])[i.event] AS flip
@@ -49,11 +50,12 @@ advanced AS (
       AND CASE e.bound
               WHEN 1 THEN t.due_at > clock_timestamp()
               WHEN 2 THEN t.attention < 3 AND (t.on_maturity = 1 OR t.due_at > clock_timestamp())
+              WHEN 3 THEN i.server = pg_postmaster_start_time()
               ELSE true
           END
     RETURNING ",
     standing!(),
-    ", t.id, t.slot, t.lane, i.failed, i.open, CASE WHEN e.bound <> 0 THEN t.descriptor END AS descriptor,
+    ", t.id, t.slot, t.lane, i.failed, i.open, CASE WHEN e.bound IN (1, 2) THEN t.descriptor END AS descriptor,
         CASE WHEN t.phase = 2 THEN least(greatest(t.due_at, clock.now), clock.now + $12::float8 * interval '1 second')
              WHEN t.phase IN (3, 5) THEN clock.now + $11::float8 * interval '1 second' END AS wake_at
 ),
@@ -85,6 +87,8 @@ pub struct Advance {
     pub failed: bool,
     /// The wake-up that is open for it as far as the one who asks knows, and stays open if it stands where the next one is to.
     pub open: Option<Timestamp>,
+    /// When the server started on which it was read as TRYING, if that is what it moves from.
+    pub server: Option<Timestamp>,
 }
 
 /// It happened. (`None` instead of it: it has no meaning in the phase the row is in now, or a guard forbade it.)
@@ -104,7 +108,7 @@ impl Advance {
     /// An event with no more to say about it, for a transaction that has not failed.
     #[must_use]
     pub fn new(id: TransactionId, event: Event) -> Self {
-        Self { id, event, reason: None, found_due_at: None, failed: false, open: None }
+        Self { id, event, reason: None, found_due_at: None, failed: false, open: None, server: None }
     }
 }
 
@@ -114,7 +118,8 @@ struct Table {
     sources: Vec<i32>,
     target: Vec<i16>,
     cause: Vec<Option<i16>>,
-    /// A client asks: 1, only before the due time; 2, likewise, unless it is paid then anyway.
+    /// A client asks: 1, only before the due time; 2, likewise, unless it is paid then anyway. 3: only if the database cannot
+    /// have gone back since the branches were asked.
     bound: Vec<i16>,
     flip: Vec<bool>,
 }
@@ -134,6 +139,7 @@ impl Table {
                 .map(|event| match event {
                     Event::CancelRequested => 1,
                     Event::ConfirmRequested => 2,
+                    Event::Tried | Event::TimedOut => 3,
                     _ => 0,
                 })
                 .collect(),
@@ -185,13 +191,14 @@ impl AdvanceExecutor {
         let due: Vec<Option<Timestamp>> = items.iter().map(|item| item.found_due_at).collect();
         let failed: Vec<bool> = items.iter().map(|item| item.failed).collect();
         let open: Vec<Option<Timestamp>> = items.iter().map(|item| item.open).collect();
+        let servers: Vec<Option<Timestamp>> = items.iter().map(|item| item.server).collect();
 
         let statement = self.session.statement(ADVANCE)?;
         let Table { sources, target, cause, bound, flip } = &self.table;
         #[rustfmt::skip]
         let rows = self.session.client()?.query(statement, &[
             &ids, &events, &reasons, &due, &failed, sources, target, cause, bound, flip,
-            &RETRY_INTERVAL.as_secs_f64(), &WAKE_HORIZON.as_secs_f64(), &open,
+            &RETRY_INTERVAL.as_secs_f64(), &WAKE_HORIZON.as_secs_f64(), &open, &servers,
         ]).await.map_err(|e| sort(&e))?;
         self.session.settle()?;
         // It is committed: a row that cannot be read is its own trouble, which whoever looks at it next will meet.
@@ -215,6 +222,10 @@ fn read(row: &Row) -> Result<Advanced, StoreError> {
 impl Executor for AdvanceExecutor {
     type Item = Advance;
     type Answer = Option<Advanced>;
+
+    fn is_connected(&self) -> bool {
+        self.session.is_connected()
+    }
 
     async fn connect(&mut self) -> Result<(), Failure> {
         self.session.connect(&[ADVANCE]).await

@@ -72,6 +72,10 @@ impl Executor for BeginExecutor {
     type Item = Begin;
     type Answer = Option<Begun>;
 
+    fn is_connected(&self) -> bool {
+        self.session.is_connected()
+    }
+
     async fn connect(&mut self) -> Result<(), Failure> {
         self.session.connect(&[BEGIN]).await
     }

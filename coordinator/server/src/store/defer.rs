@@ -82,6 +82,10 @@ impl Executor for DeferExecutor {
     type Item = Defer;
     type Answer = Deferred;
 
+    fn is_connected(&self) -> bool {
+        self.session.is_connected()
+    }
+
     async fn connect(&mut self) -> Result<(), Failure> {
         self.session.connect(&[DEFER]).await
     }

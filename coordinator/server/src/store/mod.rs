@@ -1,15 +1,16 @@
 //! The coordinator's database: one file per statement that changes it, each with its parameters and its row.
 //!
-//! Four batchers work here: [`begin`] inserts transactions, [`wake`] looks at what is due, [`advance`] moves phases, [`defer`]
-//! puts off what could not be done. What was lost, [`rebuild`] writes anew. Every write of a phase is a compare-and-set whose guards come from `Phase::after`, and
+//! Five batchers work here: [`begin`] inserts transactions, [`wake`] looks at what is due, [`advance`] moves phases, [`defer`]
+//! puts off what could not be done, [`get`] reads. What was lost, [`rebuild`] writes anew. Every write of a phase is a compare-and-set whose guards come from `Phase::after`, and
 //! whatever is not final has a wake-up that is not done with. A statement that writes takes its transaction's number before
 //! it reads the clock: a window of wake-ups is closed when no older number is still running, so a statement must not make a
-//! wake-up by a time at which it had no number yet. Reads use a pool of their own. SQL on these tables stands here and in
+//! wake-up by a time at which it had no number yet. Other reads use a pool of their own. SQL on these tables stands here and in
 //! `schedule`, nowhere else.
 
 pub mod advance;
 pub mod begin;
 pub mod defer;
+pub mod get;
 pub mod heads;
 pub mod read;
 pub mod rebuild;
@@ -20,13 +21,18 @@ pub mod wake;
 pub use advance::{Advance, Advanced};
 pub use begin::Begin;
 pub use defer::Defer;
+pub use get::Get;
 pub use record::{Place, Record};
 pub use wake::Woken;
 
 use deadpool_postgres::{Manager, ManagerConfig, Object, Pool, RecyclingMethod, Runtime, Timeouts};
 use std::time::Duration;
 use tcc_core::TransactionId;
-use tcc_participant::{Batcher, batch::Limits, session::bounded};
+use tcc_participant::{
+    Batcher,
+    batch::{Limits, Unknown},
+    session::bounded,
+};
 use tokio_postgres::{Config, NoTls};
 
 /// How far ahead a wake-up may lie. A later due time is armed again on the way there.
@@ -57,7 +63,9 @@ pub struct Store {
     pub wake: Batcher<TransactionId, Option<Woken>>,
     /// Puts off what could not be done.
     pub defer: Batcher<Defer, defer::Deferred>,
-    /// For reads.
+    /// Reads transactions by their ids.
+    pub get: Batcher<Get, Option<Record>>,
+    /// For all other reads.
     pub pool: Pool,
 }
 
@@ -74,6 +82,7 @@ impl Store {
             ),
             wake: Batcher::start("wake", vec![wake::WakeExecutor::new(config)], Limits::default()),
             defer: Batcher::start("defer", vec![defer::DeferExecutor::new(config)], Limits::default()),
+            get: Batcher::start("get", vec![get::GetExecutor::new(config)], Limits::default()),
             pool: reads(config),
         }
     }
@@ -108,5 +117,11 @@ pub fn reads(config: &Config) -> Pool {
 impl From<tokio_postgres::Error> for StoreError {
     fn from(error: tokio_postgres::Error) -> Self {
         Self::Unreachable(tcc_participant::session::sort(&error).to_string())
+    }
+}
+
+impl From<Unknown> for StoreError {
+    fn from(unknown: Unknown) -> Self {
+        Self::Unreachable(unknown.to_string())
     }
 }

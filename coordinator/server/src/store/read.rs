@@ -1,14 +1,8 @@
 //! What the API, the status and the audit read.
 
-use super::{Record, Store, StoreError, record::standing};
+use super::{Get, Record, Store, StoreError, record::standing};
 use tcc_core::{Attention, Timestamp, TransactionId};
 use uuid::Uuid;
-
-const GET: &str = concat!(
-    "-- get\nSELECT ",
-    standing!(),
-    ", t.id, t.slot, t.lane, t.descriptor FROM transaction t WHERE t.id = $1"
-);
 
 const PAGE: &str = concat!(
     "-- page\nSELECT ",
@@ -66,9 +60,7 @@ impl Store {
     ///
     /// [`StoreError`].
     pub async fn get(&self, id: TransactionId) -> Result<Option<Record>, StoreError> {
-        let client = self.reader().await?;
-        let statement = client.prepare_cached(GET).await?;
-        client.query_opt(&statement, &[&id.uuid()]).await?.map(|row| Record::read(&row)).transpose()
+        Ok(self.get.call(Get { id, is_committed: false }).await?)
     }
 
     /// One transaction, by a commit of its own: when it answers, the row is where a synchronous standby has it.
@@ -77,9 +69,7 @@ impl Store {
     ///
     /// [`StoreError`].
     pub async fn get_committed(&self, id: TransactionId) -> Result<Option<Record>, StoreError> {
-        let client = self.reader().await?;
-        let locking = format!("{GET} FOR NO KEY UPDATE");
-        client.query_opt(&locking, &[&id.uuid()]).await?.map(|row| Record::read(&row)).transpose()
+        Ok(self.get.call(Get { id, is_committed: true }).await?)
     }
 
     /// Transactions after an id, at most `limit`, in the order of their ids.

@@ -19,11 +19,13 @@ SELECT i.id FROM unnest($1::uuid[]) AS i (id) WHERE NOT EXISTS (SELECT FROM tran
 
 const SWEPT: &str = "\
 -- swept
-SELECT (SELECT s.started_at FROM sweep s WHERE s.shard = $1) AS started_at, clock_timestamp() AS now";
+SELECT s.started_at, s.seen_until, n.now
+FROM (SELECT clock_timestamp()) AS n (now) LEFT JOIN sweep s ON s.shard = $1";
 
 const SET_SWEPT: &str = "\
 -- set_swept
-INSERT INTO sweep (shard, started_at) VALUES ($1, $2) ON CONFLICT (shard) DO UPDATE SET started_at = excluded.started_at";
+INSERT INTO sweep (shard, started_at, seen_until) VALUES ($1, $2, $3)
+ON CONFLICT (shard) DO UPDATE SET started_at = excluded.started_at, seen_until = excluded.seen_until";
 
 /// What is not known of it any more is put as it would have gone: if the pivot did what is done at the due time, and that has
 /// passed, it was due; otherwise somebody asked.
@@ -56,6 +58,15 @@ woken AS (
     INSERT INTO wakeup (wake_at, transaction_id, slot, lane) SELECT wake_at, id, slot, lane FROM rebuilt
 )
 SELECT id, slot, lane, wake_at FROM rebuilt";
+
+/// How far a shard has been swept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Swept {
+    /// When the last sweep of all its fences began, by this database's clock.
+    pub started_at: Timestamp,
+    /// Every fence that was written before this time, by the shard's clock, has been looked at.
+    pub seen_until: Timestamp,
+}
 
 /// A row to be written.
 #[derive(Debug, Clone)]
@@ -109,25 +120,28 @@ impl Rebuilder {
         Ok(row.get(0))
     }
 
-    /// When the last sweep of `shard` that came to its end began, and what time it is.
+    /// How far `shard` has been swept, if it has been, and what time it is.
     ///
     /// # Errors
     ///
     /// [`Failure`].
-    pub async fn swept(&self, shard: &str) -> Result<(Option<Timestamp>, Timestamp), Failure> {
+    pub async fn swept(&self, shard: &str) -> Result<(Option<Swept>, Timestamp), Failure> {
         let statement = self.session.statement(SWEPT)?;
         let row = self.session.client()?.query_one(statement, &[&shard]).await.map_err(|e| sort(&e))?;
-        Ok((row.get("started_at"), row.get("now")))
+        let started_at: Option<Timestamp> = row.get("started_at");
+        let swept = started_at.map(|started_at| Swept { started_at, seen_until: row.get("seen_until") });
+        Ok((swept, row.get("now")))
     }
 
-    /// Notes that a sweep which began then has come to its end.
+    /// Notes how far a shard has been swept.
     ///
     /// # Errors
     ///
     /// [`Failure`].
-    pub async fn set_swept(&self, shard: &str, started_at: Timestamp) -> Result<(), Failure> {
+    pub async fn set_swept(&self, shard: &str, swept: Swept) -> Result<(), Failure> {
         let statement = self.session.statement(SET_SWEPT)?;
-        let done = self.session.client()?.execute(statement, &[&shard, &started_at]).await;
+        let done =
+            self.session.client()?.execute(statement, &[&shard, &swept.started_at, &swept.seen_until]).await;
         done.map(drop).map_err(|e| sort(&e))
     }
 

@@ -40,13 +40,13 @@ pub enum SchemaError {
 const MIGRATION_LOCK: i64 = 0x7463_635f_636f_6f72;
 
 const TRANSACTION: Scheme =
-    Scheme { parent: "transaction", key: Key::Id, width: WEEK, storage: "fillfactor = 50", index: None };
+    Scheme { parent: "transaction", key: Key::Id, width: WEEK, fillfactor: 50, index: None };
 /// The wake-ups. Their index holds all that is read of them, so that reading ahead does not touch the rows.
 pub const WAKEUP: Scheme = Scheme {
     parent: "wakeup",
     key: Key::Time,
     width: SignedDuration::from_hours(6),
-    storage: "",
+    fillfactor: 100,
     index: Some(Index {
         suffix: "by_slot",
         columns: "(slot, wake_at, transaction_id) INCLUDE (lane)",

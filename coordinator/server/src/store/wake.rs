@@ -61,6 +61,10 @@ impl Executor for WakeExecutor {
     type Item = TransactionId;
     type Answer = Option<Woken>;
 
+    fn is_connected(&self) -> bool {
+        self.session.is_connected()
+    }
+
     async fn connect(&mut self) -> Result<(), Failure> {
         self.session.connect(&[WAKE]).await
     }

@@ -1,0 +1,256 @@
+//! A shard in memory: the real rules of the ledger on tables that nothing is lost from, behind a wire on which everything can
+//! go wrong.
+
+use crate::{
+    faults::{Branches, Fault, Step},
+    world::World,
+};
+use futures::future::BoxFuture;
+use std::{
+    collections::{BTreeMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
+use tcc_core::{
+    AccountId, BUCKETS, Currency, Outcome, Role, Timestamp, TransactionId, bucket_of,
+    descriptor::{CREDIT, DEBIT},
+};
+use tcc_ledger::{
+    Account, AccountState, BranchRow,
+    books::{Answer, Books, Fence, FenceKey, Op, Posting, Writes},
+};
+use tcc_participant::{Call, Participant};
+use tokio::time::sleep;
+
+/// The tables of a shard.
+pub struct Shard {
+    buckets: Arc<HashSet<u16>>,
+    /// Its accounts.
+    pub accounts: BTreeMap<AccountId, Account>,
+    /// Its fences.
+    pub fences: BTreeMap<FenceKey, FenceRow>,
+    /// Its journal.
+    pub postings: Vec<Posting>,
+}
+
+/// A fence with what is stored beside it.
+#[derive(Debug, Clone)]
+pub struct FenceRow {
+    /// The fence.
+    pub fence: Fence,
+    role: Role,
+    account: AccountId,
+    amount: i64,
+}
+
+/// How many accounts each shard has.
+pub const ACCOUNTS: usize = 4;
+/// What each account begins with.
+pub const FUNDS: i64 = 400;
+
+impl Shard {
+    /// A shard with some accounts.
+    #[must_use]
+    pub fn new(number: u16, now: Timestamp) -> Self {
+        let account = Account {
+            currency: gold(),
+            available: FUNDS,
+            held: 0,
+            state: AccountState::Open,
+            version: 0,
+            posted_at: now,
+            created_at: now,
+        };
+        Self {
+            buckets: Arc::new((0..BUCKETS).filter(|bucket| bucket % 2 == number).collect()),
+            accounts: accounts(number).into_iter().map(|id| (id, account.clone())).collect(),
+            fences: BTreeMap::new(),
+            postings: Vec::new(),
+        }
+    }
+
+    /// Which buckets it serves.
+    #[must_use]
+    pub fn buckets(&self) -> HashSet<u16> {
+        (*self.buckets).clone()
+    }
+
+    /// Does an operation, in one local transaction.
+    pub fn run(&mut self, op: &Op, now: Timestamp) -> Answer {
+        let mut books = Books::new(Arc::clone(&self.buckets), now);
+        if let Op::Call(call) = op {
+            let id = call.transaction.id;
+            for (key, row) in self.fences.range((id, 0)..=(id, u16::MAX)) {
+                books.read_fence(*key, row.fence.clone(), row.role, row.account.clone(), row.amount);
+            }
+            for branch in &call.branches {
+                let id = &call.transaction.branch(*branch).account;
+                if let Some(account) = self.accounts.get(id) {
+                    books.read_account(id.clone(), account.clone());
+                }
+            }
+        }
+        let answer = books.decide(op);
+        let Writes { new_fences, moved_fences, changed_accounts, postings, .. } = books.into_writes();
+        for new in new_fences {
+            let row = FenceRow { fence: new.fence, role: new.role, account: new.account, amount: new.amount };
+            self.fences.insert(new.key, row);
+        }
+        for (key, state) in moved_fences {
+            if let Some(row) = self.fences.get_mut(&key) {
+                row.fence.state = state;
+            }
+        }
+        for (id, account, _) in changed_accounts {
+            self.accounts.insert(id, account);
+        }
+        self.postings.extend(postings);
+        answer
+    }
+
+    /// The fences of a transaction, as the sweep reads them.
+    #[must_use]
+    pub fn branches_of(&self, id: TransactionId) -> Vec<BranchRow> {
+        let rows = self.fences.range((id, 0)..=(id, u16::MAX));
+        rows.map(|((transaction, branch), row)| BranchRow {
+            transaction: *transaction,
+            branch: *branch,
+            role: row.role,
+            state: row.fence.state,
+            account: row.account.as_str().to_owned(),
+            amount: row.amount,
+            descriptor: row.fence.descriptor.clone(),
+            age_us: 0,
+        })
+        .collect()
+    }
+
+    /// Blocks an account, or lets it go on.
+    pub fn toggle(&mut self, account: usize) {
+        let index = account % self.accounts.len();
+        if let Some(account) = self.accounts.values_mut().nth(index) {
+            account.state = match account.state {
+                AccountState::Open => AccountState::Blocked,
+                _ => AccountState::Open,
+            };
+        }
+    }
+
+    /// Lets every account go on.
+    pub fn unblock_all(&mut self) {
+        self.accounts.values_mut().for_each(|account| account.state = AccountState::Open);
+    }
+}
+
+/// The one currency.
+#[must_use]
+pub fn gold() -> Currency {
+    Currency::parse("GOLD").expect("a currency")
+}
+
+/// A shard's name.
+#[must_use]
+pub fn name(shard: usize) -> String {
+    format!("shard-{shard}")
+}
+
+/// A shard's accounts.
+#[must_use]
+pub fn accounts(shard: u16) -> Vec<AccountId> {
+    let id = |n| AccountId::parse(&format!("user-{n}")).expect("an account id");
+    (0..).map(id).filter(|id| bucket_of(id) % 2 == shard).take(ACCOUNTS).collect()
+}
+
+/// The wire from an instance to a shard.
+pub struct Wire {
+    /// Where everything is.
+    pub world: Arc<World>,
+    /// Who asks.
+    pub instance: usize,
+    /// Which shard.
+    pub shard: usize,
+    /// Its name.
+    pub name: String,
+}
+
+impl Wire {
+    fn run(world: &World, shard: usize, call: &Call) -> Vec<Outcome> {
+        let now = world.now();
+        match world.shard(shard).run(&Op::Call(call.clone()), now) {
+            Answer::Outcomes(outcomes) => outcomes,
+            other => vec![Outcome::Failed(format!("{other:?}"))],
+        }
+    }
+
+    fn later(&self, call: &Call) {
+        let (world, shard, call) = (Arc::clone(&self.world), self.shard, call.clone());
+        tokio::spawn(async move {
+            world.while_up_to(10_000).await;
+            Self::run(&world, shard, &call);
+            world.note("late", Some(call.transaction.id));
+        });
+    }
+
+    async fn ask(&self, call: Call) -> Vec<Outcome> {
+        let world = &self.world;
+        let unknown = || vec![Outcome::Unknown("no answer".into())];
+        world.alive(self.instance).await;
+        world.while_up_to(4).await;
+        if !world.shard_answers(self.shard) {
+            return unknown();
+        }
+        match world.fault(Step::Ask(call.operation, branches(&call.branches))) {
+            None => {}
+            Some(Fault::Before) => return unknown(),
+            Some(Fault::After) => {
+                Self::run(world, self.shard, &call);
+                return unknown();
+            }
+            Some(Fault::Late) => {
+                self.later(&call);
+                return unknown();
+            }
+            Some(Fault::Twice) => self.later(&call),
+            Some(Fault::Slow) => {
+                let seconds = world.chance(|rng| rng.u64(1..12));
+                sleep(Duration::from_secs(seconds)).await;
+            }
+            Some(Fault::CrashBefore) => {
+                world.kill(self.instance);
+                std::future::pending::<()>().await;
+            }
+            Some(Fault::CrashAfter) => {
+                Self::run(world, self.shard, &call);
+                world.kill(self.instance);
+                std::future::pending::<()>().await;
+            }
+        }
+        let outcomes = Self::run(world, self.shard, &call);
+        world.note("answer", Some(call.transaction.id));
+        world.while_up_to(3).await;
+        world.alive(self.instance).await;
+        outcomes
+    }
+}
+
+impl Participant for Wire {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn is_reachable(&self) -> bool {
+        self.world.shard_answers(self.shard)
+    }
+
+    fn call(&self, call: Call) -> BoxFuture<'_, Vec<Outcome>> {
+        Box::pin(self.ask(call))
+    }
+}
+
+fn branches(branches: &[u16]) -> Branches {
+    match branches {
+        [CREDIT] => Branches::Pivot,
+        [DEBIT] => Branches::Debit,
+        _ => Branches::Both,
+    }
+}
