@@ -4,11 +4,12 @@
 #   make demo INPUT=FILE    the same on a CSV of orders (order,payer,payee,amount,...)
 #   make test               every test
 #   make model              the exhaustive search of the protocol
+#   make sim SEEDS=200      the engine in simulated worlds where everything fails (sim-nightly: a million transactions)
 #   make bench              measures against plain PostgreSQL: target/bench/report.html (bench-quick: a part of it)
 #   make lint               formatting, clippy and documentation, warnings are errors
 
 CARGO ?= cargo
-.PHONY: demo test model bench bench-quick lint setup
+.PHONY: demo test model sim sim-nightly bench bench-quick lint setup
 
 setup:
 	@coordinator/ops/ensure-postgres
@@ -24,6 +25,14 @@ test: setup
 
 model:
 	@$(CARGO) run --release --locked --quiet -p tcc-model
+
+SEEDS ?= 200
+FIRST ?= 1
+sim:
+	@$(CARGO) run --release --locked --quiet -p tcc-sim -- --seeds $(SEEDS) --first $(FIRST)
+
+sim-nightly:
+	@$(CARGO) run --release --locked --quiet -p tcc-sim -- --seeds 6000 --first $(FIRST) --no-empty-cell
 
 bench bench-quick: setup
 	@$(CARGO) build --release --locked -p tcc-coordinator -p tcc-tests --bins

@@ -73,6 +73,13 @@ async fn create(client: &Client, request: &v1::CreateHoldRequest) {
     .await;
 }
 
+/// Creates a hold that falls due while a test waits for it. Everything is connected when this is called.
+async fn create_due_soon(client: &mut Client, payer: &str, payee: &str) -> v1::CreateHoldRequest {
+    let request = hold_due_in(payer, payee, 1_000, SignedDuration::from_secs(3));
+    client.create(&request).await.expect("everything is connected");
+    request
+}
+
 async fn coordinator_forgets(while_tccd_runs: bool) {
     let mut servers = servers().await;
     let mut coordinator = serve(&servers).await;
@@ -81,14 +88,11 @@ async fn coordinator_forgets(while_tccd_runs: bool) {
     create(&coordinator.client, &old).await;
     let backup = Backup::of(&mut servers.coordinator);
 
-    let [kept, paid, cancelled] = [
-        hold(&alice, &bob, 100),
-        hold_due_in(&alice, &bob, 1_000, SignedDuration::from_millis(1_500)),
-        hold(&alice, &bob, 2_000),
-    ];
-    for request in [&kept, &paid, &cancelled] {
+    let [kept, cancelled] = [hold(&alice, &bob, 100), hold(&alice, &bob, 2_000)];
+    for request in [&kept, &cancelled] {
         create(&coordinator.client, request).await;
     }
+    let paid = create_due_soon(&mut coordinator.client, &alice, &bob).await;
     for request in [&old, &cancelled] {
         assert_eq!(coordinator.client.cancel(&request.id).await.unwrap().phase(), Phase::Cancelled);
     }
@@ -210,8 +214,8 @@ async fn shard_forgets(while_tccd_runs: bool) {
     coordinator.client.account(&neighbour, 0).await;
     let backup = Backup::of(&mut servers.shards[1]);
 
-    let paid = hold_due_in(&alice, &bob, 1_000, SignedDuration::from_millis(1_500));
-    create(&coordinator.client, &paid).await;
+    create(&coordinator.client, &hold(&alice, &bob, 1)).await;
+    let paid = create_due_soon(&mut coordinator.client, &alice, &bob).await;
     assert_eq!(coordinator.client.until_final(&paid.id).await.phase(), Phase::Confirmed);
     let sql = connect(&servers.coordinator.url()).await;
     until("the coordinator has kept the shard's head", || async {

@@ -111,8 +111,11 @@ impl Db {
         self.server = now;
     }
 
-    /// A commit begins.
+    /// A commit begins. One that wrote nothing is none.
     pub fn begin_commit(&mut self) {
+        if self.log.last().is_some_and(Vec::is_empty) {
+            return;
+        }
         if self.log.len() >= LOG {
             self.log.remove(0);
         }

@@ -89,6 +89,13 @@ impl Step {
         }
     }
 
+    /// Whether it happens so seldom that it has to fail often, to fail in every way at all.
+    #[must_use]
+    pub fn is_rare(self) -> bool {
+        use Event::{PivotCancelled, PivotConfirmed, PivotVetoed, TimedOut};
+        matches!(self, Self::Advance(PivotCancelled | PivotConfirmed | PivotVetoed | TimedOut))
+    }
+
     /// Whether it can fail like that. A statement of the database is not delivered twice.
     #[must_use]
     pub fn can(self, fault: Fault) -> bool {
@@ -96,20 +103,23 @@ impl Step {
     }
 }
 
+/// Where those are counted that did not fail.
+const WELL: usize = Fault::ALL.len();
+
 /// How often each step failed in each way.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Counts(Vec<[u64; 7]>);
+pub struct Counts(Vec<[u64; 8]>);
 
 impl Default for Counts {
     fn default() -> Self {
-        Self(vec![[0; 7]; Step::all().len()])
+        Self(vec![[0; 8]; Step::all().len()])
     }
 }
 
 impl Counts {
-    /// One more.
-    pub fn add(&mut self, step: Step, fault: Fault) {
-        self.0[step.index()][fault as usize] += 1;
+    /// One more step, which failed or did not.
+    pub fn add(&mut self, step: Step, fault: Option<Fault>) {
+        self.0[step.index()][fault.map_or(WELL, |fault| fault as usize)] += 1;
     }
 
     /// All of another one's, too.
@@ -122,7 +132,7 @@ impl Counts {
     /// All faults.
     #[must_use]
     pub fn total(&self) -> u64 {
-        self.0.iter().flatten().sum()
+        self.0.iter().flat_map(|row| &row[..WELL]).sum()
     }
 
     /// The cells that were never reached.
@@ -135,10 +145,11 @@ impl Counts {
     /// As a table for people.
     #[must_use]
     pub fn table(&self) -> String {
-        let mut text = format!("{:<28}", "step");
+        let mut text = format!("{:<28}{:>13}", "step", "went well");
         Fault::ALL.iter().for_each(|fault| text.push_str(&format!("{:>13}", format!("{fault:?}"))));
         for step in Step::all() {
-            text.push_str(&format!("\n{:<28}", format!("{step:?}")));
+            let well = self.0[step.index()][WELL];
+            text.push_str(&format!("\n{:<28}{well:>13}", format!("{step:?}")));
             for fault in Fault::ALL {
                 let count = self.0[step.index()][fault as usize];
                 let cell = if step.can(fault) { count.to_string() } else { "-".into() };

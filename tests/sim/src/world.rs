@@ -125,16 +125,17 @@ impl World {
     pub fn fault(&self, step: Step) -> Option<Fault> {
         let mut inner = self.inner();
         if inner.is_calm {
+            inner.counts.add(step, None);
             return None;
         }
         let mut draw = inner.rng.f64();
-        let often = if step == self.weak { 0.1 } else { 0.0 };
+        let often = if step == self.weak || step.is_rare() { 0.12 } else { 0.0 };
         let fault = Fault::ALL.into_iter().filter(|fault| step.can(*fault)).find(|fault| {
             draw -= self.rates[*fault as usize].max(often);
             draw < 0.0
-        })?;
+        });
         inner.counts.add(step, fault);
-        Some(fault)
+        fault
     }
 
     /// Something that happened. The digest is what two runs of one seed have in common.

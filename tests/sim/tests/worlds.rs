@@ -1,0 +1,23 @@
+//! A few worlds in every test run; `make sim` runs more, `make sim-nightly` a million transactions.
+
+use tcc_sim::{faults::Counts, run};
+
+#[test]
+fn in_no_world_is_a_unit_lost_or_created_or_a_promise_broken() {
+    let mut counts = Counts::default();
+    for seed in 1..=20 {
+        let report = run(seed, 100);
+
+        assert!(report.violations.is_empty(), "seed {seed}: {:#?}", report.violations);
+        counts.merge(&report.counts);
+    }
+    assert!(counts.total() > 5_000, "{}", counts.table());
+}
+
+#[test]
+fn a_seed_makes_the_same_world_again() {
+    let (one, again, other) = (run(7, 60), run(7, 60), run(8, 60));
+
+    assert_eq!((one.trace, &one.counts), (again.trace, &again.counts));
+    assert_ne!(one.trace, other.trace);
+}
