@@ -5,11 +5,13 @@
 #   make test               every test
 #   make model              the exhaustive search of the protocol
 #   make sim SEEDS=200      the engine in simulated worlds where everything fails (sim-nightly: a million transactions)
+#   make seeded-bugs        twelve mistakes that others have made, put into those worlds: each must be noticed
+#   make chaos SECONDS=60   real servers and processes in which everything fails (SEED=1: what, in which order)
 #   make bench              measures against plain PostgreSQL: target/bench/report.html (bench-quick: a part of it)
 #   make lint               formatting, clippy and documentation, warnings are errors
 
 CARGO ?= cargo
-.PHONY: demo test model sim sim-nightly bench bench-quick lint setup
+.PHONY: demo test model sim sim-nightly seeded-bugs chaos bench bench-quick lint setup
 
 setup:
 	@coordinator/ops/ensure-postgres
@@ -33,6 +35,15 @@ sim:
 
 sim-nightly:
 	@$(CARGO) run --release --locked --quiet -p tcc-sim -- --seeds 6000 --first $(FIRST) --no-empty-cell
+
+seeded-bugs:
+	@$(CARGO) run --release --locked --quiet -p tcc-sim -- --seeded-bugs
+
+SECONDS ?= 60
+SEED ?= 1
+chaos: setup
+	@$(CARGO) build --release --locked -p tcc-coordinator -p tcc-tests --bins
+	@target/release/tcc-chaos --seconds $(SECONDS) --seed $(SEED)
 
 bench bench-quick: setup
 	@$(CARGO) build --release --locked -p tcc-coordinator -p tcc-tests --bins

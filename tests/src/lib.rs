@@ -7,6 +7,7 @@
 pub mod gate;
 pub mod process;
 pub mod program;
+pub mod proxy;
 
 use jiff::{SignedDuration, Timestamp};
 use std::time::Duration;
@@ -87,6 +88,18 @@ pub async fn connect(url: &str) -> tokio_postgres::Client {
         tokio_postgres::connect(url, tokio_postgres::NoTls).await.expect("PostgreSQL answers");
     tokio::spawn(connection);
     client
+}
+
+/// A plain connection to a server that may not answer.
+///
+/// # Errors
+///
+/// If it does not, within three seconds.
+pub async fn try_connect(url: &str) -> anyhow::Result<tokio_postgres::Client> {
+    let connecting = tokio_postgres::connect(url, tokio_postgres::NoTls);
+    let (client, connection) = tokio::time::timeout(Duration::from_secs(3), connecting).await??;
+    tokio::spawn(connection);
+    Ok(client)
 }
 
 /// A coordinator in this process, and a client of it.

@@ -31,7 +31,7 @@ const DRAIN: Duration = Duration::from_secs(10);
 /// How long clients may take to close their connections after that.
 const HANG_UP: Duration = Duration::from_secs(2);
 /// How long wake-ups are fired on after the slots were given back, if others take them: they need a moment to read.
-const FIRE_ON: Duration = Duration::from_secs(1);
+const FIRE_ON: Duration = Duration::from_secs(2);
 /// Requests are small: an id, two accounts, an amount.
 const MAX_REQUEST: usize = 64 * 1024;
 

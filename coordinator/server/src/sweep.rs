@@ -82,7 +82,9 @@ pub async fn keep(
     progress: Progress,
     stop: CancellationToken,
 ) {
-    let mut sweep = Sweep { rebuilder: Rebuilder::new(&coordinator), engine, shards, progress };
+    let rebuilder = Rebuilder::new(&coordinator);
+    let mut sweep = Sweep { rebuilder, engine, shards, progress, unswept: HashSet::new() };
+    sweep.start_again();
     while !stop.is_cancelled() {
         let since = unbroken.borrow_and_update().since;
         let is_done = tokio::select! {
@@ -91,7 +93,10 @@ pub async fn keep(
         };
         sweep.rebuilder.disconnect();
         tokio::select! {
-            changed = unbroken.changed() => if changed.is_err() { return },
+            changed = unbroken.changed() => match changed {
+                Ok(()) => sweep.start_again(),
+                Err(_) => return,
+            },
             () = tokio::time::sleep(if is_done { LOOK_EVERY } else { AGAIN }) => {}
             () = stop.cancelled() => {}
         }
@@ -103,25 +108,29 @@ struct Sweep {
     engine: Arc<Engine>,
     shards: Arc<Shards>,
     progress: Progress,
+    /// The shards that have not been swept since the database may last have gone back.
+    unswept: HashSet<String>,
 }
 
 impl Sweep {
+    fn start_again(&mut self) {
+        self.unswept = self.shards.all().iter().map(|shard| shard.name().to_owned()).collect();
+        self.progress.unfinished.store(self.unswept.len() as u64, Ordering::Relaxed);
+    }
+
     /// Whether all shards have been swept since then, by this instance or another.
     async fn all(&mut self, since: Timestamp) -> bool {
         let shards = Arc::clone(&self.shards);
-        let mut unfinished = 0;
         for shard in shards.all() {
             match self.one(shard, since).await {
-                Ok(true) => {}
-                Ok(false) => unfinished += 1,
+                Ok(is_swept) => drop(is_swept && self.unswept.remove(shard.name())),
                 Err(error) => {
-                    unfinished += 1;
                     tracing::debug!(shard = shard.name(), %error, "the orphan sweep is not finished; trying again");
                 }
             }
-            self.progress.unfinished.store(unfinished, Ordering::Relaxed);
+            self.progress.unfinished.store(self.unswept.len() as u64, Ordering::Relaxed);
         }
-        unfinished == 0
+        self.unswept.is_empty()
     }
 
     /// Whether a shard has been swept. If not, another instance is at it.

@@ -56,7 +56,8 @@ async fn one(world: Arc<World>) -> Promise {
         match world.chance(|rng| rng.u8(0..8)) {
             0..=2 => promise.cancel(&world).await,
             3..=4 => promise.confirm(&world).await,
-            5..=6 => promise.get(&world).await,
+            5 => promise.get(&world).await,
+            6 => promise.create_other(&world).await,
             _ => promise.create(&world).await,
         }
     }
@@ -105,6 +106,25 @@ impl Promise {
                 return;
             }
             world.while_up_to(3_000).await;
+        }
+    }
+
+    /// Asks for something else under the same id, which must be refused if the first was ever answered. (Not where the row may
+    /// be lost: until the sweep has passed the id is free, and the fences, which know better, make the second one park.)
+    async fn create_other(&mut self, world: &Arc<World>) {
+        let is_known = (self.held || self.told.is_some()) && !world.forgets();
+        let Some(instance) = world.any_instance().filter(|_| is_known) else { return };
+        let descriptor = &self.transaction.descriptor;
+        let amount = Amount::new(descriptor.branches[0].amount.get() + 1).expect("more than nothing");
+        let branch = |index: usize| descriptor.branches[index].account.clone();
+        let (due_at, on_maturity) = (descriptor.due_at, descriptor.on_maturity);
+        let other = Descriptor::hold(branch(0), branch(1), amount, gold(), due_at, on_maturity);
+        let other = Transaction::new(self.transaction.id, other);
+        match instance.engine.create(other, 0, PATIENCE).await {
+            Ok(created) if created.record.standing.phase != Phase::Cancelled => {
+                self.contradictions.push("its id was taken for another body".into());
+            }
+            _ => {}
         }
     }
 

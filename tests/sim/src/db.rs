@@ -2,6 +2,7 @@
 //! end can be lost.
 
 use crate::{
+    bugs::Bug,
     faults::{Fault, Step},
     world::World,
 };
@@ -38,6 +39,7 @@ pub struct Db {
     pub swept: Vec<Option<Timestamp>>,
     /// `attention`.
     attention: BTreeMap<TransactionId, Note>,
+    bug: Option<Bug>,
     /// When its server started.
     pub server: Timestamp,
     /// How to take back each commit, the latest last.
@@ -78,7 +80,7 @@ const LOG: usize = 500;
 impl Db {
     /// Empty tables.
     #[must_use]
-    pub fn new(now: Timestamp) -> Self {
+    pub fn new(now: Timestamp, bug: Option<Bug>) -> Self {
         let slot = SlotRow { owner: None, epoch: 0, watermark_us: now.as_microsecond() };
         Self {
             rows: BTreeMap::new(),
@@ -87,6 +89,7 @@ impl Db {
             leases: BTreeMap::new(),
             swept: vec![None; 2],
             attention: BTreeMap::new(),
+            bug,
             server: now,
             log: Vec::new(),
             ever_cancelled: BTreeSet::new(),
@@ -223,7 +226,9 @@ impl Statement for Begin {
 
     fn run(&self, db: &mut Db, now: Timestamp) -> Option<Begun> {
         let id = self.transaction.id;
-        if db.rows.contains_key(&id) {
+        let is_other = |row: &Record| row.transaction.encoded != self.transaction.encoded;
+        let overwrites = db.bug == Some(Bug::IdIgnoresBody) && db.rows.get(&id).is_some_and(is_other);
+        if db.rows.contains_key(&id) && !overwrites {
             return None;
         }
         let wake_at = self.transaction.descriptor.due_at.max(now).min(now + RETRY_INTERVAL);
@@ -243,7 +248,10 @@ impl Statement for Advance {
 
     fn run(&self, db: &mut Db, now: Timestamp) -> Option<Advanced> {
         let Record { transaction, place, standing: before } = db.rows.get(&self.id)?.clone();
-        let target = before.phase.after(self.event)?;
+        let target = match db.bug {
+            Some(Bug::MoveWithoutGuard) => self.event.target(),
+            _ => before.phase.after(self.event)?,
+        };
         let flip = self.event.is_flip();
         let (due_at, on_maturity) = (transaction.descriptor.due_at, transaction.descriptor.on_maturity);
         let is_in_time = due_at > now;
@@ -280,7 +288,8 @@ impl Statement for Advance {
             _ => None,
         };
         db.write(Record { transaction: Arc::clone(&transaction), place, standing: standing.clone() });
-        if let Some(at) = wake_at.filter(|at| Some(*at) != self.open) {
+        let is_forgotten = db.bug == Some(Bug::HeldWithoutWakeUp) && target == Phase::Held;
+        if let Some(at) = wake_at.filter(|at| Some(*at) != self.open && !is_forgotten) {
             db.wake(at, self.id, place);
         }
         if self.failed {
@@ -305,8 +314,9 @@ impl Statement for TransactionId {
             return None;
         }
         let note = db.attention.get(self).filter(|_| standing.attention != Attention::None);
+        let ahead = Duration::from_secs(if db.bug == Some(Bug::DueByAnotherClock) { 2 } else { 0 });
         Some(Woken {
-            is_due: record.transaction.descriptor.due_at <= now,
+            is_due: record.transaction.descriptor.due_at <= now + ahead,
             is_put_off: note.and_then(|note| note.next_try).is_some_and(|next| next > now),
             attempts: note.map_or(0, |note| note.attempts),
             failing_since: note.map(|note| note.since),
@@ -460,7 +470,10 @@ impl<S: Statement> Executor for Connection<S> {
                 std::future::pending::<()>().await;
             }
         }
-        let answers = Self::commit(&world, server, batch).ok_or_else(lost)?;
+        let mut answers = Self::commit(&world, server, batch).ok_or_else(lost)?;
+        if world.has(Bug::AnswersAreMixedUp) {
+            answers.reverse();
+        }
         world.note("commit", None);
         world.while_up_to(2).await;
         world.alive(self.instance).await;

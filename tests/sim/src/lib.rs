@@ -10,6 +10,7 @@
 //! coordinator ([`db`]), of the leases and the scheduler ([`instance`]), and of a shard ([`shard`]); those are tested on
 //! PostgreSQL.
 
+pub mod bugs;
 pub mod check;
 pub mod client;
 pub mod db;
@@ -18,6 +19,7 @@ pub mod instance;
 pub mod shard;
 pub mod world;
 
+use bugs::Bug;
 use faults::Counts;
 use std::sync::Arc;
 use world::World;
@@ -44,6 +46,16 @@ pub struct Report {
 /// If the runtime cannot be built.
 #[must_use]
 pub fn run(seed: u64, transactions: u64) -> Report {
+    run_with(seed, transactions, None)
+}
+
+/// As [`run`], with a mistake in it.
+///
+/// # Panics
+///
+/// If the runtime cannot be built.
+#[must_use]
+pub fn run_with(seed: u64, transactions: u64, bug: Option<Bug>) -> Report {
     // The delays of retries are drawn from the thread's generator.
     fastrand::seed(seed);
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -52,7 +64,7 @@ pub fn run(seed: u64, transactions: u64) -> Report {
         .build()
         .expect("a runtime without input or output can be built");
     runtime.block_on(async {
-        let world = Arc::new(World::new(seed));
+        let world = Arc::new(World::new(seed, bug));
         let violations = live(&world, transactions).await;
         Report { seed, transactions, counts: world.counts(), violations, trace: world.trace() }
     })
@@ -61,6 +73,9 @@ pub fn run(seed: u64, transactions: u64) -> Report {
 async fn live(world: &Arc<World>, transactions: u64) -> Vec<String> {
     instance::start_all(world);
     let nemesis = tokio::spawn(world::torment(Arc::clone(world)));
+    if world.has(Bug::ReleaseByTimeOut) {
+        tokio::spawn(shard::release_by_time_out(Arc::clone(world)));
+    }
     let promises = client::all(world, transactions).await;
     // No more faults: what is left must become final.
     nemesis.abort();

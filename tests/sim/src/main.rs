@@ -11,8 +11,9 @@ use std::{
         Mutex,
         atomic::{AtomicU64, Ordering},
     },
+    time::Instant,
 };
-use tcc_sim::{Report, faults::Counts, run};
+use tcc_sim::{Report, bugs::Bug, faults::Counts, run, run_with};
 
 /// Runs the engine in simulated worlds where everything fails
 #[derive(Parser)]
@@ -26,6 +27,9 @@ struct Cli {
     /// How many transactions each world has
     #[arg(long, default_value_t = 200)]
     transactions: u64,
+    /// Puts twelve mistakes into the worlds, one at a time, each of which must be noticed
+    #[arg(long)]
+    seeded_bugs: bool,
     /// Fail if a step never failed in one of its ways
     #[arg(long)]
     no_empty_cell: bool,
@@ -33,6 +37,9 @@ struct Cli {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
+    if cli.seeded_bugs {
+        return seeded_bugs(&cli);
+    }
     let bar = ProgressBar::with_draw_target(Some(cli.seeds), ProgressDrawTarget::stderr());
     bar.set_style(
         ProgressStyle::with_template("{elapsed_precise} {bar:40} {pos} of {len} worlds, {eta} left")
@@ -74,6 +81,29 @@ fn main() -> ExitCode {
         empty.len(),
         sum.digest,
     );
+    if is_ok { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Looks for each mistake in one world after the other.
+fn seeded_bugs(cli: &Cli) -> ExitCode {
+    println!("{:<26}{:>8}{:>10}  noticed by", "mistake", "worlds", "seconds");
+    let mut found = 0;
+    for bug in Bug::ALL {
+        let started = Instant::now();
+        let worlds = cli.first..cli.first + cli.seeds;
+        let noticed = worlds.clone().find_map(|seed| {
+            let violations = run_with(seed, cli.transactions, Some(bug)).violations;
+            Some((seed, violations.into_iter().next()?))
+        });
+        found += usize::from(noticed.is_some());
+        let (worlds, by) = match noticed {
+            Some((seed, violation)) => (seed - cli.first + 1, violation.chars().take(100).collect()),
+            None => (cli.seeds, "NOBODY".to_owned()),
+        };
+        println!("{:<26}{worlds:>8}{:>10.1}  {by}", format!("{bug:?}"), started.elapsed().as_secs_f64());
+    }
+    let is_ok = found == Bug::ALL.len();
+    println!("seeded-bugs: {} found={found}/{}", if is_ok { "ok" } else { "FAILED" }, Bug::ALL.len());
     if is_ok { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 

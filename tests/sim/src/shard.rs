@@ -2,6 +2,7 @@
 //! go wrong.
 
 use crate::{
+    bugs::Bug,
     faults::{Branches, Fault, Step},
     world::World,
 };
@@ -12,11 +13,11 @@ use std::{
     time::Duration,
 };
 use tcc_core::{
-    AccountId, BUCKETS, Currency, Outcome, Role, Timestamp, TransactionId, bucket_of,
+    AccountId, BUCKETS, Currency, FenceState, Operation, Outcome, Role, Timestamp, TransactionId, bucket_of,
     descriptor::{CREDIT, DEBIT},
 };
 use tcc_ledger::{
-    Account, AccountState, BranchRow,
+    Account, AccountState, BranchRow, PostingKind,
     books::{Answer, Books, Fence, FenceKey, Op, Posting, Writes},
 };
 use tcc_participant::{Call, Participant};
@@ -24,6 +25,7 @@ use tokio::time::sleep;
 
 /// The tables of a shard.
 pub struct Shard {
+    bug: Option<Bug>,
     buckets: Arc<HashSet<u16>>,
     /// Its accounts.
     pub accounts: BTreeMap<AccountId, Account>,
@@ -51,7 +53,7 @@ pub const FUNDS: i64 = 400;
 impl Shard {
     /// A shard with some accounts.
     #[must_use]
-    pub fn new(number: u16, now: Timestamp) -> Self {
+    pub fn new(number: u16, now: Timestamp, bug: Option<Bug>) -> Self {
         let account = Account {
             currency: gold(),
             available: FUNDS,
@@ -62,6 +64,7 @@ impl Shard {
             created_at: now,
         };
         Self {
+            bug,
             buckets: Arc::new((0..BUCKETS).filter(|bucket| bucket % 2 == number).collect()),
             accounts: accounts(number).into_iter().map(|id| (id, account.clone())).collect(),
             fences: BTreeMap::new(),
@@ -81,7 +84,8 @@ impl Shard {
         if let Op::Call(call) = op {
             let id = call.transaction.id;
             for (key, row) in self.fences.range((id, 0)..=(id, u16::MAX)) {
-                books.read_fence(*key, row.fence.clone(), row.role, row.account.clone(), row.amount);
+                let fence = Fence { state: self.seen(row, call.operation), ..row.fence.clone() };
+                books.read_fence(*key, fence, row.role, row.account.clone(), row.amount);
             }
             for branch in &call.branches {
                 let id = &call.transaction.branch(*branch).account;
@@ -91,7 +95,9 @@ impl Shard {
             }
         }
         let answer = books.decide(op);
-        let Writes { new_fences, moved_fences, changed_accounts, postings, .. } = books.into_writes();
+        let mut writes = books.into_writes();
+        self.spoil(&mut writes);
+        let Writes { new_fences, moved_fences, changed_accounts, postings, .. } = writes;
         for new in new_fences {
             let row = FenceRow { fence: new.fence, role: new.role, account: new.account, amount: new.amount };
             self.fences.insert(new.key, row);
@@ -106,6 +112,41 @@ impl Shard {
         }
         self.postings.extend(postings);
         answer
+    }
+
+    /// The state of a fence, as an operation sees it.
+    fn seen(&self, row: &FenceRow, operation: Operation) -> FenceState {
+        let is_pay = operation == Operation::Confirm && row.role == Role::Credit;
+        match (self.bug, row.fence.state) {
+            (Some(Bug::NoFenceOnPay), FenceState::Confirmed) if is_pay => FenceState::Tried,
+            (Some(Bug::VetoIsNotSticky), FenceState::Vetoed(_)) if is_pay => FenceState::Tried,
+            (_, state) => state,
+        }
+    }
+
+    fn spoil(&self, writes: &mut Writes) {
+        match self.bug {
+            Some(Bug::CancelWithoutTombstone) => {
+                writes.new_fences.retain(|new| new.fence.state != FenceState::Stopped);
+            }
+            Some(Bug::FenceApartFromEffect) if self.fences.len().is_multiple_of(7) => {
+                writes.changed_accounts.clear();
+                writes.postings.clear();
+            }
+            Some(Bug::AmountIsCut) => {
+                for posting in writes.postings.iter_mut().filter(|posting| posting.amount > 31) {
+                    let cut = posting.amount - (posting.amount & 31);
+                    for (id, account, _) in &mut writes.changed_accounts {
+                        if *id == posting.account && posting.kind == PostingKind::Pay {
+                            account.available -= cut;
+                            posting.available_after -= cut;
+                            posting.amount &= 31;
+                        }
+                    }
+                }
+            }
+            _ => {}
+        }
     }
 
     /// The fences of a transaction, as the sweep reads them.
@@ -193,7 +234,10 @@ impl Wire {
 
     async fn ask(&self, call: Call) -> Vec<Outcome> {
         let world = &self.world;
-        let unknown = || vec![Outcome::Unknown("no answer".into())];
+        let unknown = || match world.has(Bug::UnknownIsDone) {
+            true => vec![Outcome::Done; call.branches.len()],
+            false => vec![Outcome::Unknown("no answer".into())],
+        };
         world.alive(self.instance).await;
         world.while_up_to(4).await;
         if !world.shard_answers(self.shard) {
@@ -252,5 +296,26 @@ fn branches(branches: &[u16]) -> Branches {
         [CREDIT] => Branches::Pivot,
         [DEBIT] => Branches::Debit,
         _ => Branches::Both,
+    }
+}
+
+/// The mistake of a janitor who knows nothing of pivots.
+pub async fn release_by_time_out(world: Arc<World>) {
+    loop {
+        sleep(Duration::from_secs(2)).await;
+        let ids: Vec<TransactionId> = world.db().rows.keys().copied().collect();
+        for id in ids {
+            let transaction = Arc::clone(&world.db().rows[&id].transaction);
+            for shard in 0..world.shards() {
+                let is_tried = |row: &FenceRow| row.fence.state == FenceState::Tried;
+                if world.shard(shard).fences.get(&(id, DEBIT)).is_some_and(is_tried)
+                    && world.chance(|rng| rng.u8(0..20)) == 0
+                {
+                    let transaction = Arc::clone(&transaction);
+                    let call = Call { operation: Operation::Cancel, transaction, branches: vec![DEBIT] };
+                    Wire::run(&world, shard, &call);
+                }
+            }
+        }
     }
 }

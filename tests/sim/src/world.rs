@@ -1,6 +1,7 @@
 //! What everybody in a world shares: the clock, chance, who is alive, and the databases.
 
 use crate::{
+    bugs::Bug,
     db::Db,
     faults::{Counts, Fault, Step},
     instance::{self, Instance},
@@ -15,6 +16,8 @@ use tcc_core::{Timestamp, TransactionId};
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
+/// The number of that misfortune.
+const COMMITS_ARE_LOST: usize = 4;
 /// How many instances there are at a time.
 pub const INSTANCES: usize = 2;
 
@@ -29,6 +32,7 @@ pub struct World {
     /// How likely a misfortune is each second, and how likely each kind is then, against the others: see [`torment`].
     misfortune: f64,
     misfortunes: [f64; 6],
+    bug: Option<Bug>,
     inner: Mutex<Inner>,
     /// The coordinators' database.
     db: Mutex<Db>,
@@ -55,13 +59,16 @@ struct Alive {
 impl World {
     /// A world that nothing has happened in.
     #[must_use]
-    pub fn new(seed: u64) -> Self {
+    pub fn new(seed: u64, bug: Option<Bug>) -> Self {
         let mut rng = fastrand::Rng::with_seed(seed);
         // Some worlds are quiet and some are terrible; kills are rarer than everything else.
         let mut rate = |most: f64| if rng.f64() < 0.2 { 0.0 } else { rng.f64() * most };
         let rates = [rate(0.3), rate(0.3), rate(0.15), rate(0.05), rate(0.015), rate(0.015), rate(0.2)];
         let misfortune = rate(0.5);
-        let misfortunes = std::array::from_fn(|_| rng.f64().powi(4));
+        let mut misfortunes: [f64; 6] = std::array::from_fn(|_| rng.f64().powi(4));
+        if rng.u8(0..3) == 0 {
+            misfortunes[COMMITS_ARE_LOST] = 0.0;
+        }
         let weak = Step::all()[rng.usize(0..Step::all().len())];
         let base = Timestamp::from_second(1_790_000_000).expect("a time of this century");
         Self {
@@ -71,8 +78,9 @@ impl World {
             weak,
             misfortune,
             misfortunes,
-            db: Mutex::new(Db::new(base)),
-            shards: (0..2).map(|n| Mutex::new(Shard::new(n, base))).collect(),
+            bug,
+            db: Mutex::new(Db::new(base, bug)),
+            shards: (0..2).map(|n| Mutex::new(Shard::new(n, base, bug))).collect(),
             inner: Mutex::new(Inner {
                 rng,
                 counts: Counts::default(),
@@ -92,6 +100,18 @@ impl World {
     pub fn now(&self) -> Timestamp {
         let elapsed = i64::try_from(self.start.elapsed().as_micros()).unwrap_or(i64::MAX);
         Timestamp::from_microsecond(self.base.as_microsecond() + elapsed).unwrap_or(Timestamp::MAX)
+    }
+
+    /// Whether this mistake is in it.
+    #[must_use]
+    pub fn has(&self, bug: Bug) -> bool {
+        self.bug == Some(bug)
+    }
+
+    /// Whether the coordinators' database may forget its last commits.
+    #[must_use]
+    pub fn forgets(&self) -> bool {
+        self.misfortunes[COMMITS_ARE_LOST] > 0.0
     }
 
     /// The coordinators' database.
@@ -291,7 +311,7 @@ pub async fn torment(world: Arc<World>) {
                 world.note("shard down", None);
             }
             // It is what the pivot is there for.
-            Some(4) => {
+            Some(COMMITS_ARE_LOST) => {
                 let commits =
                     world.chance(|rng| if rng.bool() { rng.usize(1..20) } else { rng.usize(1..200) });
                 let now = world.now();

@@ -1,6 +1,6 @@
 //! A few worlds in every test run; `make sim` runs more, `make sim-nightly` a million transactions.
 
-use tcc_sim::{faults::Counts, run};
+use tcc_sim::{bugs::Bug, faults::Counts, run, run_with};
 
 #[test]
 fn in_no_world_is_a_unit_lost_or_created_or_a_promise_broken() {
@@ -20,4 +20,13 @@ fn a_seed_makes_the_same_world_again() {
 
     assert_eq!((one.trace, &one.counts), (again.trace, &again.counts));
     assert_ne!(one.trace, other.trace);
+}
+
+#[test]
+fn every_mistake_that_is_put_in_is_noticed() {
+    for bug in Bug::ALL {
+        let is_noticed = (1..=20).any(|seed| !run_with(seed, 100, Some(bug)).violations.is_empty());
+
+        assert!(is_noticed, "{bug:?}");
+    }
 }

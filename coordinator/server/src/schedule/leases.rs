@@ -28,7 +28,7 @@ const PATIENCE: Duration = Duration::from_secs(3);
 /// An instance that has settled nothing for this long, and whose watermarks are as far behind, hangs.
 const HUNG_AFTER: Duration = Duration::from_secs(30);
 /// How long an instance that gives its slots away fires on: whoever takes them needs a moment to read.
-const FIRE_ON_US: i64 = 1_000_000;
+const FIRE_ON_US: i64 = 2_000_000;
 
 const BEAT_SQL: &str = "\
 -- beat
