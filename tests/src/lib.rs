@@ -13,7 +13,7 @@ use jiff::{SignedDuration, Timestamp};
 use std::time::Duration;
 use tcc_coordinator::{
     config::{Config, Database, ShardConfig},
-    dev::{Cluster, Options},
+    dev::{Cluster, Options, Servers},
     serve::{self, Running},
 };
 use tcc_proto::v1::{
@@ -122,6 +122,24 @@ impl Coordinator {
         self.running.stop().cancel();
         self.running.ended().await.expect("it was asked to stop");
     }
+}
+
+/// Servers of a coordinator and two shards that can be crashed one by one, with fsync on.
+pub async fn servers() -> Servers {
+    tokio::task::spawn_blocking(|| Servers::start(2, None, &[])).await.unwrap().expect("PostgreSQL starts")
+}
+
+/// A coordinator on them, in this process.
+pub async fn serve_on(servers: &Servers) -> Coordinator {
+    Coordinator::on(serve::start(&servers.config("127.0.0.1:0")).await.expect("the coordinator starts")).await
+}
+
+/// A payer with 10,000 units and a payee without, on different shards.
+pub async fn alice_and_bob(client: &mut Client) -> (String, String) {
+    let (alice, bob) = on_two_shards("user");
+    client.account(&alice, 10_000).await;
+    client.account(&bob, 0).await;
+    (alice, bob)
 }
 
 /// A client of the API.

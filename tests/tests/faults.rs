@@ -2,32 +2,16 @@
 
 use jiff::SignedDuration;
 use std::time::Duration;
-use tcc_coordinator::{dev::Servers, serve};
+use tcc_coordinator::serve;
 use tcc_core::{Operation, TransactionId, descriptor::CREDIT};
 use tcc_proto::v1::{self, Attention, Phase};
 use tcc_tests::{
-    Client, Coordinator, System, connect,
+    Client, Coordinator, System, alice_and_bob, connect,
     gate::{Gate, Step, When},
-    hold, hold_due_in, on_two_shards, reason, until,
+    hold, hold_due_in, on_two_shards, reason, serve_on, servers, until,
 };
 use tonic::Code;
 use tonic_types::StatusExt as _;
-
-/// Servers that can be crashed one by one, with fsync on.
-async fn servers() -> Servers {
-    tokio::task::spawn_blocking(|| Servers::start(2, None, &[])).await.unwrap().expect("PostgreSQL starts")
-}
-
-async fn serve(servers: &Servers) -> Coordinator {
-    Coordinator::on(serve::start(&servers.config("127.0.0.1:0")).await.expect("the coordinator starts")).await
-}
-
-async fn alice_and_bob(client: &mut Client) -> (String, String) {
-    let (alice, bob) = on_two_shards("user");
-    client.account(&alice, 10_000).await;
-    client.account(&bob, 0).await;
-    (alice, bob)
-}
 
 /// Creates them all at once; each must be held.
 async fn create_all(client: &Client, requests: &[v1::CreateHoldRequest]) {
@@ -46,7 +30,7 @@ async fn reachable(client: &mut Client, shard: usize) -> bool {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_hold_on_a_shard_that_is_down_is_refused_before_any_effect_and_says_when_to_come_back() {
     let mut servers = servers().await;
-    let Coordinator { mut client, .. } = serve(&servers).await;
+    let Coordinator { mut client, .. } = serve_on(&servers).await;
     let (alice, bob) = alice_and_bob(&mut client).await;
     servers.shards[1].crash().unwrap();
     // Whoever asks first finds out.
@@ -80,7 +64,7 @@ async fn a_hold_on_a_shard_that_is_down_is_refused_before_any_effect_and_says_wh
 #[tokio::test(flavor = "multi_thread")]
 async fn a_hold_whose_shard_is_down_when_it_falls_due_waits_and_is_paid_when_it_is_back() {
     let mut servers = servers().await;
-    let Coordinator { mut client, .. } = serve(&servers).await;
+    let Coordinator { mut client, .. } = serve_on(&servers).await;
     let (alice, bob) = alice_and_bob(&mut client).await;
     let request = hold_due_in(&alice, &bob, 10, SignedDuration::from_secs(4));
     client.create(&request).await.unwrap();
@@ -102,7 +86,7 @@ async fn a_hold_whose_shard_is_down_when_it_falls_due_waits_and_is_paid_when_it_
 #[tokio::test(flavor = "multi_thread")]
 async fn every_database_may_crash_under_load_and_nothing_is_lost_or_created() {
     let mut servers = servers().await;
-    let Coordinator { mut client, .. } = serve(&servers).await;
+    let Coordinator { mut client, .. } = serve_on(&servers).await;
     let (alice, bob) = alice_and_bob(&mut client).await;
     let requests: Vec<_> = (0..300)
         .map(|n| hold_due_in(&alice, &bob, 10, SignedDuration::from_millis(12_000 + n * 10)))
@@ -383,7 +367,7 @@ async fn an_issue_and_a_hold_may_have_the_same_id() {
 async fn a_shard_that_is_not_there_at_the_start_joins_when_it_is_and_is_checked_first() {
     let mut servers = servers().await;
     servers.shards[1].crash().unwrap();
-    let Coordinator { mut client, running } = serve(&servers).await;
+    let Coordinator { mut client, running } = serve_on(&servers).await;
     let (alice, bob) = on_two_shards("user");
     client.account(&alice, 10_000).await;
     let absent = v1::CreateAccountRequest { id: bob.clone(), currency: tcc_tests::GOLD.into() };
@@ -420,7 +404,7 @@ async fn a_shard_that_is_not_there_at_the_start_joins_when_it_is_and_is_checked_
 #[tokio::test(flavor = "multi_thread")]
 async fn a_shard_that_hangs_holds_up_neither_the_others_nor_the_end() {
     let servers = servers().await;
-    let Coordinator { mut client, running } = serve(&servers).await;
+    let Coordinator { mut client, running } = serve_on(&servers).await;
     let (alice, bob) = alice_and_bob(&mut client).await;
     let carol = tcc_tests::on_shard("carol", 0);
     client.account(&carol, 0).await;
@@ -444,7 +428,7 @@ async fn a_shard_that_hangs_holds_up_neither_the_others_nor_the_end() {
     assert!(stopping.elapsed() < Duration::from_secs(15));
     signal("-CONT");
 
-    let Coordinator { mut client, running: _running } = serve(&servers).await;
+    let Coordinator { mut client, running: _running } = serve_on(&servers).await;
     for request in &hung {
         assert_eq!(client.until_final(&request.id).await.phase(), Phase::Confirmed);
     }

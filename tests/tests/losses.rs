@@ -3,14 +3,11 @@
 
 use jiff::SignedDuration;
 use std::{path::PathBuf, process::Command};
-use tcc_coordinator::{
-    dev::{Cluster, Servers},
-    serve,
-};
+use tcc_coordinator::dev::Cluster;
 use tcc_proto::v1::{self, Phase};
 use tcc_tests::{
-    Client, Coordinator, System, connect, hold, hold_due_in, on_shard, on_two_shards, process::Tccd, reason,
-    until,
+    Client, Coordinator, System, alice_and_bob, connect, hold, hold_due_in, on_shard, on_two_shards,
+    process::Tccd, reason, serve_on, servers, until,
 };
 use tempfile::TempDir;
 use tonic::Code;
@@ -44,21 +41,6 @@ fn copy(from: &std::path::Path, into: &std::path::Path) {
     assert!(Command::new("cp").arg("-a").args([from, &into]).status().unwrap().success());
 }
 
-async fn servers() -> Servers {
-    tokio::task::spawn_blocking(|| Servers::start(2, None, &[])).await.unwrap().expect("PostgreSQL starts")
-}
-
-async fn serve(servers: &Servers) -> Coordinator {
-    Coordinator::on(serve::start(&servers.config("127.0.0.1:0")).await.expect("the coordinator starts")).await
-}
-
-async fn alice_and_bob(client: &mut Client) -> (String, String) {
-    let (alice, bob) = on_two_shards("user");
-    client.account(&alice, 10_000).await;
-    client.account(&bob, 0).await;
-    (alice, bob)
-}
-
 async fn status(client: &Client) -> Option<v1::GetStatusResponse> {
     let answer = client.clone().operator.get_status(v1::GetStatusRequest {}).await;
     answer.ok().map(tonic::Response::into_inner)
@@ -82,7 +64,7 @@ async fn create_due_soon(client: &mut Client, payer: &str, payee: &str) -> v1::C
 
 async fn coordinator_forgets(while_tccd_runs: bool) {
     let mut servers = servers().await;
-    let mut coordinator = serve(&servers).await;
+    let mut coordinator = serve_on(&servers).await;
     let (alice, bob) = alice_and_bob(&mut coordinator.client).await;
     let old = hold(&alice, &bob, 10);
     create(&coordinator.client, &old).await;
@@ -103,7 +85,7 @@ async fn coordinator_forgets(while_tccd_runs: bool) {
     } else {
         coordinator.stop().await;
         backup.restore(&mut servers.coordinator);
-        coordinator = serve(&servers).await;
+        coordinator = serve_on(&servers).await;
     }
     let mut client = coordinator.client.clone();
     until("what was lost is rebuilt", || {
@@ -208,7 +190,7 @@ async fn what_has_fences_and_no_row_is_found_long_after_the_sweep_too() {
 
 async fn shard_forgets(while_tccd_runs: bool) {
     let mut servers = servers().await;
-    let mut coordinator = serve(&servers).await;
+    let mut coordinator = serve_on(&servers).await;
     let (alice, bob) = alice_and_bob(&mut coordinator.client).await;
     let neighbour = on_shard("neighbour", 0);
     coordinator.client.account(&neighbour, 0).await;
@@ -230,7 +212,7 @@ async fn shard_forgets(while_tccd_runs: bool) {
     } else {
         coordinator.stop().await;
         backup.restore(&mut servers.shards[1]);
-        coordinator = serve(&servers).await;
+        coordinator = serve_on(&servers).await;
     }
     let mut client = coordinator.client.clone();
     until("the loss is noticed", || {
@@ -249,7 +231,7 @@ async fn shard_forgets(while_tccd_runs: bool) {
     assert!(client.create(&hold(&alice, &neighbour, 10)).await.is_ok());
     let (findings, _) = client.audit().await;
     assert!(findings.iter().any(|finding| finding.transaction_id == paid.id), "{findings:#?}");
-    let second = serve(&servers).await;
+    let second = serve_on(&servers).await;
     assert!(status(&second.client).await.is_some_and(|status| !status.shards[1].lost.is_empty()));
 
     client.operator.resume_shard(v1::ResumeShardRequest { name: "shard-1".into() }).await.unwrap();

@@ -38,7 +38,7 @@ use uuid::Uuid;
 const CHUNK: i64 = 5_000;
 /// After a chunk it rests for so many times as long as that took: holds go first.
 const REST: u32 = 2;
-/// How often there is a look at what is new. It costs about two percent of what writing it does.
+/// How often there is a look at what is new.
 const LOOK_EVERY: Duration = Duration::from_secs(30);
 /// A shard or a database that does not answer is asked again after this; so is whether another instance has finished.
 const AGAIN: Duration = Duration::from_secs(5);
@@ -83,7 +83,8 @@ pub async fn keep(
     stop: CancellationToken,
 ) {
     let rebuilder = Rebuilder::new(&coordinator);
-    let mut sweep = Sweep { rebuilder, engine, shards, progress, unswept: HashSet::new() };
+    let mut sweep =
+        Sweep { rebuilder, engine, shards, progress, unswept: HashSet::new(), failing: HashSet::new() };
     sweep.start_again();
     while !stop.is_cancelled() {
         let since = unbroken.borrow_and_update().since;
@@ -110,6 +111,8 @@ struct Sweep {
     progress: Progress,
     /// The shards that have not been swept since the database may last have gone back.
     unswept: HashSet<String>,
+    /// The shards at which it failed last: each outage is told once.
+    failing: HashSet<String>,
 }
 
 impl Sweep {
@@ -123,10 +126,16 @@ impl Sweep {
         let shards = Arc::clone(&self.shards);
         for shard in shards.all() {
             match self.one(shard, since).await {
-                Ok(is_swept) => drop(is_swept && self.unswept.remove(shard.name())),
-                Err(error) => {
-                    tracing::debug!(shard = shard.name(), %error, "the orphan sweep is not finished; trying again");
+                Ok(is_swept) => {
+                    self.failing.remove(shard.name());
+                    if is_swept {
+                        self.unswept.remove(shard.name());
+                    }
                 }
+                Err(error) if self.failing.insert(shard.name().to_owned()) => {
+                    tracing::warn!(shard = shard.name(), %error, "the orphan sweep is not finished; trying again");
+                }
+                Err(_) => {}
             }
             self.progress.unfinished.store(self.unswept.len() as u64, Ordering::Relaxed);
         }

@@ -150,6 +150,9 @@ pub struct ShardExecutor {
     leaves_out: bool,
 }
 
+/// What its connections are called in `pg_stat_activity`: nobody else writes fences.
+pub(crate) const CONNECTION: &str = "tcc-shard";
+
 /// After a batch that was not as usual, so many are done with locks: what makes one unusual seldom comes alone.
 const WITH_LOCKS: u32 = 16;
 
@@ -157,7 +160,7 @@ impl ShardExecutor {
     /// An executor for a shard that serves these buckets.
     #[must_use]
     pub fn new(name: &str, config: &Config, buckets: Arc<HashSet<u16>>, heads: Heads) -> Self {
-        let session = Session::new(config, "tcc-shard", Plans::Generic);
+        let session = Session::new(config, CONNECTION, Plans::Generic);
         Self { session, name: name.to_owned(), buckets, heads, with_locks: 0, leaves_out: false }
     }
 

@@ -2,7 +2,7 @@
 
 use crate::{
     books::{Account, PostingKind},
-    executor::{read_account, role_from_number},
+    executor::{CONNECTION, read_account, role_from_number},
 };
 use tcc_core::{AccountId, FenceState, Refusal, Role, Timestamp, TransactionId};
 use tokio_postgres::Client;
@@ -116,8 +116,8 @@ pub enum Branches<'a> {
 pub(crate) async fn horizon(client: &Client) -> Result<Timestamp, String> {
     let sql = "-- horizon
         SELECT least(clock_timestamp(), min(xact_start)) FROM pg_stat_activity
-        WHERE datname = current_database() AND application_name = 'tcc-shard'";
-    Ok(client.query_one(sql, &[]).await.map_err(|e| e.to_string())?.get(0))
+        WHERE datname = current_database() AND application_name = $1";
+    Ok(client.query_one(sql, &[&CONNECTION]).await.map_err(|e| e.to_string())?.get(0))
 }
 
 /// The transactions of fences that were written from a time on.
