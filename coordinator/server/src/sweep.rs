@@ -248,7 +248,7 @@ pub fn rebuild(id: TransactionId, fences: &[BranchRow], place: Place) -> Option<
         Some(FenceState::Vetoed(_)) => Some(Cause::Vetoed),
         _ if refusal.is_some() => Some(Cause::Refused),
         // Somebody has asked for it, or the due time has come.
-        Some(FenceState::Confirmed | FenceState::Cancelled) => None,
+        Some(FenceState::Confirmed | FenceState::Confirming | FenceState::Cancelled) => None,
         // Some branch was not tried, or undone before it was.
         _ => Some(Cause::TimedOut),
     };
