@@ -46,7 +46,7 @@ impl System {
     /// A system of so many shards, on a server with these settings.
     pub async fn with(shards: usize, settings: &[&str]) -> Self {
         let settings = settings.iter().map(|&setting| setting.to_owned()).collect();
-        let start = move || Cluster::start(&Options { data: None, settings });
+        let start = move || Cluster::start(&Options { settings, ..Options::default() });
         let cluster = tokio::task::spawn_blocking(start).await.unwrap().expect("PostgreSQL starts");
         let admin = connect(&cluster.url()).await;
         let url = |name: &str| cluster.url().replace("dbname=postgres", &format!("dbname={name}"));
@@ -157,7 +157,18 @@ impl Client {
     /// To a server's address.
     pub async fn connect(address: &str) -> Self {
         let endpoint = Channel::from_shared(address.to_owned()).expect("an address");
-        let channel = endpoint.connect().await.expect("the coordinator listens");
+        Self::on(endpoint.connect().await.expect("the coordinator listens"))
+    }
+
+    /// To the address of a server that may not be there.
+    #[must_use]
+    pub fn lazy(address: &str) -> Self {
+        let endpoint = Channel::from_shared(address.to_owned()).expect("an address");
+        let endpoint = endpoint.connect_timeout(Duration::from_secs(1)).timeout(Duration::from_secs(8));
+        Self::on(endpoint.connect_lazy())
+    }
+
+    fn on(channel: Channel) -> Self {
         Self {
             holds: HoldServiceClient::new(channel.clone()),
             ledger: LedgerServiceClient::new(channel.clone()),
