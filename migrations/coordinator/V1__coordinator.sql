@@ -91,6 +91,27 @@ CREATE TABLE sweep (
     seen_until timestamptz NOT NULL
 );
 
+-- Up to when each shard was audited, by the shard's clock, and how many postings that were.
+CREATE TABLE audited (
+    shard text PRIMARY KEY REFERENCES shard,
+    until timestamptz NOT NULL,
+    postings bigint NOT NULL
+) WITH (fillfactor = 20);
+
+-- What the auditor in the background has found. Evidence: never changed, never deleted.
+CREATE TABLE finding (
+    number bigint GENERATED ALWAYS AS IDENTITY UNIQUE,
+    found_at timestamptz NOT NULL,
+    kind text NOT NULL,
+    -- Empty, if it is about none.
+    shard text NOT NULL,
+    transaction_id text NOT NULL,
+    account text NOT NULL,
+    expected text NOT NULL,
+    found text NOT NULL,
+    PRIMARY KEY (kind, shard, transaction_id, account)
+);
+
 -- Transactions that need looking at, and why.
 CREATE TABLE attention (
     transaction_id uuid PRIMARY KEY,

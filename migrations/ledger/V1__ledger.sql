@@ -63,6 +63,8 @@ CREATE TABLE posting (
 ) PARTITION BY RANGE (recorded_at);
 -- Not unique: over partitions it could not be. That versions have no gap and no twin is the account row's guard.
 CREATE INDEX posting_by_account ON posting (account, version);
+-- As for fences.
+CREATE INDEX posting_by_time ON posting USING brin (recorded_at) WITH (pages_per_range = 32);
 
 -- Each kind of posting: which book it is taken from and which it is added to, and what it does to the account.
 CREATE TABLE posting_kind (

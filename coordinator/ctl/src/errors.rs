@@ -17,7 +17,7 @@ pub enum Exit {
     Done = 0,
     /// The server refused, or failed.
     Failed = 1,
-    /// The audit found something.
+    /// An audit found something.
     Findings = 3,
     /// The server cannot be reached, or the outcome is not known.
     Unknown = 4,

@@ -27,7 +27,7 @@ Exit codes:
   0  done
   1  the server refused, or failed
   2  the command line is wrong
-  3  `audit run` found something
+  3  an audit found something
   4  the server cannot be reached, or the outcome is not known: repeating the command is safe,
      for `accounts issue` with the id it printed";
 
@@ -56,7 +56,7 @@ struct Global {
     /// How to print: for people, or as JSON (errors, too; one object, or one a line)
     #[arg(short, long, global = true, value_enum, default_value_t = Format::Table)]
     output: Format,
-    /// How long to wait for an answer, 1 to 86400 [default: 10; audit run: as long as it takes]
+    /// How long to wait for an answer, 1 to 86400 [default: 10; audit run, audit replay: as long as it takes]
     #[arg(long, global = true, value_name = "SECONDS", value_parser = seconds)]
     timeout: Option<Duration>,
 }
@@ -145,6 +145,19 @@ enum Holds {
 enum Audit {
     /// Checks all books against themselves, each other and the coordinator; exits with 3 if it finds something
     Run,
+    /// Lists what the auditor in the background has found; exits with 3 if that is something
+    Show,
+    /// Prints how far the auditor in the background is, until it finds something; exits with 3 then
+    Watch,
+    /// Rebuilds every balance of a shard from its postings alone, and compares; exits with 3 if one differs
+    Replay {
+        /// The shard, as `status` names it
+        #[arg(long)]
+        shard: String,
+        /// Balances as they were then, such as 2026-11-21T12:00:00Z [default: as they are]
+        #[arg(long, value_name = "TIME", value_parser = moment)]
+        at: Option<jiff::Timestamp>,
+    },
 }
 
 #[derive(Subcommand)]
@@ -188,7 +201,12 @@ async fn run(noun: Noun, session: &Session, output: &Output) -> Result<Exit, Box
             Holds::Get { id, watch: true } => holds::watch(session, output, id).await,
             Holds::Cancel { id } => holds::cancel(session, output, id).await,
         },
-        Noun::Audit(Audit::Run) => audit::run(session, output).await,
+        Noun::Audit(verb) => match verb {
+            Audit::Run => audit::run(session, output).await,
+            Audit::Show => audit::show(session, output).await,
+            Audit::Watch => audit::watch(session, output).await,
+            Audit::Replay { shard, at } => audit::replay(session, output, shard, at).await,
+        },
         Noun::Shards(Shards::Resume { name }) => shards::resume(session, output, name).await,
         Noun::Id => {
             println!("{}", Uuid::now_v7());
@@ -213,6 +231,11 @@ fn seconds(text: &str) -> Result<Duration, String> {
         Ok(seconds @ 1..=86_400) => Ok(Duration::from_secs(seconds)),
         _ => Err("it is a whole number of seconds, 1 to 86400".to_owned()),
     }
+}
+
+/// Reads a moment.
+fn moment(text: &str) -> Result<jiff::Timestamp, String> {
+    text.parse().map_err(|_| "write it as in RFC 3339, such as 2026-11-21T12:00:00Z".to_owned())
 }
 
 /// Reads the id of a hold or an issue. Upper case is forgiven: the server is sent the canonical form.
@@ -276,6 +299,14 @@ mod tests {
         assert_eq!(seconds("86400"), Ok(Duration::from_secs(86_400)));
         for wrong in ["0", "-1", "1.5", "86401", "10s"] {
             assert!(seconds(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_moment_says_its_offset() {
+        assert_eq!(moment("2026-11-21T13:00:00+01:00"), moment("2026-11-21T12:00:00Z"));
+        for wrong in ["yesterday", "2026-11-21", "2026-11-21T12:00:00", "12:00"] {
+            assert!(moment(wrong).is_err(), "{wrong}");
         }
     }
 

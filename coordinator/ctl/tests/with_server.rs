@@ -13,6 +13,7 @@ use tcc_proto::v1::{
     hold_service_server::{HoldService, HoldServiceServer},
     ledger_service_server::{LedgerService, LedgerServiceServer},
     operator_service_server::{OperatorService, OperatorServiceServer},
+    replay_shard_response,
     run_audit_response::Event,
 };
 use tokio::process::Command;
@@ -36,6 +37,8 @@ struct Prepared {
     audit: Vec<Result<Event, Code>>,
     /// And then it says nothing more, and does not end either.
     audit_hangs: bool,
+    /// What ListFindings answers: each from so many calls on.
+    found: Vec<(usize, v1::KeptFinding)>,
 }
 
 fn hold(phase: Phase, cause: Cause) -> v1::Hold {
@@ -146,13 +149,69 @@ impl LedgerService for Prepared {
 #[tonic::async_trait]
 impl OperatorService for Prepared {
     type RunAuditStream = Pin<Box<dyn Stream<Item = Result<v1::RunAuditResponse, Status>> + Send>>;
+    type ReplayShardStream = Pin<Box<dyn Stream<Item = Result<v1::ReplayShardResponse, Status>> + Send>>;
 
     async fn get_status(
         &self,
         _: Request<v1::GetStatusRequest>,
     ) -> Result<Response<v1::GetStatusResponse>, Status> {
-        let answer = v1::GetStatusResponse { version: "0.1.0".into(), missed: 7, ..Default::default() };
+        let shard = v1::ShardStatus {
+            name: "shard-0".into(),
+            audited_until: Some(prost_types::Timestamp { seconds: 1_790_000_000, nanos: 0 }),
+            audited_postings: 5,
+            ..Default::default()
+        };
+        let answer = v1::GetStatusResponse {
+            version: "0.1.0".into(),
+            missed: 7,
+            shards: vec![shard],
+            ..Default::default()
+        };
         Ok(Response::new(answer))
+    }
+
+    /// One account, of which it says whether there is anything wrong with it: if there is a shard of the name.
+    async fn replay_shard(
+        &self,
+        request: Request<v1::ReplayShardRequest>,
+    ) -> Result<Response<Self::ReplayShardStream>, Status> {
+        use replay_shard_response::Event;
+        let v1::ReplayShardRequest { shard, at } = request.into_inner();
+        let mut events = match shard.as_str() {
+            "right" => vec![],
+            "wrong" => {
+                vec![Event::Finding(v1::AuditFinding {
+                    kind: "REPLAY_MISMATCH".into(),
+                    ..Default::default()
+                })]
+            }
+            name => return Err(refusal(Code::NotFound, "SHARD_NOT_FOUND", [("shard", name)])),
+        };
+        // So that the time that was asked for can be seen.
+        let postings = at.map_or(-1, |at| at.seconds);
+        let findings = events.len() as i64;
+        events.push(Event::Summary(v1::ReplaySummary {
+            accounts: 1,
+            postings,
+            findings,
+            ..Default::default()
+        }));
+        let events = events.into_iter().map(|event| Ok(v1::ReplayShardResponse { event: Some(event) }));
+        Ok(Response::new(Box::pin(tokio_stream::iter(events.collect::<Vec<_>>()))))
+    }
+
+    async fn list_findings(
+        &self,
+        request: Request<v1::ListFindingsRequest>,
+    ) -> Result<Response<v1::ListFindingsResponse>, Status> {
+        let after = request.get_ref().after_number;
+        let call = self.asked.fetch_add(1, Ordering::Relaxed);
+        let found = self.found.iter().filter(|(from, kept)| *from <= call && kept.number > after);
+        let mut findings: Vec<_> = found.map(|(_, kept)| kept.clone()).collect();
+        // One at a time, so that whoever wants all must turn pages.
+        let next_after_number = if findings.len() > 1 { findings[0].number } else { 0 };
+        findings.truncate(1);
+        Ok(Response::new(v1::ListFindingsResponse { findings, next_after_number }))
     }
 
     async fn resume_shard(
@@ -420,6 +479,59 @@ async fn an_audit_that_does_not_reach_its_summary_is_never_ok() {
         assert!(!text(&output.stdout).contains("audit:"), "{output:?}");
         assert_eq!(text(&output.stdout).contains("BALANCE_MISMATCH"), audit_hangs, "what was found is shown");
     }
+}
+
+fn kept(number: i64) -> v1::KeptFinding {
+    let finding = v1::AuditFinding { kind: format!("KIND_{number}"), ..Default::default() };
+    v1::KeptFinding { number, finding: Some(finding), ..Default::default() }
+}
+
+#[tokio::test]
+async fn what_was_found_in_the_background_is_shown_and_exits_with_3() {
+    let none = serve(Prepared::default());
+    let some = serve(Prepared { found: vec![(0, kept(4)), (0, kept(7))], ..Default::default() });
+
+    let nothing = tccctl(&none, &["audit", "show"]).await;
+    let table = tccctl(&some, &["audit", "show"]).await;
+    let json = tccctl(&some, &["audit", "show", "-o", "json"]).await;
+
+    assert_eq!((nothing.status.code(), text(&nothing.stdout)), (Some(0), "no findings\n"));
+    assert_eq!((table.status.code(), json.status.code()), (Some(3), Some(3)));
+    let lines: Vec<&str> = text(&table.stdout).lines().collect();
+    assert!(lines[1].contains("KIND_4") && lines[2].contains("KIND_7"), "{lines:?}");
+    assert_eq!(json_lines(&json.stdout)[0]["findings"][1]["number"], "7");
+}
+
+#[tokio::test]
+async fn a_watch_of_the_audit_ends_with_the_first_thing_that_is_found_from_then_on() {
+    let server = serve(Prepared { found: vec![(0, kept(4)), (3, kept(7))], ..Default::default() });
+
+    let output = tccctl(&server, &["audit", "watch"]).await;
+
+    assert_eq!(output.status.code(), Some(3));
+    let lines: Vec<&str> = text(&output.stdout).lines().collect();
+    assert_eq!(lines[0], "2026-09-21T14:13:20.000000Z  shard-0  5 postings audited");
+    assert!(lines[1].starts_with("FOUND_AT") && lines[2].contains("KIND_7") && lines.len() == 3, "{lines:?}");
+    assert!(text(&output.stderr).contains("there are 1 findings"), "{output:?}");
+}
+
+#[tokio::test]
+async fn a_replay_exits_with_3_if_a_balance_differs() {
+    let server = serve(Prepared::default());
+
+    let right = tccctl(&server, &["audit", "replay", "--shard", "right"]).await;
+    let then = ["audit", "replay", "--shard", "right", "--at", "1970-01-01T00:01:00Z"];
+    let then = tccctl(&server, &then).await;
+    let wrong = tccctl(&server, &["audit", "replay", "--shard", "wrong", "-o", "json"]).await;
+    let unknown = tccctl(&server, &["audit", "replay", "--shard", "other"]).await;
+
+    assert_eq!(right.status.code(), Some(0));
+    assert_eq!(text(&right.stdout), "replay: ok accounts=1 postings=-1 findings=0\n");
+    assert_eq!(text(&then.stdout), "replay: ok accounts=1 postings=60 findings=0\n");
+    assert_eq!((wrong.status.code(), unknown.status.code()), (Some(3), Some(1)));
+    let lines = json_lines(&wrong.stdout);
+    assert_eq!(lines[0]["finding"]["kind"], "REPLAY_MISMATCH");
+    assert_eq!(lines[1]["summary"]["findings"], "1");
 }
 
 #[tokio::test]

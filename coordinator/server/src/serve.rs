@@ -3,6 +3,7 @@
 
 use crate::{
     api::{Holds, Ledger, Operator},
+    audit::follow,
     config::Config,
     engine::{Engine, Participants},
     heads,
@@ -200,6 +201,12 @@ pub async fn start_with(
 
     tokio::spawn(partitions::keep(coordinator.clone(), timers.clone(), Arc::clone(&shards), stop.clone()));
     tokio::spawn(heads::keep(engine.store().clone(), Arc::clone(&shards), instance, stop.clone()));
+    tokio::spawn(follow::keep(
+        coordinator.clone(),
+        engine.store().clone(),
+        Arc::clone(&shards),
+        stop.clone(),
+    ));
     let (engine_to_tell, shards_to_sweep) = (Arc::clone(&engine), Arc::clone(&shards));
     tokio::spawn(sweep::keep(coordinator, engine_to_tell, shards_to_sweep, unbroken, progress, stop.clone()));
     let schedule = Schedule { leases, scheduler };

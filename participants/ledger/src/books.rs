@@ -420,13 +420,7 @@ impl Books {
         let entry =
             self.accounts.get_mut(&branch.account).ok_or_else(|| broken("there is no such account"))?;
         let amount = branch.amount.get();
-        let (available_change, held_change) = match kind {
-            PostingKind::Issue | PostingKind::Pay => (amount, 0),
-            PostingKind::Burn => (-amount, 0),
-            PostingKind::Hold => (-amount, amount),
-            PostingKind::Release => (amount, -amount),
-            PostingKind::Settle => (0, -amount),
-        };
+        let (available_change, held_change) = kind.change(amount);
         let add = |balance: i64, change: i64| balance.checked_add(change).filter(|sum| *sum >= 0);
         let available =
             add(entry.now.available, available_change).ok_or_else(|| broken("available out of range"))?;
@@ -492,6 +486,18 @@ impl AccountState {
 impl PostingKind {
     /// Every kind, in the order of its number in the tables.
     pub const ALL: [Self; 6] = [Self::Issue, Self::Burn, Self::Hold, Self::Release, Self::Settle, Self::Pay];
+
+    /// What it does to what the account has available, and to what it holds. The table `posting_kind` says the same.
+    #[must_use]
+    pub fn change(self, amount: i64) -> (i64, i64) {
+        match self {
+            Self::Issue | Self::Pay => (amount, 0),
+            Self::Burn => (-amount, 0),
+            Self::Hold => (-amount, amount),
+            Self::Release => (amount, -amount),
+            Self::Settle => (0, -amount),
+        }
+    }
 
     /// The reverse of the number in the tables.
     #[must_use]

@@ -73,17 +73,19 @@ SELECT id FROM account WHERE id = ANY ($1::text[])";
 /// Without a lock: the version and the state that are read guard the write.
 const READ_ACCOUNTS: &str = "\
 -- read_accounts
-SELECT id, currency, available, held, state, version, posted_at, created_at, clock_timestamp() AS now
+SELECT id, currency, available, held, state, version, posted_at, created_at, transaction_timestamp() AS now
 FROM account
 WHERE id = ANY ($1::text[])";
 
 /// It says whether it worked, to those that follow it unseen: if it fails, they would each commit by themselves.
 const BEGIN: &str = "BEGIN; SET LOCAL tcc.batch = 'begun'";
 
-/// Moves fences on the assumption that they are `tried` (1), and answers those that were.
+/// Moves fences on the assumption that they are `tried` (1), and answers those that were. A fence and its posting are stamped
+/// alike, by which the audit tells that they belong together: so here and where accounts are read or changed with it, it is
+/// the time at which the transaction began.
 const TAKE_FENCES: &str = "\
 -- take_fences
-UPDATE branch b SET state = i.state, decided_at = clock_timestamp()
+UPDATE branch b SET state = i.state, decided_at = transaction_timestamp()
 FROM unnest($1::uuid[], $2::int2[], $3::int2[]) AS i (transaction_id, branch, state)
 WHERE b.transaction_id = i.transaction_id AND b.branch = i.branch AND b.state = 1
   AND current_setting('tcc.batch', true) = 'begun'

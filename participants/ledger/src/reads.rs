@@ -4,7 +4,9 @@ use crate::{
     books::{Account, PostingKind},
     executor::{CONNECTION, read_account, role_from_number},
 };
+use jiff::SignedDuration;
 use tcc_core::{AccountId, FenceState, Refusal, Role, Timestamp, TransactionId};
+use tcc_participant::{partitions::WEEK, session::BY_ID};
 use tokio_postgres::Client;
 use uuid::Uuid;
 
@@ -114,22 +116,43 @@ pub enum Branches<'a> {
 /// A time, by the shard's clock, from which on fences may be written that are not visible yet: every executor that is writing
 /// has begun after it.
 pub(crate) async fn horizon(client: &Client) -> Result<Timestamp, String> {
+    // The clock is read before the list: who begins between the two is not in it, and has a later time.
     let sql = "-- horizon
-        SELECT least(clock_timestamp(), min(xact_start)) FROM pg_stat_activity
-        WHERE datname = current_database() AND application_name = $1";
+        SELECT least(n.now, min(a.xact_start))
+        FROM (SELECT clock_timestamp() AS now) AS n
+        LEFT JOIN pg_stat_activity a ON a.datname = current_database() AND a.application_name = $1
+        GROUP BY n.now";
     Ok(client.query_one(sql, &[&CONNECTION]).await.map_err(|e| e.to_string())?.get(0))
+}
+
+/// The shard's clock.
+pub(crate) async fn now(client: &Client) -> Result<Timestamp, String> {
+    Ok(client.query_one("SELECT clock_timestamp()", &[]).await.map_err(|e| e.to_string())?.get(0))
+}
+
+/// Takes what was written since a time into the summaries of a table's index by time: then few pages are read. The older
+/// partitions, into which nothing is written, are left out: looking for what is new in one takes time, too.
+pub(crate) async fn summarize(
+    client: &Client,
+    table: &str,
+    since: Timestamp,
+) -> Result<(), tokio_postgres::Error> {
+    let sql = "-- summarize
+        SELECT brin_summarize_new_values(i.inhrelid)
+        FROM pg_inherits i JOIN pg_index x ON x.indexrelid = i.inhrelid JOIN pg_class c ON c.oid = x.indrelid
+        WHERE i.inhparent = ($1::text || '_by_time')::regclass AND c.relname::text COLLATE \"C\" > $2";
+    // A partition covers a week from the hour in its name on, and what is written may have an id of a day before.
+    let before = since - WEEK - SignedDuration::from_hours(25);
+    let last = format!("{table}_{}", before.strftime("%Y%m%d%H"));
+    client.query(sql, &[&table, &last]).await.map(drop)
 }
 
 /// The transactions of fences that were written from a time on.
 pub(crate) async fn fenced_since(client: &mut Client, since: Timestamp) -> Result<Vec<Uuid>, String> {
-    // What is new has to be in the summaries first; then few pages are read.
-    let summarize = "-- summarize_branches
-        SELECT brin_summarize_new_values(x.inhrelid)
-        FROM pg_inherits x WHERE x.inhparent = 'branch_by_time'::regclass";
     let sql = "-- fenced_since
         SELECT transaction_id FROM branch WHERE fenced_at >= $1 AND role <> 3";
     let rows = async {
-        client.query(summarize, &[]).await?;
+        summarize(client, "branch", since).await?;
         let reading = client.transaction().await?;
         reading.batch_execute("SET LOCAL enable_seqscan = off").await?;
         let rows = reading.query(sql, &[&since]).await?;
@@ -149,7 +172,7 @@ pub(crate) async fn fenced_before(client: &Client, until: Uuid, limit: i64) -> R
 }
 
 /// Fences in the order of their keys.
-pub(crate) async fn branches(client: &Client, which: Branches<'_>) -> Result<Vec<BranchRow>, String> {
+pub(crate) async fn branches(client: &mut Client, which: Branches<'_>) -> Result<Vec<BranchRow>, String> {
     let columns = "b.transaction_id, b.branch, b.role, b.state, b.account, b.amount, b.refusal, b.descriptor,
         (extract(epoch FROM clock_timestamp() - b.fenced_at) * 1000000)::int8 AS age_us";
     let rows = match which {
@@ -167,7 +190,14 @@ pub(crate) async fn branches(client: &Client, which: Branches<'_>) -> Result<Vec
                  SELECT {columns} FROM unnest($1::uuid[]) AS i (id) JOIN branch b ON b.transaction_id = i.id
                  ORDER BY b.transaction_id, b.branch"
             );
-            client.query(&sql, &[&ids]).await
+            let found = async {
+                let reading = client.transaction().await?;
+                reading.batch_execute(BY_ID).await?;
+                let rows = reading.query(&sql, &[&ids]).await?;
+                reading.commit().await?;
+                Ok(rows)
+            };
+            found.await
         }
     };
     let branch = |row: &tokio_postgres::Row| {

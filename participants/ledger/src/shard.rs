@@ -1,7 +1,7 @@
 //! The handle of one shard: what the engine, the API and the audit call.
 
 use crate::{
-    audit::{self, ShardAudit},
+    audit::{self, Moved, Replay, ShardAudit, ShardFinding, Slice},
     books::{Account, Answer, Op},
     executor::ShardExecutor,
     heads::Heads,
@@ -169,21 +169,100 @@ impl Shard {
     ///
     /// [`ReadError`].
     pub async fn branches(&self, which: Branches<'_>) -> Result<Vec<BranchRow>, ReadError> {
-        let client = self.reader().await?;
-        reads::branches(&client, which).await.map_err(|cause| self.unreachable(cause))
+        let mut client = self.reader().await?;
+        reads::branches(&mut client, which).await.map_err(|cause| self.unreachable(cause))
     }
 
-    /// Checks the shard's books against themselves, in one consistent snapshot.
+    /// Checks the shard's books against themselves, in one consistent snapshot. Tells how many of how many checks are done.
     ///
     /// # Errors
     ///
     /// [`ReadError`].
-    pub async fn audit(&self) -> Result<ShardAudit, ReadError> {
+    pub async fn audit(&self, told: impl Fn(usize, usize)) -> Result<ShardAudit, ReadError> {
         let mut client = self.reader().await?;
-        audit::run(&mut client).await.map_err(|cause| self.unreachable(cause.to_string()))
+        audit::run(&mut client, told).await.map_err(|cause| self.unreachable(cause.to_string()))
     }
 
-    /// A time, by the shard's clock, from which on fences may be written that are not visible yet.
+    /// A time before the first posting.
+    ///
+    /// # Errors
+    ///
+    /// [`ReadError`].
+    pub async fn first_posting(&self) -> Result<Timestamp, ReadError> {
+        let client = self.reader().await?;
+        audit::start(&client).await.map_err(|cause| self.unreachable(cause))
+    }
+
+    /// How many postings and fences were written after one time, up to another, by the shard's clock.
+    ///
+    /// # Errors
+    ///
+    /// [`ReadError`].
+    pub async fn count_moved(&self, from: Timestamp, until: Timestamp) -> Result<i64, ReadError> {
+        let mut client = self.reader().await?;
+        audit::count(&mut client, from, until).await.map_err(|cause| self.unreachable(cause))
+    }
+
+    /// Checks what moved in a slice of time that lies behind the [horizon](Self::horizon).
+    ///
+    /// # Errors
+    ///
+    /// [`ReadError`].
+    pub async fn audit_moved(&self, slice: Slice) -> Result<Moved, ReadError> {
+        let mut client = self.reader().await?;
+        audit::moved(&mut client, slice).await.map_err(|cause| self.unreachable(cause))
+    }
+
+    /// Checks accounts against their newest postings and the map of buckets.
+    ///
+    /// # Errors
+    ///
+    /// [`ReadError`].
+    pub async fn audit_accounts(&self, ids: &[String]) -> Result<Vec<ShardFinding>, ReadError> {
+        let mut client = self.reader().await?;
+        audit::accounts(&mut client, ids).await.map_err(|cause| self.unreachable(cause))
+    }
+
+    /// Rebuilds every balance as it was at a time, or as it is now, from postings alone, and compares. Tells how many of how
+    /// many accounts are done.
+    ///
+    /// # Errors
+    ///
+    /// [`ReadError`].
+    pub async fn replay(
+        &self,
+        at: Option<Timestamp>,
+        told: impl Fn(usize, usize),
+    ) -> Result<Replay, ReadError> {
+        let mut client = self.reader().await?;
+        audit::replay(&mut client, at, told).await.map_err(|cause| self.unreachable(cause))
+    }
+
+    /// Makes reads of what was written since a time read few pages.
+    ///
+    /// # Errors
+    ///
+    /// [`ReadError`].
+    pub async fn summarize(&self, since: Timestamp) -> Result<(), ReadError> {
+        let client = self.reader().await?;
+        let summarized = async {
+            reads::summarize(&client, "posting", since).await?;
+            reads::summarize(&client, "branch", since).await
+        };
+        summarized.await.map_err(|e| self.unreachable(e.to_string()))
+    }
+
+    /// The shard's clock.
+    ///
+    /// # Errors
+    ///
+    /// [`ReadError`].
+    pub async fn now(&self) -> Result<Timestamp, ReadError> {
+        let client = self.reader().await?;
+        reads::now(&client).await.map_err(|cause| self.unreachable(cause))
+    }
+
+    /// A time, by the shard's clock, from which on fences and postings may be written that are not visible yet.
     ///
     /// # Errors
     ///

@@ -152,7 +152,7 @@ pub fn money(amount: Option<&v1::Amount>, limits: &Limits) -> Result<(Amount, Cu
 }
 
 /// A point in time, rounded up to microseconds.
-fn time(field: &str, time: prost_types::Timestamp) -> Result<Timestamp, Status> {
+pub fn time(field: &str, time: prost_types::Timestamp) -> Result<Timestamp, Status> {
     let wrong = || {
         invalid(
             field,

@@ -3,7 +3,7 @@
 //! Looking whether a row is missing and writing it stand on one connection: a database that went back has closed it, and what
 //! was concluded from the one before is void.
 
-use super::{Place, WAKE_HORIZON};
+use super::{Place, WAKE_HORIZON, alone};
 use std::{collections::HashSet, sync::Arc};
 use tcc_core::{Cause, Phase, Timestamp, Transaction, TransactionId};
 use tcc_participant::{
@@ -115,9 +115,7 @@ impl Rebuilder {
     /// [`Failure`].
     pub async fn lock(&mut self, shard: &str) -> Result<bool, Failure> {
         self.session.connect(&[MISSING, REBUILD, SWEPT, SET_SWEPT]).await?;
-        let lock = "SELECT pg_try_advisory_lock(hashtext('sweep'), hashtext($1))";
-        let row = self.session.client()?.query_one(lock, &[&shard]).await.map_err(|e| sort(&e))?;
-        Ok(row.get(0))
+        alone(&self.session, "sweep", shard).await
     }
 
     /// How far `shard` has been swept, if it has been, and what time it is.
