@@ -9,9 +9,10 @@
 #   make chaos SECONDS=60   real servers and processes in which everything fails (SEED=1: what, in which order)
 #   make bench              measures against plain PostgreSQL: target/bench/report.html (bench-quick: a part of it)
 #   make lint               formatting, clippy and documentation, warnings are errors
+#   make lint-proto         the proto files against buf's STANDARD rules: fetches buf by npm
 
 CARGO ?= cargo
-.PHONY: demo test model sim sim-nightly seeded-bugs chaos bench bench-quick lint setup
+.PHONY: demo test model sim sim-nightly seeded-bugs chaos bench bench-quick lint lint-proto setup
 
 setup:
 	@coordinator/ops/ensure-postgres
@@ -53,3 +54,6 @@ lint:
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --no-deps --quiet
+
+lint-proto:
+	cd proto && npx --yes @bufbuild/buf@1 lint

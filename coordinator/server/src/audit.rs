@@ -14,7 +14,7 @@ use std::{
     collections::{HashMap, HashSet},
     time::Duration,
 };
-use tcc_core::{Cause, FenceState, Phase, Role, TransactionId};
+use tcc_core::{Cause, FenceState, Phase, TransactionId};
 use tcc_ledger::{BranchRow, Branches, ReadError};
 use tokio::sync::mpsc;
 use uuid::Uuid;
@@ -276,8 +276,8 @@ fn contradictions_of(record: &Record, fences: &Fences<'_>) -> Vec<Finding> {
         });
     };
 
-    // An issue may have the same id, and has a branch number of its own.
-    for (shard, fence) in fences.iter().filter(|(_, fence)| fence.role != Role::Issue) {
+    // An issue or a burn may have the same id, and has a branch number of its own.
+    for (shard, fence) in fences.iter().filter(|(_, fence)| !fence.role.is_at_once()) {
         let Some(branch) = transaction.descriptor.branches.get(usize::from(fence.branch)) else {
             add(
                 "UNKNOWN_BRANCH",
@@ -367,7 +367,7 @@ mod tests {
     use crate::store::{Place, record::Standing};
     use std::sync::Arc;
     use tcc_core::{
-        AccountId, Amount, Attention, Currency, Descriptor, OnMaturity, Refusal, Timestamp, Transaction,
+        AccountId, Amount, Attention, Currency, Descriptor, OnMaturity, Refusal, Role, Timestamp, Transaction,
     };
 
     fn record(phase: Phase, cause: Option<Cause>, decided_us: Option<i64>) -> Record {

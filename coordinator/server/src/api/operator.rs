@@ -10,7 +10,10 @@ use crate::{
 use futures::stream::BoxStream;
 use std::sync::Arc;
 use tcc_participant::Participant as _;
-use tcc_proto::v1::{self, operator_service_server::OperatorService, run_audit_response::Event};
+use tcc_proto::{
+    Reason,
+    v1::{self, operator_service_server::OperatorService, run_audit_response::Event},
+};
 use tokio::sync::mpsc;
 use tonic::{Request, Response, Status};
 
@@ -106,11 +109,11 @@ impl OperatorService for Operator {
                 Ok(Ok(()) | Err(AuditError::GivenUp)) => None,
                 Ok(Err(error)) => {
                     let message = format!("the audit could not be finished: {error}");
-                    Some((Err(reason::unavailable("AUDIT_INCOMPLETE", message)), (told, None)))
+                    Some((Err(reason::unavailable(Reason::AuditIncomplete, message)), (told, None)))
                 }
                 Err(_) => {
                     let message = "the audit stopped unexpectedly";
-                    Some((Err(reason::unavailable("AUDIT_INCOMPLETE", message)), (told, None)))
+                    Some((Err(reason::unavailable(Reason::AuditIncomplete, message)), (told, None)))
                 }
             }
         });
