@@ -11,9 +11,10 @@
 #   make mutants            mistakes put into the protocol, the ledger's rules and their guards: a test must fail for each
 #   make bench              measures against plain PostgreSQL: target/bench/report.html (bench-quick: a part of it)
 #   make lint               formatting, clippy and documentation, warnings are errors
+#   make lint-proto         the proto files against buf's STANDARD rules: fetches buf by npm
 
 CARGO ?= cargo
-.PHONY: demo test model sim sim-nightly seeded-bugs chaos recovery mutants bench bench-quick lint setup
+.PHONY: demo test model sim sim-nightly seeded-bugs chaos recovery mutants bench bench-quick lint lint-proto setup
 
 setup:
 	@coordinator/ops/ensure-postgres
@@ -66,3 +67,6 @@ lint:
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --no-deps --quiet
+
+lint-proto:
+	cd proto && npx --yes @bufbuild/buf@1 lint

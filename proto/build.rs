@@ -17,6 +17,6 @@ fn main() -> Result<(), Box<dyn Error>> {
     let set = protox::compile(FILES, ["."])?;
     let out = PathBuf::from(env::var("OUT_DIR")?).join("tcc_descriptor.bin");
     fs::write(out, set.encode_to_vec())?;
-    tonic_prost_build::configure().compile_fds(set)?;
+    tonic_prost_build::configure().codec_path("crate::codec::Protobuf").compile_fds(set)?;
     Ok(())
 }

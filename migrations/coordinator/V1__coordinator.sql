@@ -123,3 +123,15 @@ CREATE TABLE attention (
     last_error text NOT NULL,
     next_try timestamptz
 ) WITH (fillfactor = 50);
+
+-- The keys by which callers may ask again for what they created with one. Each fence keeps the key, too, so one that was lost
+-- is found again. A caller without a name is ''.
+CREATE TABLE idempotency (
+    caller text COLLATE "C" NOT NULL,
+    key text COLLATE "C" NOT NULL,
+    transaction_id uuid NOT NULL,
+    -- When to look whether it may be forgotten.
+    look_at timestamptz NOT NULL,
+    PRIMARY KEY (caller, key)
+);
+CREATE INDEX idempotency_by_look ON idempotency (look_at);

@@ -204,13 +204,15 @@ impl Client {
 
     /// Cancels.
     pub async fn cancel(&mut self, id: &str) -> Result<v1::Hold, Status> {
-        let response = self.holds.cancel_hold(v1::CancelHoldRequest { id: id.into() }).await?;
+        let response =
+            self.holds.cancel_hold(v1::CancelHoldRequest { id: id.into(), etag: String::new() }).await?;
         Ok(response.into_inner().hold.expect("an answer has a hold"))
     }
 
     /// Confirms before its time.
     pub async fn confirm(&mut self, id: &str) -> Result<v1::Hold, Status> {
-        let response = self.holds.confirm_hold(v1::ConfirmHoldRequest { id: id.into() }).await?;
+        let response =
+            self.holds.confirm_hold(v1::ConfirmHoldRequest { id: id.into(), etag: String::new() }).await?;
         Ok(response.into_inner().hold.expect("an answer has a hold"))
     }
 
@@ -238,6 +240,19 @@ impl Client {
     /// Waits until a hold is final.
     pub async fn until_final(&mut self, id: &str) -> v1::Hold {
         self.until(id, &[v1::Phase::Confirmed, v1::Phase::Cancelled]).await
+    }
+
+    /// Waits until the orphan sweep has looked at everything: from then on new keys are taken.
+    pub async fn until_swept(&mut self) {
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        loop {
+            let status = self.operator.get_status(v1::GetStatusRequest {}).await;
+            if status.is_ok_and(|status| status.into_inner().unswept_shards == 0) {
+                return;
+            }
+            assert!(tokio::time::Instant::now() < deadline, "the sweep does not end");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
     }
 
     /// Runs an audit, which must come to its end. Answers its findings and its summary.
@@ -286,6 +301,7 @@ pub fn hold_due_in(payer: &str, payee: &str, value: i64, delay: SignedDuration) 
         amount: Some(amount(value)),
         due_at: Some(time(Timestamp::now() + delay)),
         on_maturity: v1::OnMaturity::Confirm.into(),
+        ..Default::default()
     }
 }
 
@@ -314,6 +330,12 @@ pub fn reason(status: &Status) -> String {
         .get_details_error_info()
         .map(|info| info.reason)
         .unwrap_or_else(|| format!("no reason: {status:?}"))
+}
+
+/// A detail of an error, by its key in the metadata of `ErrorInfo`.
+#[must_use]
+pub fn detail(status: &Status, key: &str) -> Option<String> {
+    status.get_details_error_info()?.metadata.remove(key)
 }
 
 /// Two account ids that live on different shards of a system of two, the first one on shard 0.

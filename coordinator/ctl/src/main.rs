@@ -8,6 +8,7 @@
 mod accounts;
 mod audit;
 mod errors;
+mod explain;
 mod holds;
 mod output;
 mod session;
@@ -18,7 +19,11 @@ use clap::{Args, Parser, Subcommand};
 use errors::{Exit, Failure};
 use output::{Format, Output};
 use session::Session;
-use std::{process::ExitCode, time::Duration};
+use std::{collections::HashMap, process::ExitCode, time::Duration};
+use tcc_proto::{
+    Reason,
+    v1::{ListHoldsRequest, Phase},
+};
 use tonic::transport::Uri;
 use uuid::Uuid;
 
@@ -29,7 +34,7 @@ Exit codes:
   2  the command line is wrong
   3  an audit found something
   4  the server cannot be reached, or the outcome is not known: repeating the command is safe,
-     for `accounts issue` with the id it printed";
+     for `accounts issue` and `accounts burn` with the id they printed";
 
 /// The operator's command line of tcc.
 #[derive(Parser)]
@@ -65,10 +70,10 @@ struct Global {
 enum Noun {
     /// Shows how the coordinator and its shards are
     Status,
-    /// Opens accounts, issues units, shows books
+    /// Opens, blocks and closes accounts, issues and burns units, shows books
     #[command(subcommand)]
     Accounts(Accounts),
-    /// Shows and cancels holds
+    /// Shows, lists and cancels holds
     #[command(subcommand)]
     Holds(Holds),
     /// Checks the books
@@ -77,6 +82,12 @@ enum Noun {
     /// Decides about shards
     #[command(subcommand)]
     Shards(Shards),
+    /// Says what the reason of an error means and what to do; without a reason, of all of them (asks no server)
+    Explain {
+        /// Such as INSUFFICIENT_FUNDS
+        #[arg(value_parser = reason)]
+        reason: Option<Reason>,
+    },
     /// Makes a new id for a hold or an issue: a UUIDv7 (asks no server)
     Id,
 }
@@ -108,6 +119,47 @@ enum Accounts {
         #[arg(long, value_name = "UUIDv7", value_parser = transaction_id)]
         id: Option<Uuid>,
     },
+    /// Destroys available units of an account, once per id
+    Burn {
+        /// The account
+        account: String,
+        /// In minor units, 1 or more
+        #[arg(allow_negative_numbers = true, value_parser = clap::value_parser!(i64).range(1..))]
+        amount: i64,
+        /// The account's currency
+        currency: String,
+        /// The id of a burn whose outcome is not known, to repeat it; otherwise one is made and printed
+        #[arg(long, value_name = "UUIDv7", value_parser = transaction_id)]
+        id: Option<Uuid>,
+    },
+    /// Keeps an account out of new holds, and payments out of it; repeating it is safe
+    Block {
+        /// The account
+        id: String,
+    },
+    /// Takes a block back; repeating it is safe
+    Unblock {
+        /// The account
+        id: String,
+    },
+    /// Closes an empty account for good; repeating it is safe
+    Close {
+        /// The account
+        id: String,
+    },
+    /// Shows what an account had at a time
+    Balance {
+        /// The account
+        id: String,
+        /// When, such as 2026-11-21T12:00:00Z [default: now]
+        #[arg(long, value_name = "TIME", value_parser = moment)]
+        at: Option<prost_types::Timestamp>,
+    },
+    /// Shows an account and the open holds in which its held units are
+    Holdings {
+        /// The account
+        id: String,
+    },
     /// Lists the postings of an account, oldest first
     Postings {
         /// The account
@@ -133,6 +185,30 @@ enum Holds {
         #[arg(long)]
         watch: bool,
     },
+    /// Lists holds of a payer or a payee, the newest first
+    List {
+        /// Holds that this account pays
+        #[arg(long, value_name = "ACCOUNT", required_unless_present = "payee")]
+        payer: Option<String>,
+        /// Holds that pay this account
+        #[arg(long, value_name = "ACCOUNT")]
+        payee: Option<String>,
+        /// Only those in this phase, such as HELD, or in one of several
+        #[arg(long, value_name = "PHASE", value_parser = phase)]
+        phase: Vec<Phase>,
+        /// Only those with this label, or with all of several
+        #[arg(long, value_name = "KEY=VALUE", value_parser = label)]
+        label: Vec<(String, String)>,
+        /// Only those created then or later
+        #[arg(long, value_name = "TIME", value_parser = moment)]
+        from: Option<prost_types::Timestamp>,
+        /// Only those created before then
+        #[arg(long, value_name = "TIME", value_parser = moment)]
+        until: Option<prost_types::Timestamp>,
+        /// At most so many
+        #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..))]
+        limit: u32,
+    },
     /// Releases the funds to the payer, if the hold is not due yet; exits with 4 while that is not known
     Cancel {
         /// The hold
@@ -156,7 +232,7 @@ enum Audit {
         shard: String,
         /// Balances as they were then, such as 2026-11-21T12:00:00Z [default: as they are]
         #[arg(long, value_name = "TIME", value_parser = moment)]
-        at: Option<jiff::Timestamp>,
+        at: Option<prost_types::Timestamp>,
     },
 }
 
@@ -192,6 +268,14 @@ async fn run(noun: Noun, session: &Session, output: &Output) -> Result<Exit, Box
             Accounts::Issue { account, amount, currency, id } => {
                 accounts::issue(session, output, account, amount, currency, id).await
             }
+            Accounts::Burn { account, amount, currency, id } => {
+                accounts::burn(session, output, account, amount, currency, id).await
+            }
+            Accounts::Block { id } => accounts::block(session, output, id).await,
+            Accounts::Unblock { id } => accounts::unblock(session, output, id).await,
+            Accounts::Close { id } => accounts::close(session, output, id).await,
+            Accounts::Balance { id, at } => accounts::balance(session, output, id, at).await,
+            Accounts::Holdings { id } => accounts::holdings(session, output, id).await,
             Accounts::Postings { id, after, limit } => {
                 accounts::postings(session, output, id, after, limit).await
             }
@@ -199,6 +283,18 @@ async fn run(noun: Noun, session: &Session, output: &Output) -> Result<Exit, Box
         Noun::Holds(verb) => match verb {
             Holds::Get { id, watch: false } => holds::get(session, output, id).await,
             Holds::Get { id, watch: true } => holds::watch(session, output, id).await,
+            Holds::List { payer, payee, phase, label, from, until, limit } => {
+                let request = ListHoldsRequest {
+                    payer: payer.unwrap_or_default(),
+                    payee: payee.unwrap_or_default(),
+                    phases: phase.into_iter().map(i32::from).collect(),
+                    labels: label.into_iter().collect::<HashMap<_, _>>(),
+                    created_from: from,
+                    created_until: until,
+                    ..Default::default()
+                };
+                holds::list(session, output, request, limit).await
+            }
             Holds::Cancel { id } => holds::cancel(session, output, id).await,
         },
         Noun::Audit(verb) => match verb {
@@ -208,6 +304,8 @@ async fn run(noun: Noun, session: &Session, output: &Output) -> Result<Exit, Box
             Audit::Replay { shard, at } => audit::replay(session, output, shard, at).await,
         },
         Noun::Shards(Shards::Resume { name }) => shards::resume(session, output, name).await,
+        Noun::Explain { reason: Some(reason) } => explain::one(output, reason),
+        Noun::Explain { reason: None } => explain::all(output),
         Noun::Id => {
             println!("{}", Uuid::now_v7());
             Ok(Exit::Done)
@@ -233,15 +331,42 @@ fn seconds(text: &str) -> Result<Duration, String> {
     }
 }
 
-/// Reads a moment.
-fn moment(text: &str) -> Result<jiff::Timestamp, String> {
-    text.parse().map_err(|_| "write it as in RFC 3339, such as 2026-11-21T12:00:00Z".to_owned())
-}
-
 /// Reads the id of a hold or an issue. Upper case is forgiven: the server is sent the canonical form.
 fn transaction_id(text: &str) -> Result<Uuid, String> {
     let id = Uuid::try_parse(text).ok().filter(|id| id.get_version_num() == 7);
     id.ok_or_else(|| "it is a UUID of version 7, such as 019b2c3d-4e5f-7a6b-8c9d-0e1f2a3b4c5d".to_owned())
+}
+
+/// Reads a reason.
+fn reason(text: &str) -> Result<Reason, String> {
+    text.to_uppercase()
+        .parse()
+        .map_err(|_| "there is no such reason; `tccctl explain` lists them all".to_owned())
+}
+
+/// Reads a phase.
+fn phase(text: &str) -> Result<Phase, String> {
+    let phase = Phase::from_str_name(&format!("PHASE_{}", text.to_uppercase()));
+    phase
+        .filter(|phase| *phase != Phase::Unspecified)
+        .ok_or_else(|| "it is TRYING, HELD, CONFIRMING, CONFIRMED, CANCELLING or CANCELLED".to_owned())
+}
+
+/// Reads a label.
+fn label(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text.split_once('=').ok_or_else(|| "write it as KEY=VALUE".to_owned())?;
+    Ok((key.to_owned(), value.to_owned()))
+}
+
+/// Reads a time.
+fn moment(text: &str) -> Result<prost_types::Timestamp, String> {
+    let time: jiff::Timestamp =
+        text.parse().map_err(|_| "write it as in RFC 3339, such as 2026-11-21T12:00:00Z".to_owned())?;
+    let nanos = time.as_nanosecond();
+    Ok(prost_types::Timestamp {
+        seconds: nanos.div_euclid(1_000_000_000) as i64,
+        nanos: nanos.rem_euclid(1_000_000_000) as i32,
+    })
 }
 
 #[cfg(test)]
@@ -292,6 +417,25 @@ mod tests {
         {
             assert!(server(wrong).is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn what_a_list_is_narrowed_by_is_read_as_people_write_it() {
+        assert_eq!(phase("held"), Ok(Phase::Held));
+        assert_eq!(label("order=a=b"), Ok(("order".to_owned(), "a=b".to_owned())));
+        let time = moment("1969-12-31T23:59:59.5Z").unwrap();
+        assert_eq!((time.seconds, time.nanos), (-1, 500_000_000));
+
+        assert!(phase("UNSPECIFIED").is_err() && phase("PAID").is_err());
+        assert!(label("order").is_err());
+        assert!(moment("yesterday").is_err() && moment("2026-11-21T12:00:00").is_err());
+        assert_eq!(error_of(&["holds", "list"]).0, ErrorKind::MissingRequiredArgument);
+    }
+
+    #[test]
+    fn a_reason_is_one_of_the_registry() {
+        assert_eq!(reason("insufficient_funds"), Ok(Reason::InsufficientFunds));
+        assert_eq!(error_of(&["explain", "NONSENSE"]).0, ErrorKind::ValueValidation);
     }
 
     #[test]

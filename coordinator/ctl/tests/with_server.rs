@@ -51,6 +51,10 @@ fn hold(phase: Phase, cause: Cause) -> v1::Hold {
     }
 }
 
+fn of_state(id: String, state: v1::AccountState) -> Option<v1::Account> {
+    Some(v1::Account { id, state: state.into(), ..Default::default() })
+}
+
 fn refusal(code: Code, reason: &str, metadata: [(&str, &str); 1]) -> Status {
     let metadata: HashMap<_, _> = metadata.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
     Status::with_error_details(code, "no", ErrorDetails::with_error_info(reason, "tcc", metadata))
@@ -58,6 +62,43 @@ fn refusal(code: Code, reason: &str, metadata: [(&str, &str); 1]) -> Status {
 
 #[tonic::async_trait]
 impl HoldService for Prepared {
+    type WatchHoldStream = Pin<Box<dyn Stream<Item = Result<v1::WatchHoldResponse, Status>> + Send>>;
+
+    async fn batch_create_holds(
+        &self,
+        _: Request<v1::BatchCreateHoldsRequest>,
+    ) -> Result<Response<v1::BatchCreateHoldsResponse>, Status> {
+        Err(Status::unimplemented("tccctl creates no holds"))
+    }
+
+    async fn transfer(
+        &self,
+        _: Request<v1::TransferRequest>,
+    ) -> Result<Response<v1::TransferResponse>, Status> {
+        Err(Status::unimplemented("tccctl transfers nothing"))
+    }
+
+    async fn watch_hold(
+        &self,
+        _: Request<v1::WatchHoldRequest>,
+    ) -> Result<Response<Self::WatchHoldStream>, Status> {
+        Err(Status::unimplemented("tccctl polls"))
+    }
+
+    /// Pages of two, of five holds, as long as the token is the one from before.
+    async fn list_holds(
+        &self,
+        request: Request<v1::ListHoldsRequest>,
+    ) -> Result<Response<v1::ListHoldsResponse>, Status> {
+        let request = request.into_inner();
+        assert_eq!((request.payer.as_str(), request.phases.as_slice()), ("alice", [2].as_slice()));
+        let from: i64 = if request.page_token.is_empty() { 0 } else { request.page_token.parse().unwrap() };
+        let until = (from + i64::from(request.page_size).min(2)).min(5);
+        let next_page_token = if until < 5 { until.to_string() } else { String::new() };
+        let holds = (from..until).map(|_| hold(Phase::Held, Cause::Unspecified)).collect();
+        Ok(Response::new(v1::ListHoldsResponse { holds, next_page_token }))
+    }
+
     async fn create_hold(
         &self,
         _: Request<v1::CreateHoldRequest>,
@@ -129,6 +170,50 @@ impl LedgerService for Prepared {
         let account =
             v1::Account { id, currency: amount.currency, available: amount.value, ..Default::default() };
         Ok(Response::new(v1::IssueResponse { account: Some(account) }))
+    }
+
+    async fn burn(&self, request: Request<v1::BurnRequest>) -> Result<Response<v1::BurnResponse>, Status> {
+        let v1::BurnRequest { id, .. } = request.into_inner();
+        Ok(Response::new(v1::BurnResponse { account: Some(v1::Account { id, ..Default::default() }) }))
+    }
+
+    async fn block_account(
+        &self,
+        request: Request<v1::BlockAccountRequest>,
+    ) -> Result<Response<v1::BlockAccountResponse>, Status> {
+        let account = of_state(request.into_inner().id, v1::AccountState::Blocked);
+        Ok(Response::new(v1::BlockAccountResponse { account }))
+    }
+
+    async fn unblock_account(
+        &self,
+        request: Request<v1::UnblockAccountRequest>,
+    ) -> Result<Response<v1::UnblockAccountResponse>, Status> {
+        let account = of_state(request.into_inner().id, v1::AccountState::Open);
+        Ok(Response::new(v1::UnblockAccountResponse { account }))
+    }
+
+    async fn close_account(
+        &self,
+        _: Request<v1::CloseAccountRequest>,
+    ) -> Result<Response<v1::CloseAccountResponse>, Status> {
+        Err(refusal(Code::FailedPrecondition, "ACCOUNT_NOT_EMPTY", [("account", "alice")]))
+    }
+
+    async fn get_balance(
+        &self,
+        request: Request<v1::GetBalanceRequest>,
+    ) -> Result<Response<v1::GetBalanceResponse>, Status> {
+        let v1::GetBalanceRequest { account, at } = request.into_inner();
+        Ok(Response::new(v1::GetBalanceResponse { account, recorded_at: at, ..Default::default() }))
+    }
+
+    async fn get_holdings(
+        &self,
+        request: Request<v1::GetHoldingsRequest>,
+    ) -> Result<Response<v1::GetHoldingsResponse>, Status> {
+        let account = of_state(request.into_inner().account, v1::AccountState::Open);
+        Ok(Response::new(v1::GetHoldingsResponse { account, holds: Vec::new(), truncated: true }))
     }
 
     async fn list_postings(
@@ -365,6 +450,58 @@ async fn an_issue_without_an_answer_is_to_be_repeated_with_its_id() {
         lines[0].strip_prefix("tccctl: the id of this issue is ").expect("an id is told before the call");
     assert_eq!(lines[1], "tccctl: prepared (UNAVAILABLE)");
     assert_eq!(lines[2], format!("tccctl: repeat the command with --id {id}: it takes effect once"));
+}
+
+#[tokio::test]
+async fn a_burn_is_sent_with_the_id_that_is_told() {
+    let server = serve(Prepared::default());
+
+    let output = tccctl(&server, &["accounts", "burn", "alice", "5", "GOLD", "-o", "json", "--id", ID]).await;
+
+    assert_eq!(json_lines(&output.stdout)[0]["account"]["id"], ID);
+}
+
+#[tokio::test]
+async fn an_account_is_blocked_and_unblocked_and_not_closed_while_it_has_units() {
+    let server = serve(Prepared::default());
+
+    for (verb, state) in [("block", "BLOCKED"), ("unblock", "OPEN")] {
+        let output = tccctl(&server, &["accounts", verb, "alice", "-o", "json"]).await;
+        assert_eq!(json_lines(&output.stdout)[0]["state"], state);
+    }
+    let refused = tccctl(&server, &["accounts", "close", "alice"]).await;
+
+    assert_eq!(refused.status.code(), Some(1));
+    assert_eq!(text(&refused.stderr), "tccctl: no (ACCOUNT_NOT_EMPTY)\n");
+}
+
+#[tokio::test]
+async fn a_balance_is_asked_for_at_a_time_and_holdings_say_when_there_are_more() {
+    let server = serve(Prepared::default());
+
+    let at = "2026-11-21T12:00:00.250000Z";
+    let balance = tccctl(&server, &["accounts", "balance", "alice", "--at", at, "-o", "json"]).await;
+    let holdings = tccctl(&server, &["accounts", "holdings", "alice"]).await;
+
+    assert_eq!(json_lines(&balance.stdout)[0]["recorded_at"], at);
+    assert_eq!(holdings.status.code(), Some(0));
+    assert_eq!(text(&holdings.stderr), "tccctl: there are more open holds than are shown\n");
+}
+
+#[tokio::test]
+async fn a_list_of_holds_is_read_page_by_page_up_to_the_limit() {
+    let server = serve(Prepared::default());
+
+    let list = ["holds", "list", "--payer", "alice", "--phase", "held"];
+    let all = tccctl(&server, &[list.as_slice(), &["-o", "json"]].concat()).await;
+    let some = tccctl(&server, &[list.as_slice(), &["--limit", "3", "-o", "json"]].concat()).await;
+    let table = tccctl(&server, &[list.as_slice(), &["--limit", "3"]].concat()).await;
+
+    let (all, some) = (&json_lines(&all.stdout)[0], &json_lines(&some.stdout)[0]);
+    assert_eq!((all["holds"].as_array().unwrap().len(), all["more"].as_bool()), (5, Some(false)));
+    assert_eq!((some["holds"].as_array().unwrap().len(), some["more"].as_bool()), (3, Some(true)));
+    assert_eq!(text(&table.stdout).lines().count(), 1 + 3);
+    assert!(text(&table.stderr).starts_with("tccctl: there may be more"));
 }
 
 #[tokio::test]

@@ -6,10 +6,10 @@ use crate::{
     audit::follow,
     config::Config,
     engine::{Engine, Participants},
-    heads,
+    heads, keys,
     schedule::{Leases, Scheduler, Timers, fire, partitions},
     shards::Shards,
-    store::{self, Store},
+    store::{self, Store, keys::Keys},
     sweep::{self, Progress},
 };
 use std::{collections::HashSet, net::SocketAddr, sync::Arc, time::Duration};
@@ -35,6 +35,8 @@ const HANG_UP: Duration = Duration::from_secs(2);
 const FIRE_ON: Duration = Duration::from_secs(2);
 /// Requests are small: an id, two accounts, an amount.
 const MAX_REQUEST: usize = 64 * 1024;
+/// A batch has up to 1,000 of them.
+const MAX_BATCH: usize = 2 * 1024 * 1024;
 
 /// Why a coordinator does not start, or stopped by itself.
 #[derive(Debug, thiserror::Error)]
@@ -198,7 +200,9 @@ pub async fn start_with(
     let store = change_store(Store::start(&coordinator));
     let engine = Engine::new(store, participants, timers.clone(), clock.clone(), unbroken.clone());
     let shards = Arc::new(Shards::new(shards, &map));
+    let keys = Keys::start(&coordinator, engine.store().clone());
 
+    tokio::spawn(keys::keep(keys.clone(), timers.clone(), stop.clone()));
     tokio::spawn(partitions::keep(coordinator.clone(), timers.clone(), Arc::clone(&shards), stop.clone()));
     tokio::spawn(heads::keep(engine.store().clone(), Arc::clone(&shards), instance, stop.clone()));
     tokio::spawn(follow::keep(
@@ -210,7 +214,8 @@ pub async fn start_with(
     let (engine_to_tell, shards_to_sweep) = (Arc::clone(&engine), Arc::clone(&shards));
     tokio::spawn(sweep::keep(coordinator, engine_to_tell, shards_to_sweep, unbroken, progress, stop.clone()));
     let schedule = Schedule { leases, scheduler };
-    let api = Api { engine: Arc::clone(&engine), shards, vitals: Arc::new(vitals), config: config.clone() };
+    let vitals = Arc::new(vitals);
+    let api = Api { engine: Arc::clone(&engine), shards, keys, vitals, config: config.clone() };
     let serving = tokio::spawn(serve(api, listener, schedule, stop.clone()));
     Ok(Running { address, engine, timers, stop, serving })
 }
@@ -241,6 +246,7 @@ async fn prepare_late(
 struct Api {
     engine: Arc<Engine>,
     shards: Arc<Shards>,
+    keys: Keys,
     vitals: Arc<Vitals>,
     config: Config,
 }
@@ -257,7 +263,7 @@ async fn serve(
     schedule: Schedule,
     stop: CancellationToken,
 ) -> Result<(), ServeError> {
-    let Api { engine, shards, vitals, config } = api;
+    let Api { engine, shards, keys, vitals, config } = api;
     let (timers, clock) = (vitals.timers.clone(), engine.clock().clone());
     let (health, health_service) = tonic_health::server::health_reporter();
     set_health(&health, true).await;
@@ -268,7 +274,8 @@ async fn serve(
             .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
     };
     let limits = &config.limits;
-    let holds = Holds::new(Arc::clone(&engine), limits.clone());
+    let sweep = vitals.sweep.clone();
+    let holds = Holds::new(Arc::clone(&engine), Arc::clone(&shards), keys, sweep, limits.clone());
     let ledger = Ledger::new(Arc::clone(&shards), Arc::clone(&engine), limits.clone());
     let operator = Operator::new(Arc::clone(&engine), shards, vitals);
     let hang_up = CancellationToken::new();
@@ -276,7 +283,7 @@ async fn serve(
         .tcp_nodelay(true)
         .http2_keepalive_interval(Some(Duration::from_secs(20)))
         .max_concurrent_streams(1_024)
-        .add_service(HoldServiceServer::new(holds).max_decoding_message_size(MAX_REQUEST))
+        .add_service(HoldServiceServer::new(holds).max_decoding_message_size(MAX_BATCH))
         .add_service(LedgerServiceServer::new(ledger).max_decoding_message_size(MAX_REQUEST))
         .add_service(OperatorServiceServer::new(operator).max_decoding_message_size(MAX_REQUEST))
         .add_service(health_service)

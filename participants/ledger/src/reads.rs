@@ -2,12 +2,16 @@
 
 use crate::{
     books::{Account, PostingKind},
-    executor::{CONNECTION, read_account, role_from_number},
+    executor::{CONNECTION, read_account, role_from_number, role_number},
+    schema::BRANCH,
 };
 use jiff::SignedDuration;
-use tcc_core::{AccountId, FenceState, Refusal, Role, Timestamp, TransactionId};
-use tcc_participant::{partitions::WEEK, session::BY_ID};
-use tokio_postgres::Client;
+use tcc_core::{AccountId, FenceState, Refusal, Role, Timestamp, Transaction, TransactionId};
+use tcc_participant::{
+    partitions::{WEEK, first_id},
+    session::BY_ID,
+};
+use tokio_postgres::{Client, GenericClient, IsolationLevel};
 use uuid::Uuid;
 
 /// Why a read failed.
@@ -78,16 +82,33 @@ pub(crate) async fn account(client: &Client, id: &AccountId) -> Result<Option<Ac
     row.map(|row| read_account(&row).map_err(|e| e.to_string())).transpose()
 }
 
+/// Which postings of an account are read.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Postings {
+    /// Those with a greater version.
+    pub after: i64,
+    /// Those recorded then or later.
+    pub from: Option<Timestamp>,
+    /// Those recorded before then.
+    pub until: Option<Timestamp>,
+    /// At most so many.
+    pub limit: i64,
+}
+
 pub(crate) async fn postings(
     client: &Client,
     id: &AccountId,
-    after: i64,
-    limit: i64,
+    which: Postings,
 ) -> Result<Vec<PostingRow>, String> {
     let sql = "-- postings
         SELECT version, transaction_id, kind, amount, available_after, held_after, recorded_at
-        FROM posting WHERE account = $1 AND version > $2 ORDER BY version LIMIT $3";
-    let rows = client.query(sql, &[&id.as_str(), &after, &limit]).await.map_err(|e| e.to_string())?;
+        FROM posting
+        WHERE account = $1 AND version > $2
+          AND recorded_at >= coalesce($3::timestamptz, '-infinity') AND recorded_at < coalesce($4::timestamptz, 'infinity')
+        ORDER BY version LIMIT $5";
+    let Postings { after, from, until, limit } = which;
+    let rows = client.query(sql, &[&id.as_str(), &after, &from, &until, &limit]).await;
+    let rows = rows.map_err(|e| e.to_string())?;
     let posting = |row: &tokio_postgres::Row| {
         Some(PostingRow {
             version: row.get("version"),
@@ -102,6 +123,172 @@ pub(crate) async fn postings(
     rows.iter()
         .map(|row| posting(row).ok_or_else(|| "a posting has an unknown id or kind".to_owned()))
         .collect()
+}
+
+/// What an account had at a time, and by which posting.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BalanceRow {
+    /// Of the last posting at that time or before it.
+    pub version: i64,
+    /// The balance after it.
+    pub available: i64,
+    /// The frozen part after it.
+    pub held: i64,
+    /// When it was recorded, by the shard's clock.
+    pub recorded_at: Timestamp,
+}
+
+/// The last posting of an account at a time or before it.
+pub(crate) async fn balance_at(
+    client: &Client,
+    id: &AccountId,
+    at: Timestamp,
+) -> Result<Option<BalanceRow>, String> {
+    let sql = "-- balance_at
+        SELECT version, available_after, held_after, recorded_at
+        FROM posting WHERE account = $1 AND recorded_at <= $2 ORDER BY version DESC LIMIT 1";
+    let row = client.query_opt(sql, &[&id.as_str(), &at]).await.map_err(|e| e.to_string())?;
+    Ok(row.map(|row| BalanceRow {
+        version: row.get("version"),
+        available: row.get("available_after"),
+        held: row.get("held_after"),
+        recorded_at: row.get("recorded_at"),
+    }))
+}
+
+/// An account, and the open debits that make up what it holds.
+#[derive(Debug, Clone)]
+pub struct Holdings {
+    /// The account.
+    pub account: Account,
+    /// The newest ids first.
+    pub open: Vec<Transaction>,
+    /// There are more of them than were asked for.
+    pub is_truncated: bool,
+}
+
+/// An account and at most so many of its open debits, in one snapshot. Looks no further than until their sum is what it holds.
+pub(crate) async fn holdings(
+    client: &mut Client,
+    id: &AccountId,
+    limit: usize,
+) -> Result<Option<Holdings>, String> {
+    let text = |e: tokio_postgres::Error| e.to_string();
+    let snapshot = client.build_transaction().isolation_level(IsolationLevel::RepeatableRead).read_only(true);
+    let snapshot = snapshot.start().await.map_err(text)?;
+    let sql = "-- account_of_holdings
+        SELECT id, currency, available, held, state, version, posted_at, created_at FROM account WHERE id = $1";
+    let Some(row) = snapshot.query_opt(sql, &[&id.as_str()]).await.map_err(text)? else { return Ok(None) };
+    let account = read_account(&row).map_err(|e| e.to_string())?;
+    let (mut open, mut missing) = (Vec::new(), account.held);
+    by_summaries(&snapshot).await.map_err(text)?;
+    for leaf in leaves(&snapshot).await.map_err(text)? {
+        if missing <= 0 || open.len() >= limit {
+            break;
+        }
+        let sql = format!(
+            "-- open_debits
+             SELECT transaction_id, amount, descriptor FROM {} WHERE account = $1 AND role = 1 AND state = 1
+             ORDER BY transaction_id DESC LIMIT $2",
+            leaf.name
+        );
+        let left = (limit - open.len()) as i64;
+        for row in snapshot.query(&sql, &[&id.as_str(), &left]).await.map_err(text)? {
+            missing -= row.get::<_, i64>("amount");
+            let transaction = TransactionId::from_uuid(row.get("transaction_id"))
+                .map_err(|e| e.to_string())
+                .and_then(|id| Transaction::decode(id, row.get("descriptor")).map_err(|e| e.to_string()));
+            open.push(transaction?);
+        }
+    }
+    snapshot.commit().await.map_err(text)?;
+    Ok(Some(Holdings { account, open, is_truncated: missing > 0 }))
+}
+
+/// Which transactions of an account are listed: those in which it has this role, with ids from one up to another, which is
+/// not among them.
+#[derive(Debug, Clone, Copy)]
+pub struct Listing<'a> {
+    /// Whose.
+    pub account: &'a AccountId,
+    /// What they do to it.
+    pub role: Role,
+    /// Their ids were made then or later.
+    pub from: Timestamp,
+    /// Their ids are smaller.
+    pub before: Uuid,
+    /// At most so many.
+    pub limit: i64,
+}
+
+/// A fence is not written earlier than this before the time in its id, which may lie five minutes ahead, by another clock.
+const CLOCKS: SignedDuration = SignedDuration::from_hours(1);
+/// Of each partition the last hour is looked at first, then eight times as much, and so on: an account with very many
+/// transactions is listed from its newest ones, without a look at all of them.
+const WINDOW: (SignedDuration, i32) = (SignedDuration::from_hours(1), 8);
+
+/// The transactions of an account, the newest ids first. Fewer than the limit: there are no more.
+pub(crate) async fn listed(client: &mut Client, which: Listing<'_>) -> Result<Vec<Uuid>, String> {
+    let text = |e: tokio_postgres::Error| e.to_string();
+    let snapshot = client.build_transaction().read_only(true).start().await.map_err(text)?;
+    by_summaries(&snapshot).await.map_err(text)?;
+    let first = first_id(which.from);
+    let mut found: Vec<Uuid> = Vec::new();
+    for leaf in leaves(&snapshot).await.map_err(text)? {
+        let floor = first_id(leaf.low).max(first);
+        let mut before = first_id(leaf.high).min(which.before);
+        let mut width = WINDOW.0;
+        // The conditions on the id are written so that the primary key cannot serve them: it would, by reading everything.
+        let sql = format!(
+            "-- listed
+             SELECT transaction_id FROM {}
+             WHERE account = $1 AND role = $2 AND fenced_at >= $3
+               AND (transaction_id >= $4) IS TRUE AND (transaction_id < $5) IS TRUE
+             ORDER BY transaction_id DESC LIMIT $6",
+            leaf.name
+        );
+        while before > floor && (found.len() as i64) < which.limit {
+            let low = time_of(before) - width;
+            let after = first_id(low).max(floor);
+            let (role, left) = (role_number(which.role), which.limit - found.len() as i64);
+            let written_from = time_of(after) - CLOCKS;
+            let account = which.account.as_str();
+            let rows = snapshot.query(&sql, &[&account, &role, &written_from, &after, &before, &left]).await;
+            found.extend(rows.map_err(text)?.iter().map(|row| row.get::<_, Uuid>(0)));
+            before = after;
+            width *= WINDOW.1;
+        }
+    }
+    snapshot.commit().await.map_err(text)?;
+    Ok(found)
+}
+
+/// When an id was made, by its own account.
+fn time_of(id: Uuid) -> Timestamp {
+    let millis = (id.as_u128() >> 80) as i64;
+    Timestamp::from_millisecond(millis).unwrap_or(Timestamp::MAX)
+}
+
+/// A partition of the fences.
+struct Leaf {
+    name: String,
+    low: Timestamp,
+    high: Timestamp,
+}
+
+/// The partitions of the fences, the newest first. A read that names one of them is planned for it alone.
+async fn leaves(client: &impl GenericClient) -> Result<Vec<Leaf>, tokio_postgres::Error> {
+    let sql = "-- leaves
+        SELECT c.relname::text FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
+        WHERE i.inhparent = 'branch'::regclass ORDER BY c.relname DESC";
+    let rows = client.query(sql, &[]).await?;
+    let leaf = |name: String| BRANCH.range(&name).map(|(low, high)| Leaf { name, low, high });
+    Ok(rows.iter().filter_map(|row| leaf(row.get(0))).collect())
+}
+
+/// Has reads of one account's fences go by the index that summarizes pages, which the planner takes to be worse than it is.
+async fn by_summaries(client: &impl GenericClient) -> Result<(), tokio_postgres::Error> {
+    client.batch_execute("SET LOCAL enable_seqscan = off; SET LOCAL enable_indexscan = off").await
 }
 
 /// Which fences are read.
@@ -150,7 +337,7 @@ pub(crate) async fn summarize(
 /// The transactions of fences that were written from a time on.
 pub(crate) async fn fenced_since(client: &mut Client, since: Timestamp) -> Result<Vec<Uuid>, String> {
     let sql = "-- fenced_since
-        SELECT transaction_id FROM branch WHERE fenced_at >= $1 AND role <> 3";
+        SELECT transaction_id FROM branch WHERE fenced_at >= $1 AND role < 3";
     let rows = async {
         summarize(client, "branch", since).await?;
         let reading = client.transaction().await?;
@@ -165,7 +352,7 @@ pub(crate) async fn fenced_since(client: &mut Client, since: Timestamp) -> Resul
 /// The transactions of fences with ids below one, the highest first: at most `limit`, one for each fence.
 pub(crate) async fn fenced_before(client: &Client, until: Uuid, limit: i64) -> Result<Vec<Uuid>, String> {
     let sql = "-- fenced_before
-        SELECT transaction_id FROM branch WHERE transaction_id < $1 AND role <> 3
+        SELECT transaction_id FROM branch WHERE transaction_id < $1 AND role < 3
         ORDER BY transaction_id DESC LIMIT $2";
     let rows = client.query(sql, &[&until, &limit]).await.map_err(|e| e.to_string())?;
     Ok(rows.iter().map(|row| row.get(0)).collect())
@@ -179,7 +366,7 @@ pub(crate) async fn branches(client: &mut Client, which: Branches<'_>) -> Result
         Branches::Between(after, until) => {
             let sql = format!(
                 "-- branches_between
-                 SELECT {columns} FROM branch b WHERE transaction_id > $1 AND transaction_id <= $2 AND role <> 3
+                 SELECT {columns} FROM branch b WHERE transaction_id > $1 AND transaction_id <= $2 AND role < 3
                  ORDER BY transaction_id, branch"
             );
             client.query(&sql, &[&after, &until]).await

@@ -39,7 +39,9 @@ pub enum SchemaError {
 /// The advisory lock that keeps two migrations apart.
 const MIGRATION_LOCK: i64 = 0x7463_635f_6c64_6772;
 
-const BRANCH: Scheme = Scheme { parent: "branch", key: Key::Id, width: WEEK, fillfactor: 70, index: None };
+/// The fences.
+pub(crate) const BRANCH: Scheme =
+    Scheme { parent: "branch", key: Key::Id, width: WEEK, fillfactor: 70, index: None };
 /// The journal, by the time at which it was written.
 pub(crate) const POSTING: Scheme =
     Scheme { parent: "posting", key: Key::Time, width: WEEK, fillfactor: 100, index: None };

@@ -2,10 +2,10 @@
 
 use crate::{
     audit::{self, Moved, Replay, ShardAudit, ShardFinding, Slice},
-    books::{Account, Answer, Op},
+    books::{Account, AccountState, Answer, Op},
     executor::ShardExecutor,
     heads::Heads,
-    reads::{self, BranchRow, Branches, PostingRow, ReadError},
+    reads::{self, BalanceRow, BranchRow, Branches, Holdings, Listing, PostingRow, Postings, ReadError},
 };
 use deadpool_postgres::{
     Manager, ManagerConfig, Object, Pool, PoolError, RecyclingMethod, Runtime, Timeouts,
@@ -21,6 +21,10 @@ use tcc_participant::{
 use tokio_postgres::{Config, NoTls};
 use uuid::Uuid;
 
+/// How often a read of a balance looks whether what was under way is written, and how long it waits in between.
+const HORIZON_LOOKS: u32 = 400;
+const HORIZON_PAUSE: Duration = Duration::from_millis(5);
+
 /// One shard, in-process. Clones share it.
 #[derive(Clone)]
 pub struct Shard {
@@ -31,7 +35,7 @@ pub struct Shard {
     heads: Heads,
 }
 
-/// Why an account could not be opened or issued to.
+/// Why an account could not be changed.
 #[derive(Debug, thiserror::Error)]
 pub enum ShardError {
     /// It may have happened; do it again.
@@ -122,7 +126,21 @@ impl Shard {
         }
     }
 
-    /// Issues units to an account, once for the transaction's id. Answers the account as it is after that.
+    /// Blocks, unblocks or closes an account, and answers it as it stands then: if that is in another state, it cannot be in this
+    /// one. `None`: there is no such account.
+    ///
+    /// # Errors
+    ///
+    /// [`ShardError`].
+    pub async fn set_state(&self, id: AccountId, state: AccountState) -> Result<Option<Account>, ShardError> {
+        match self.operations.call(Op::SetState(id, state)).await? {
+            Answer::Stands(account) => Ok(account),
+            Answer::LeftOut => Err(self.left_out()),
+            other => Err(self.broken(other)),
+        }
+    }
+
+    /// Issues units to an account or burns them, once for the transaction's id. Answers the account as it is after that.
     ///
     /// # Errors
     ///
@@ -148,19 +166,58 @@ impl Shard {
         reads::account(&client, id).await.map_err(|cause| self.unreachable(cause))
     }
 
-    /// Reads postings of an account with a version greater than `after`, at most `limit`, oldest first.
+    /// Reads postings of an account, oldest first.
     ///
     /// # Errors
     ///
     /// [`ReadError`].
-    pub async fn postings(
+    pub async fn postings(&self, id: &AccountId, which: Postings) -> Result<Vec<PostingRow>, ReadError> {
+        let client = self.reader().await?;
+        reads::postings(&client, id, which).await.map_err(|cause| self.unreachable(cause))
+    }
+
+    /// What an account had at a time, by the shard's clock, for good: waits until nothing can be recorded any more at that time
+    /// or before it. The inner `None`: there was no posting. The outer one: something that began before that time is still being
+    /// written, or the time has not come.
+    ///
+    /// # Errors
+    ///
+    /// [`ReadError`].
+    pub async fn balance_at(
         &self,
         id: &AccountId,
-        after: i64,
-        limit: i64,
-    ) -> Result<Vec<PostingRow>, ReadError> {
+        at: Timestamp,
+    ) -> Result<Option<Option<BalanceRow>>, ReadError> {
         let client = self.reader().await?;
-        reads::postings(&client, id, after, limit).await.map_err(|cause| self.unreachable(cause))
+        let mut looks = 0;
+        while reads::horizon(&client).await.map_err(|cause| self.unreachable(cause))? <= at {
+            looks += 1;
+            if looks > HORIZON_LOOKS {
+                return Ok(None);
+            }
+            tokio::time::sleep(HORIZON_PAUSE).await;
+        }
+        reads::balance_at(&client, id, at).await.map(Some).map_err(|cause| self.unreachable(cause))
+    }
+
+    /// Reads an account and at most `limit` of the open debits that make up what it holds, in one snapshot.
+    ///
+    /// # Errors
+    ///
+    /// [`ReadError`].
+    pub async fn holdings(&self, id: &AccountId, limit: usize) -> Result<Option<Holdings>, ReadError> {
+        let mut client = self.reader().await?;
+        reads::holdings(&mut client, id, limit).await.map_err(|cause| self.unreachable(cause))
+    }
+
+    /// Lists the transactions of an account, the newest ids first. Fewer than the limit: there are no more.
+    ///
+    /// # Errors
+    ///
+    /// [`ReadError`].
+    pub async fn listed(&self, which: Listing<'_>) -> Result<Vec<Uuid>, ReadError> {
+        let mut client = self.reader().await?;
+        reads::listed(&mut client, which).await.map_err(|cause| self.unreachable(cause))
     }
 
     /// Reads fences, in the order of their keys.

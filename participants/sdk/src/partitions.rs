@@ -149,7 +149,8 @@ impl Scheme {
 }
 
 /// The smallest UUID whose time is `time`.
-fn first_id(time: Timestamp) -> Uuid {
+#[must_use]
+pub fn first_id(time: Timestamp) -> Uuid {
     let millis = u128::try_from(time.as_millisecond()).unwrap_or(0);
     Uuid::from_u128(millis << 80)
 }

@@ -6,7 +6,6 @@ use crate::{
     output::{Int64, Output},
     session::Session,
 };
-use jiff::Timestamp;
 use serde::Serialize;
 use std::fmt;
 use tcc_proto::v1::{self, operator_service_client::OperatorServiceClient, replay_shard_response::Event};
@@ -17,10 +16,9 @@ pub async fn replay(
     session: &Session,
     output: &Output,
     shard: String,
-    at: Option<Timestamp>,
+    at: Option<prost_types::Timestamp>,
 ) -> Result<Exit, Box<Failure>> {
     let mut client = OperatorServiceClient::new(session.connect().await?);
-    let at = at.map(|at| prost_types::Timestamp { seconds: at.as_second(), nanos: at.subsec_nanosecond() });
     let request = session.unhurried_request(v1::ReplayShardRequest { shard, at });
     let events = client.replay_shard(request).await.map_err(|status| session.failure(status))?.into_inner();
     let (summary, seen) = listen(events, told, session, output).await?;

@@ -11,14 +11,15 @@ use futures::stream::BoxStream;
 use std::sync::Arc;
 use tcc_ledger::audit::Total;
 use tcc_participant::Participant as _;
-use tcc_proto::v1::{
-    self, operator_service_server::OperatorService, replay_shard_response, run_audit_response,
+use tcc_proto::{
+    Reason,
+    v1::{self, operator_service_server::OperatorService, replay_shard_response, run_audit_response},
 };
 use tokio::{sync::mpsc, task::JoinHandle};
-use tonic::{Code, Request, Response, Status};
+use tonic::{Request, Response, Status};
 
 /// How many findings a page has by default, and at most.
-const PAGE: (i64, i64) = (100, 1_000);
+const PAGE: (usize, usize) = (100, 1_000);
 
 /// Serves operators.
 pub struct Operator {
@@ -129,7 +130,7 @@ impl OperatorService for Operator {
         let shard = self.shards.all().iter().find(|shard| shard.name() == name);
         let shard = shard.cloned().ok_or_else(|| {
             let message = format!("there is no shard {name}; `tccctl status` names them");
-            reason::status(Code::NotFound, "SHARD_NOT_FOUND", message, [("shard", name.clone())])
+            reason::status(Reason::ShardNotFound, message, [("shard", name.clone())])
         })?;
         let (events, told) = mpsc::channel(64);
         let replay = tokio::spawn(async move {
@@ -161,13 +162,7 @@ impl OperatorService for Operator {
         request: Request<v1::ListFindingsRequest>,
     ) -> Result<Response<v1::ListFindingsResponse>, Status> {
         let v1::ListFindingsRequest { after_number, page_size } = request.into_inner();
-        if page_size < 0 {
-            return Err(reason::invalid("page_size", "FIELD_INVALID", "must not be negative"));
-        }
-        let size = match i64::from(page_size) {
-            0 => PAGE.0,
-            size => size.min(PAGE.1),
-        };
+        let size = convert::page_size(page_size, PAGE.0, PAGE.1)? as i64;
         let mut kept =
             self.engine.store().findings(after_number, size + 1).await.map_err(EngineError::from)?;
         let more = kept.len() as i64 > size;
@@ -197,7 +192,7 @@ fn stream<E: Send + 'static, R: Send + 'static>(
             Ok(Err(error)) => format!("the audit could not be finished: {error}"),
             Err(_) => "the audit stopped unexpectedly".to_owned(),
         };
-        Some((Err(reason::unavailable("AUDIT_INCOMPLETE", message)), (told, None, view)))
+        Some((Err(reason::unavailable(Reason::AuditIncomplete, message)), (told, None, view)))
     });
     Box::pin(stream)
 }

@@ -15,7 +15,7 @@ use std::{
     collections::{BTreeSet, HashMap, HashSet},
     time::Duration,
 };
-use tcc_core::{Cause, FenceState, Phase, Role, TransactionId};
+use tcc_core::{Cause, FenceState, Phase, TransactionId};
 use tcc_ledger::{BranchRow, Branches};
 use uuid::Uuid;
 
@@ -80,7 +80,7 @@ async fn read<'a>(shards: &'a Shards, which: Branches<'_>) -> Result<AllFences<'
     let mut fences: AllFences<'a> = HashMap::new();
     let reads = try_join_all(shards.all().iter().map(|shard| shard.branches(which))).await?;
     for (shard, rows) in shards.all().iter().zip(reads) {
-        for row in rows.into_iter().filter(|row| row.role != Role::Issue) {
+        for row in rows.into_iter().filter(|row| !row.role.is_at_once()) {
             fences.entry(row.transaction).or_default().push((shard.name(), row));
         }
     }
@@ -230,7 +230,7 @@ mod tests {
     use crate::store::{Place, record::Standing};
     use std::sync::Arc;
     use tcc_core::{
-        AccountId, Amount, Attention, Currency, Descriptor, OnMaturity, Refusal, Timestamp, Transaction,
+        AccountId, Amount, Attention, Currency, Descriptor, OnMaturity, Refusal, Role, Timestamp, Transaction,
     };
 
     fn record(phase: Phase, cause: Option<Cause>, decided_us: Option<i64>) -> Record {

@@ -108,7 +108,13 @@ impl<'a> Life<'a> {
         let parts = self.engine.participants.parts(&self.record.transaction);
         let answers = join_all(parts.iter().map(|part| self.ask(part, Operation::Try))).await;
         match read_tries(answers.iter().flatten()) {
-            Tried::All => self.advance(Event::Tried, None).await,
+            Tried::All => {
+                self.advance(Event::Tried, None).await?;
+                if self.record.transaction.descriptor.is_due_at_once() {
+                    self.found_due_at = self.record.standing.held_at;
+                }
+                Ok(())
+            }
             Tried::Refused(refusal) => self.advance(Event::Refused, Some(refusal.code())).await,
             // Only a row that was lost and made anew is still TRYING when its fences are cancelled.
             Tried::Cancelled => self.advance(Event::Refused, Some("ALREADY_CANCELLED")).await,

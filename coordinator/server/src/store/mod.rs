@@ -1,8 +1,8 @@
 //! The coordinator's database: one file per statement that changes it, each with its parameters and its row.
 //!
 //! Five batchers work here: [`begin`] inserts transactions, [`wake`] looks at what is due, [`advance`] moves phases, [`defer`]
-//! puts off what could not be done, [`get`] reads. What was lost, [`rebuild`] writes anew; [`audited`] notes what the auditor
-//! has seen. Every write of a phase is a compare-and-set whose guards come from `Phase::after`, and
+//! puts off what could not be done, [`get`] reads. Callers' keys are in [`keys`]. What was lost, [`rebuild`] writes anew; [`audited`]
+//! notes what the auditor has seen. Every write of a phase is a compare-and-set whose guards come from `Phase::after`, and
 //! whatever is not final has a wake-up that is not done with. A statement that writes takes its transaction's number before
 //! it reads the clock: a window of wake-ups is closed when no older number is still running, so a statement must not make a
 //! wake-up by a time at which it had no number yet. Other reads use a pool of their own. SQL on these tables stands here and in
@@ -14,6 +14,7 @@ pub mod begin;
 pub mod defer;
 pub mod get;
 pub mod heads;
+pub mod keys;
 pub mod read;
 pub mod rebuild;
 pub mod record;
@@ -24,7 +25,7 @@ pub use advance::{Advance, Advanced};
 pub use begin::Begin;
 pub use defer::Defer;
 pub use get::Get;
-pub use record::{Place, Record};
+pub use record::{Place, Record, Seen};
 pub use wake::Woken;
 
 use deadpool_postgres::{Manager, ManagerConfig, Object, Pool, RecyclingMethod, Runtime, Timeouts};

@@ -82,6 +82,7 @@ const CHECKS: &[(&str, &str)] = &[
                          WHEN role = 1 AND state = 4 THEN '{3,4}'
                          WHEN role = 2 AND state = 3 THEN '{6}'
                          WHEN role = 3 AND state = 3 THEN '{1}'
+                         WHEN role = 4 AND state = 3 THEN '{2}'
                          ELSE '{}' END AS kinds
              FROM branch),
          done AS (

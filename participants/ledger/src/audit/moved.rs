@@ -307,7 +307,7 @@ impl Sheet {
     fn transactions(&self) -> Vec<Uuid> {
         let moving = self.lines.iter().map(|line| line.key).filter(|(_, branch)| *branch != ISSUE as i16);
         let fenced =
-            self.new_fences.iter().filter(|(_, fence)| fence.role != Role::Issue).map(|(key, _)| *key);
+            self.new_fences.iter().filter(|(_, fence)| !fence.role.is_at_once()).map(|(key, _)| *key);
         let ids: BTreeSet<Uuid> = moving.chain(fenced).map(|(id, _)| id).collect();
         ids.into_iter().collect()
     }
@@ -476,6 +476,7 @@ impl Fence {
             (Role::Debit, FenceState::Cancelled) => (Some(PostingKind::Hold), Some(PostingKind::Release)),
             (Role::Credit, FenceState::Confirmed) => (None, Some(PostingKind::Pay)),
             (Role::Issue, FenceState::Confirmed) => (None, Some(PostingKind::Issue)),
+            (Role::Burn, FenceState::Confirmed) => (None, Some(PostingKind::Burn)),
             _ => (None, None),
         };
         let tried = tried.map(|kind| (kind, Some(self.fenced_at)));

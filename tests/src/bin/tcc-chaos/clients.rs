@@ -200,6 +200,7 @@ impl Caller {
             amount: Some(amount(self.rng.i64(1..500))),
             due_at: Some(time(Timestamp::now() + delay)),
             on_maturity: on_maturity.into(),
+            ..Default::default()
         }
     }
 
