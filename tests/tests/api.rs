@@ -323,7 +323,7 @@ async fn a_page_token_is_good_for_its_own_list_and_its_own_caller_only() {
     let page_token = client.holds.list_holds(first.clone()).await.unwrap().into_inner().next_page_token;
     let next = v1::ListHoldsRequest { page_token: page_token.clone(), ..first };
 
-    let forged = page_token.replace(|digit| digit == 'a' || digit == '1', "2");
+    let forged = page_token.replace(['a', '1'], "2");
     let others = [
         Request::new(v1::ListHoldsRequest { payee: bob, ..next.clone() }),
         Request::new(v1::ListHoldsRequest { phases: vec![Phase::Held.into()], ..next.clone() }),
