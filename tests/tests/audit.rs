@@ -426,7 +426,7 @@ async fn an_audit_while_everything_works_finds_nothing() {
 
     let lives = (0..HOLDS).map(|n| {
         let mut client = client.clone();
-        let request = hold_due_in(&alice, &bob, 1, SignedDuration::from_millis(500 + 5 * n as i64));
+        let request = hold_due_in(&alice, &bob, 1, SignedDuration::from_millis(10_000 + 5 * n as i64));
         async move {
             client.create(&request).await.unwrap();
             if n % 3 == 0 {

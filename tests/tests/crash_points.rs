@@ -4,10 +4,12 @@
 //! [`POINTS`] says which deed reaches which point. It is compared with the code, so a new statement without a line here
 //! fails, and so does a line whose point is not reached any more.
 
+use futures::future::join3;
 use jiff::{SignedDuration, Timestamp};
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
+    future::pending,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -269,7 +271,18 @@ struct Wish {
     issue: String,
 }
 
+/// Where the rows are.
+struct Databases {
+    coordinator: String,
+    shard: String,
+}
+
 impl Stage {
+    fn databases(&self) -> Databases {
+        let config = &self.system.config;
+        Databases { coordinator: config.coordinator.url.clone(), shard: config.shards[0].url.clone() }
+    }
+
     async fn set() -> Self {
         let system = System::start().await;
         let tccd = Tccd::start(&system.config).await.expect("tccd starts");
@@ -320,9 +333,7 @@ impl Stage {
         let mut has_died = self.tccd.restart().await.is_err();
         let wish = self.wish(deed, lost);
         if !has_died {
-            let doing = tokio::spawn(
-                wish.first(self.tccd.url().to_owned(), self.system.config.shards[0].url.clone()),
-            );
+            let doing = tokio::spawn(wish.first(self.tccd.url().to_owned(), self.databases()));
             if deed == Leave {
                 self.tccd.signal("TERM").await.expect("it runs");
             }
@@ -445,7 +456,7 @@ impl Stage {
 
 impl Wish {
     /// What the client asks for before anything dies. It is not told everything.
-    fn first(&self, url: String, shard: String) -> impl Future<Output = ()> + Send + 'static {
+    fn first(&self, url: String, databases: Databases) -> impl Future<Output = ()> + Send + 'static {
         let wish = Self {
             deed: self.deed,
             holds: self.holds.clone(),
@@ -455,12 +466,12 @@ impl Wish {
         async move {
             let mut client = Client::lazy(&url);
             match wish.deed {
-                // It has died by itself before this has ended.
-                Start | Leave | LoseShard => sleep(Duration::from_secs(30)).await,
+                // It dies by itself.
+                Start | Leave | LoseShard => pending().await,
                 Rebuild => stands(&client, &wish.holds[0].0.id, Phase::Held).await,
                 ResumeShard => resume(&mut client).await,
                 Open => open(&mut client, &wish).await,
-                CreateBesideLock => wish.create_beside_lock(&client, &shard).await,
+                CreateBesideLock => wish.create_beside_lock(&client, &databases).await,
                 _ => {
                     for (request, end) in &wish.holds {
                         let answer = answered(&client, request).await;
@@ -475,25 +486,21 @@ impl Wish {
         }
     }
 
-    async fn create_beside_lock(&self, client: &Client, shard: &str) {
-        let mut sql = connect(shard).await;
-        let lock = sql.transaction().await.unwrap();
-        let payer = &self.holds[0].0.payer;
-        lock.execute("SELECT FROM account WHERE id = $1 FOR UPDATE", &[payer]).await.unwrap();
-        let creations: Vec<_> = self
-            .holds
-            .iter()
-            .map(|(request, _)| {
-                let (client, request) = (client.clone(), request.clone());
-                tokio::spawn(async move { answered(&client, &request).await.map(drop) })
-            })
-            .collect();
-        // Longer than a lock is waited for.
-        sleep(Duration::from_millis(1_200)).await;
-        lock.rollback().await.unwrap();
-        for creation in creations {
-            let _ = creation.await;
-        }
+    /// Somebody holds a payer's row until the hold that needs it is put off.
+    async fn create_beside_lock(&self, client: &Client, databases: &Databases) {
+        let [(locked, _), (free, _)] = self.holds.as_slice() else { panic!("there are two") };
+        let (coordinator, mut shard) =
+            (connect(&databases.coordinator).await, connect(&databases.shard).await);
+        let lock = shard.transaction().await.unwrap();
+        lock.execute("SELECT FROM account WHERE id = $1 FOR UPDATE", &[&locked.payer]).await.unwrap();
+        let put_off = format!("SELECT FROM attention WHERE transaction_id = '{}'", locked.id);
+        let release = async {
+            while coordinator.query(&put_off, &[]).await.unwrap().is_empty() {
+                sleep(Duration::from_millis(20)).await;
+            }
+            lock.rollback().await.unwrap();
+        };
+        let _ = join3(answered(client, locked), answered(client, free), release).await;
     }
 }
 

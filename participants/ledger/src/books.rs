@@ -119,7 +119,7 @@ pub struct Posting {
     pub available_after: i64,
     /// See above.
     pub held_after: i64,
-    /// When it was made: after the account's row was locked, and not before the account's posting before it.
+    /// The time of its fence's change, with which it is committed; or that of the account's posting before it, if that is later.
     pub recorded_at: Timestamp,
 }
 
@@ -134,7 +134,7 @@ pub type FenceKey = (TransactionId, u16);
 pub struct Books {
     /// Which buckets of accounts this shard serves.
     buckets: Arc<HashSet<u16>>,
-    /// The server's clock, read after the rows were locked.
+    /// The time of the batch, by the server's clock.
     now: Timestamp,
     accounts: BTreeMap<AccountId, Entry<Account>>,
     fences: BTreeMap<FenceKey, FenceEntry>,
@@ -190,7 +190,7 @@ pub struct NewFence {
 }
 
 impl Books {
-    /// Books of a shard that serves these buckets, with no row read yet. `now` is the server's clock after the locks.
+    /// Books of a shard that serves these buckets, with no row read yet. `now` is the time of the batch, by the server's clock.
     #[must_use]
     pub fn new(buckets: Arc<HashSet<u16>>, now: Timestamp) -> Self {
         Self { buckets, now, accounts: BTreeMap::new(), fences: BTreeMap::new(), postings: Vec::new() }

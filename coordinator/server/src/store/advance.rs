@@ -28,8 +28,10 @@ WITH clock AS MATERIALIZED (
 advanced AS (
     UPDATE transaction t
     SET phase = e.target,
-        -- What leaves HELD for no other cause was due.
-        cause = coalesce(e.cause, t.cause, CASE WHEN e.target <> 2 THEN 5 END),
+        -- What leaves HELD for no other cause was due. If it was not, somebody had asked, and this database has forgotten that.
+        cause = coalesce(e.cause, t.cause, CASE WHEN e.target <> 2 THEN
+            CASE WHEN t.due_at <= coalesce(i.found_due_at, clock.now) THEN 5 ELSE 3 END
+        END),
         reason = coalesce(i.reason, t.reason),
         attention = 0,
         flipped = t.flipped OR e.flip,

@@ -110,10 +110,9 @@ async fn run(cli: &Cli) -> anyhow::Result<String> {
     }
     let not_run = system.not_run();
     let is_ok = verdict.is_clean() && (is_biting || cli.seconds < LONG);
-    // String keys are not used, so none can be forgotten.
     Ok(format!(
         "chaos: {} faults={} kinds={} kills={kills} failovers={} transfers={} lost={} created={} broken_promises={} \
-         keys_forgotten=0 rows_lost={} findings={} availability={:.4} seed={}{}",
+         rows_lost={} findings={} availability={:.4} seed={}{}",
         if is_ok { "ok" } else { "FAILED" },
         kinds.values().sum::<u64>(),
         kinds.len(),
