@@ -153,5 +153,6 @@ fn explain(refusal: Refusal) -> &'static str {
         Refusal::AccountClosed => "one of the accounts is closed",
         Refusal::InsufficientFunds => "the payer has less available than the amount",
         Refusal::BalanceOverflow => "the payee would own more than an account can hold",
+        Refusal::Other(_) => "a participant said no, for a reason of its own",
     }
 }

@@ -128,7 +128,7 @@ impl<'a> Life<'a> {
         match read_pivot(operation, &decision) {
             Verdict::Proceed => {}
             Verdict::Flip(event, reason) => {
-                return self.advance(event, reason.map(tcc_core::Refusal::code)).await;
+                return self.advance(event, reason.as_ref().map(tcc_core::Refusal::code)).await;
             }
             Verdict::Again(unanswered) => return Err(Stop::Again(unanswered)),
             Verdict::Park(what) => return Err(Stop::Park(what)),
@@ -168,7 +168,7 @@ impl<'a> Life<'a> {
     }
 
     /// Moves the row, if nobody else has.
-    async fn advance(&mut self, event: Event, reason: Option<&'static str>) -> Result<(), Stop> {
+    async fn advance(&mut self, event: Event, reason: Option<&str>) -> Result<(), Stop> {
         let advance = Advance {
             reason: reason.map(str::to_owned),
             found_due_at: self.found_due_at,
