@@ -3,6 +3,7 @@
 #   make demo               schedule, cancel, pay, kill, recover: on three throw-away PostgreSQL servers
 #   make demo INPUT=FILE    the same on a CSV of orders (order,payer,payee,amount,...)
 #   make test               every test
+#   make conformance        the conformance kit against every participant here, and against five that are broken
 #   make model              the exhaustive search of the protocol
 #   make sim SEEDS=200      the engine in simulated worlds where everything fails (sim-nightly: a million transactions)
 #   make seeded-bugs        twelve mistakes that others have made, put into those worlds: each must be noticed
@@ -13,7 +14,7 @@
 #   make lint               formatting, clippy and documentation, warnings are errors
 
 CARGO ?= cargo
-.PHONY: demo test model sim sim-nightly seeded-bugs chaos recovery mutants bench bench-quick lint setup
+.PHONY: demo test conformance model sim sim-nightly seeded-bugs chaos recovery mutants bench bench-quick lint setup
 
 setup:
 	@coordinator/ops/ensure-postgres
@@ -25,8 +26,13 @@ demo: setup
 test: setup
 	@coordinator/ops/ensure-grpcurl
 	@coordinator/ops/ensure-faketime
+	@coordinator/ops/ensure-python
 	$(CARGO) build --locked --workspace --bins
 	$(CARGO) test --locked --workspace
+
+conformance: setup
+	@coordinator/ops/ensure-python
+	@$(CARGO) run --locked --quiet -p tcc-tests --bin tcc-conformance
 
 model:
 	@$(CARGO) run --release --locked --quiet -p tcc-model
