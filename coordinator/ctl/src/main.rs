@@ -10,6 +10,7 @@ mod audit;
 mod errors;
 mod holds;
 mod output;
+mod participants;
 mod session;
 mod shards;
 mod status;
@@ -27,7 +28,7 @@ Exit codes:
   0  done
   1  the server refused, or failed
   2  the command line is wrong
-  3  an audit found something
+  3  an audit, or `participants verify`, found something
   4  the server cannot be reached, or the outcome is not known: repeating the command is safe,
      for `accounts issue` with the id it printed";
 
@@ -77,6 +78,9 @@ enum Noun {
     /// Decides about shards
     #[command(subcommand)]
     Shards(Shards),
+    /// Checks participants
+    #[command(subcommand)]
+    Participants(Participants),
     /// Makes a new id for a hold or an issue: a UUIDv7 (asks no server)
     Id,
 }
@@ -169,6 +173,13 @@ enum Shards {
     },
 }
 
+#[derive(Subcommand)]
+enum Participants {
+    /// Asks a participant all that a coordinator could ask, in any order, twice and at the same time (asks no coordinator);
+    /// exits with 3 if it does not keep to the fence table
+    Verify(participants::Verify),
+}
+
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
     let Cli { global, noun } = Cli::parse();
@@ -208,6 +219,7 @@ async fn run(noun: Noun, session: &Session, output: &Output) -> Result<Exit, Box
             Audit::Replay { shard, at } => audit::replay(session, output, shard, at).await,
         },
         Noun::Shards(Shards::Resume { name }) => shards::resume(session, output, name).await,
+        Noun::Participants(Participants::Verify(asked)) => participants::verify_one(output, asked).await,
         Noun::Id => {
             println!("{}", Uuid::now_v7());
             Ok(Exit::Done)
