@@ -3,6 +3,7 @@
 #   make demo               schedule, cancel, pay, kill, recover: on three throw-away PostgreSQL servers
 #   make demo INPUT=FILE    the same on a CSV of orders (order,payer,payee,amount,...)
 #   make test               every test
+#   make conformance        the conformance kit against every participant here, and against five that are broken
 #   make model              the exhaustive search of the protocol
 #   make sim SEEDS=200      the engine in simulated worlds where everything fails (sim-nightly: a million transactions)
 #   make seeded-bugs        twelve mistakes that others have made, put into those worlds: each must be noticed
@@ -14,7 +15,7 @@
 #   make lint-proto         the proto files against buf's STANDARD rules: fetches buf by npm
 
 CARGO ?= cargo
-.PHONY: demo test model sim sim-nightly seeded-bugs chaos recovery mutants bench bench-quick lint lint-proto setup
+.PHONY: demo test conformance model sim sim-nightly seeded-bugs chaos recovery mutants bench bench-quick lint lint-proto setup
 
 setup:
 	@coordinator/ops/ensure-postgres
@@ -26,8 +27,13 @@ demo: setup
 test: setup
 	@coordinator/ops/ensure-grpcurl
 	@coordinator/ops/ensure-faketime
+	@coordinator/ops/ensure-python
 	$(CARGO) build --locked --workspace --bins
 	$(CARGO) test --locked --workspace
+
+conformance: setup
+	@coordinator/ops/ensure-python
+	@$(CARGO) run --locked --quiet -p tcc-tests --bin tcc-conformance
 
 model:
 	@$(CARGO) run --release --locked --quiet -p tcc-model

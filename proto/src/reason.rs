@@ -145,6 +145,9 @@ reasons! {
     BalanceOverflow = "BALANCE_OVERFLOW", FailedPrecondition, 409:
         "The payee would own more than an account can hold. A refusal: recorded, and final for its id or key."
         "Use another account.";
+    ParticipantRefused = "PARTICIPANT_REFUSED", FailedPrecondition, 409:
+        "A participant that is no ledger shard said no, for a reason of its own, which `metadata.refusal` names. Recorded, and final for its id."
+        "See what the participant's manual says about it. Then ask with a new id.";
     AlreadyCancelled = "ALREADY_CANCELLED", FailedPrecondition, 409:
         "The hold was cancelled before it was created: its row was lost and rebuilt meanwhile. Final for its id or key."
         "Ask with a new id or key, if it is still wanted.";

@@ -4,7 +4,9 @@
 //! The server of a test runs without fsync, since killing a coordinator does not need it; the demo and whatever crashes
 //! PostgreSQL keep it on.
 
+pub mod examples;
 pub mod gate;
+pub mod memory;
 pub mod process;
 pub mod program;
 pub mod proxy;

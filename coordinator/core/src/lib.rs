@@ -23,7 +23,7 @@ pub use descriptor::{Branch, Descriptor, OnMaturity, Role, Transaction};
 pub use fence::{Admission, FenceState, Operation};
 pub use id::{IdError, TransactionId};
 pub use money::{AccountId, Amount, Currency, MoneyError};
-pub use outcome::{Outcome, Refusal};
+pub use outcome::{Outcome, Reason, Refusal};
 pub use phase::{Attention, Cause, Event, Phase};
 
 /// The time type used throughout. Stored times have microseconds; see [`round_up`].

@@ -18,7 +18,7 @@ pub enum Exit {
     Done = 0,
     /// The server refused, or failed.
     Failed = 1,
-    /// An audit found something.
+    /// Something is wrong that was looked for.
     Findings = 3,
     /// The server cannot be reached, or the outcome is not known.
     Unknown = 4,
@@ -103,6 +103,11 @@ impl Failure {
     /// The server said OK, but not what this command asks for.
     pub fn incomplete(what_is_missing: &str) -> Box<Self> {
         Self::new(Code::Internal, format!("the server's answer has no {what_is_missing}"))
+    }
+
+    /// What is not a server of tcc cannot be asked at all.
+    pub fn unusable(why: String) -> Box<Self> {
+        Self::new(Code::Unavailable, why)
     }
 
     /// Nobody reads what is printed.

@@ -11,6 +11,7 @@ mod errors;
 mod explain;
 mod holds;
 mod output;
+mod participants;
 mod session;
 mod shards;
 mod status;
@@ -32,7 +33,7 @@ Exit codes:
   0  done
   1  the server refused, or failed
   2  the command line is wrong
-  3  an audit found something
+  3  an audit, or `participants verify`, found something
   4  the server cannot be reached, or the outcome is not known: repeating the command is safe,
      for `accounts issue` and `accounts burn` with the id they printed";
 
@@ -82,6 +83,9 @@ enum Noun {
     /// Decides about shards
     #[command(subcommand)]
     Shards(Shards),
+    /// Checks participants
+    #[command(subcommand)]
+    Participants(Participants),
     /// Says what the reason of an error means and what to do; without a reason, of all of them (asks no server)
     Explain {
         /// Such as INSUFFICIENT_FUNDS
@@ -245,6 +249,13 @@ enum Shards {
     },
 }
 
+#[derive(Subcommand)]
+enum Participants {
+    /// Asks a participant all that a coordinator could ask, in any order, twice and at the same time (asks no coordinator);
+    /// exits with 3 if it does not keep to the fence table
+    Verify(participants::Verify),
+}
+
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
     let Cli { global, noun } = Cli::parse();
@@ -304,6 +315,7 @@ async fn run(noun: Noun, session: &Session, output: &Output) -> Result<Exit, Box
             Audit::Replay { shard, at } => audit::replay(session, output, shard, at).await,
         },
         Noun::Shards(Shards::Resume { name }) => shards::resume(session, output, name).await,
+        Noun::Participants(Participants::Verify(asked)) => participants::verify_one(output, asked).await,
         Noun::Explain { reason: Some(reason) } => explain::one(output, reason),
         Noun::Explain { reason: None } => explain::all(output),
         Noun::Id => {
@@ -428,7 +440,6 @@ mod tests {
 
         assert!(phase("UNSPECIFIED").is_err() && phase("PAID").is_err());
         assert!(label("order").is_err());
-        assert!(moment("yesterday").is_err() && moment("2026-11-21T12:00:00").is_err());
         assert_eq!(error_of(&["holds", "list"]).0, ErrorKind::MissingRequiredArgument);
     }
 

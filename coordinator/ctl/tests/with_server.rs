@@ -681,3 +681,51 @@ async fn status_is_one_object_for_scripts() {
     assert_eq!(output.status.code(), Some(0));
     assert_eq!((&status["version"], &status["missed"]), (&Value::from("0.1.0"), &Value::from("7")));
 }
+
+/// A participant that says DONE to everything.
+struct Obliging;
+
+impl tcc_participant::serve::Served for Obliging {
+    fn describe(&self) -> tcc_participant::wire::Description {
+        tcc_participant::wire::Description::of("obliging", false)
+    }
+
+    fn answer(
+        &self,
+        _: tcc_participant::Step,
+    ) -> std::pin::Pin<Box<dyn Future<Output = tcc_participant::Outcome> + Send + '_>> {
+        Box::pin(std::future::ready(tcc_participant::Outcome::Done))
+    }
+}
+
+#[tokio::test]
+async fn a_participant_that_breaks_the_fence_table_exits_with_3_and_its_mistakes_are_named() {
+    let running = tcc_participant::serve::start(std::sync::Arc::new(Obliging), "127.0.0.1:0").await.unwrap();
+    let address = format!("http://{}", running.address);
+    let verify = ["participants", "verify", &address, "--payload", "unit-%n", "--schedules", "1"];
+
+    let table = tccctl("http://127.0.0.1:1", &verify).await;
+    let json = tccctl("http://127.0.0.1:1", &[&verify[..], &["-o", "json"]].concat()).await;
+
+    assert_eq!((table.status.code(), json.status.code()), (Some(3), Some(3)));
+    let told = text(&table.stdout);
+    assert!(told.contains("  schedule: Cancel A/0, then Try A/0\n"), "{told}");
+    let report = &json_lines(&json.stdout)[0];
+    assert_eq!((&report["participant"], &report["ok"]), (&"obliging".into(), &false.into()));
+    let mistakes: Vec<&str> = report["findings"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|finding| finding["mistake"].as_str().unwrap())
+        .collect();
+    assert_eq!(
+        mistakes,
+        [
+            "LATE_TRY_SUCCEEDS",
+            "OTHER_BODY_ACCEPTED",
+            "CONFIRMED_AFTER_CANCEL",
+            "CANCELLED_AFTER_CONFIRM",
+            "WRONG_ANSWER"
+        ]
+    );
+}

@@ -30,6 +30,8 @@ pub enum Plans {
     Generic,
     /// For range reads over partitioned tables: plan each time, so that the planner sees the bounds and locks one partition.
     Custom,
+    /// For statements of somebody else's: as PostgreSQL decides.
+    Usual,
 }
 
 /// One connection, opened when asked, with its prepared statements.
@@ -106,6 +108,7 @@ impl Session {
                  SET enable_mergejoin = off;"
             }
             Plans::Custom => "SET plan_cache_mode = force_custom_plan;",
+            Plans::Usual => "",
         };
         client
             .batch_execute(&format!(

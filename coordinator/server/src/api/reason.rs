@@ -1,7 +1,10 @@
 //! Where errors become statuses: what happened, as a [`Reason`] of the registry with its details.
 
 use super::convert;
-use crate::{engine::EngineError, store::Record};
+use crate::{
+    engine::{ALREADY_CANCELLED, EngineError},
+    store::Record,
+};
 use std::{collections::HashMap, time::Duration};
 use tcc_core::{Attention, Event, Phase, Refusal};
 use tcc_ledger::{ReadError, ShardError};
@@ -64,23 +67,30 @@ impl From<Violation> for Status {
 
 /// A refusal that was recorded, of a creation or an issue: final.
 pub fn refused(code: &str, id: String, is_replayed: bool) -> Status {
-    let (reason, message) = match code.parse::<Refusal>() {
-        Ok(refusal) => (of_refusal(refusal), explain(refusal)),
-        Err(_) => (Reason::AlreadyCancelled, "the hold was cancelled before it was created"),
+    let refusal = Refusal::from_code(code).ok().filter(|_| code != ALREADY_CANCELLED);
+    let (reason, message) = match refusal {
+        Some(refusal) => of_refusal(refusal),
+        None => (Reason::AlreadyCancelled, "the hold was cancelled before it was created"),
     };
+    let own = (reason == Reason::ParticipantRefused).then(|| ("refusal", code.to_owned()));
     let replayed = is_replayed.then(|| ("replayed", "true".to_owned()));
-    status(reason, message, [("id", id)].into_iter().chain(replayed))
+    status(reason, message, [("id", id)].into_iter().chain(own).chain(replayed))
 }
 
-/// The reason of a participant's refusal.
-fn of_refusal(refusal: Refusal) -> Reason {
+/// The reason of a participant's refusal, and what it says to people.
+fn of_refusal(refusal: Refusal) -> (Reason, &'static str) {
     match refusal {
-        Refusal::AccountNotFound => Reason::AccountNotFound,
-        Refusal::CurrencyMismatch => Reason::CurrencyMismatch,
-        Refusal::AccountBlocked => Reason::AccountBlocked,
-        Refusal::AccountClosed => Reason::AccountClosed,
-        Refusal::InsufficientFunds => Reason::InsufficientFunds,
-        Refusal::BalanceOverflow => Reason::BalanceOverflow,
+        Refusal::AccountNotFound => (Reason::AccountNotFound, "one of the accounts does not exist"),
+        Refusal::CurrencyMismatch => (Reason::CurrencyMismatch, "one of the accounts has another currency"),
+        Refusal::AccountBlocked => (Reason::AccountBlocked, "one of the accounts is blocked"),
+        Refusal::AccountClosed => (Reason::AccountClosed, "one of the accounts is closed"),
+        Refusal::InsufficientFunds => {
+            (Reason::InsufficientFunds, "the payer has less available than the amount")
+        }
+        Refusal::BalanceOverflow => {
+            (Reason::BalanceOverflow, "the payee would own more than an account can hold")
+        }
+        Refusal::Other(_) => (Reason::ParticipantRefused, "a participant said no, for a reason of its own"),
     }
 }
 
@@ -204,17 +214,6 @@ fn info<'a>(reason: Reason, metadata: impl IntoIterator<Item = (&'a str, String)
     ErrorDetails::with_error_info(reason.name(), DOMAIN, metadata)
 }
 
-fn explain(refusal: Refusal) -> &'static str {
-    match refusal {
-        Refusal::AccountNotFound => "one of the accounts does not exist",
-        Refusal::CurrencyMismatch => "one of the accounts has another currency",
-        Refusal::AccountBlocked => "one of the accounts is blocked",
-        Refusal::AccountClosed => "one of the accounts is closed",
-        Refusal::InsufficientFunds => "the payer has less available than the amount",
-        Refusal::BalanceOverflow => "the payee would own more than an account can hold",
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -222,7 +221,7 @@ mod tests {
     #[test]
     fn a_refusal_has_the_name_that_the_tables_have() {
         for refusal in Refusal::ALL {
-            assert_eq!(of_refusal(*refusal).name(), refusal.code());
+            assert_eq!(of_refusal(*refusal).0.name(), refusal.code());
         }
     }
 

@@ -37,6 +37,8 @@ use tokio_util::task::TaskTracker;
 const CREATIONS: usize = 4_096;
 /// How many wake-ups may be on their way from the ring to the gates at a time. The rest of what is due waits in the ring.
 const LOOKS: usize = 4_096;
+/// Recorded as the reason of a transaction whose branches were cancelled before they could be tried.
+pub const ALREADY_CANCELLED: &str = "ALREADY_CANCELLED";
 /// Work that has been failing for this long is shown as stuck.
 const STUCK_AFTER: Duration = Duration::from_secs(120);
 
