@@ -112,7 +112,7 @@ const POINTS: &[(&str, &[Deed])] = &[
     ("leave", &[Leave]),
     // The sweep.
     ("swept", &[Start]),
-    ("missing", &[Start]),
+    ("missing", &[Rebuild]),
     ("set_swept", &[Start]),
     ("rebuild", &[Rebuild]),
     ("tccd-sweep committed", &[Rebuild]),
@@ -149,7 +149,7 @@ const POINTS: &[(&str, &[Deed])] = &[
     ("get_all", &[]),
     ("branches_between", &[]),
     ("branches_of", &[]),
-    ("fenced_since", &[]),
+    ("fenced_between", &[]),
     ("fenced_before", &[]),
     ("horizon", &[]),
     ("summarize", &[]),
@@ -402,8 +402,8 @@ impl Stage {
                 let request = hold(&self.apart.0, &self.apart.1, AMOUNT);
                 Client::connect(self.tccd.url()).await.create(&request).await.expect("it is held");
                 self.end().await;
-                let lose = format!("DELETE FROM transaction WHERE id = '{}'", request.id);
-                assert_eq!(self.system.sql().await.execute(&lose, &[]).await.unwrap(), 1);
+                let lose = format!("DELETE FROM sweep; DELETE FROM transaction WHERE id = '{}'", request.id);
+                self.system.sql().await.batch_execute(&lose).await.unwrap();
                 Some(request)
             }
             LoseShard | ResumeShard => {
