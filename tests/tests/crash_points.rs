@@ -143,6 +143,7 @@ const POINTS: &[(&str, &[Deed])] = &[
     ("account_of_holdings", &[]),
     ("open_debits", &[]),
     ("balance_at", &[]),
+    ("version_before", &[]),
     ("listed", &[]),
     ("postings", &[]),
     ("page", &[]),

@@ -235,4 +235,39 @@ async fn a_participant_that_hangs_is_unknown_after_the_deadline() {
     let answers = tokio::time::timeout(PATIENCE, asked).await.unwrap();
 
     assert!(answers.iter().all(|answer| matches!(answer[0], Outcome::Unknown(_))), "{answers:?}");
+    assert!(!remote.is_reachable(), "it is left alone for a while");
+}
+
+/// Answers everything but one transaction.
+struct SlowAt(TransactionId);
+
+impl Served for SlowAt {
+    fn describe(&self) -> Description {
+        Description::of("slow", false)
+    }
+
+    fn answer(&self, step: Step) -> BoxFuture<'_, Outcome> {
+        if step.branch.transaction == self.0 {
+            return Box::pin(pending());
+        }
+        Box::pin(std::future::ready(Outcome::Done))
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_that_is_slow_again_holds_up_itself_only() {
+    let holds: Vec<_> = (1..=20).map(hold).collect();
+    let slow = &holds[7];
+    let running = start(Arc::new(SlowAt(slow.id)), "127.0.0.1:0").await.unwrap();
+    let options = Options { deadline: Duration::from_millis(300), requests: 1, ..Options::default() };
+    let remote = remote_to(&running, "slow", &options).await;
+    let all = || join_all(holds.iter().map(|hold| ask(&remote, Try, hold, &[DEBIT])));
+    // Those that shared its request have no answer, either.
+    all().await;
+
+    until("every other call is answered", || async {
+        let answers = all().await;
+        holds.iter().zip(&answers).all(|(hold, answer)| (hold.id == slow.id) != (answer[0] == Outcome::Done))
+    })
+    .await;
 }

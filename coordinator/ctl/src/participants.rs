@@ -67,6 +67,8 @@ struct Verified {
     inconclusive: String,
     cells: Vec<String>,
     findings: Vec<Found>,
+    /// Why nothing can be said, although no mistake was found.
+    unseen: Vec<String>,
     #[serde(skip)]
     text: String,
 }
@@ -87,6 +89,7 @@ impl From<Report> for Verified {
         Self {
             text: report.to_string(),
             ok: report.is_ok(),
+            unseen: report.unseen(),
             participant: report.name,
             software: report.software,
             passed: report.passed.to_string(),

@@ -45,6 +45,9 @@ const REST: u32 = 2;
 const WINDOW: Duration = Duration::from_secs(60);
 /// A shard's clock may go back by so much when another server takes its place.
 const MARGIN: Duration = Duration::from_secs(60);
+/// What was written so shortly before the horizon is looked at twice: a server process says when its transaction began just after
+/// it has noted that time.
+const UNTOLD: Duration = Duration::from_secs(1);
 /// How often there is a look at what is new.
 const LOOK_EVERY: Duration = Duration::from_secs(30);
 /// A shard or a database that does not answer is asked again after this; so is whether another instance has finished.
@@ -182,7 +185,7 @@ impl Sweep {
         let horizon = shard.horizon().await?;
         match seen_until {
             Some(seen) if seen - MARGIN <= horizon => {
-                let from = if is_here { seen } else { seen - MARGIN };
+                let from = seen - if is_here { UNTOLD } else { MARGIN };
                 self.between(shard, from, horizon).await?;
             }
             _ => self.everything(shard).await?,

@@ -45,7 +45,8 @@ def outcome(kind, reason=None, detail=""):
 def answer(sql, call):
     """One operation, in one local transaction: the fence first, then the coupon. What it answers is committed."""
     key = (call.transaction_id, call.branch)
-    coupon = tcc.TransactionDescriptor.FromString(call.transaction_descriptor).branches[call.branch].payload.decode()
+    payload = tcc.TransactionDescriptor.FromString(call.transaction_descriptor).branches[call.branch].payload
+    coupon = payload.decode(errors="replace")  # What is no name is no coupon's.
     with sql.transaction():
         state, refusal, descriptor = sql.execute(LOCK, key).fetchone() or (None, None, call.transaction_descriptor)
         if descriptor != call.transaction_descriptor:

@@ -100,14 +100,18 @@ pub(crate) async fn postings(
     id: &AccountId,
     which: Postings,
 ) -> Result<Vec<PostingRow>, String> {
+    let Postings { mut after, from, until, limit } = which;
+    if let Some(from) = from {
+        after = after.max(version_before(client, id, from).await?);
+    }
+    let last = match until {
+        Some(until) => version_before(client, id, until).await?,
+        None => i64::MAX,
+    };
     let sql = "-- postings
         SELECT version, transaction_id, kind, amount, available_after, held_after, recorded_at
-        FROM posting
-        WHERE account = $1 AND version > $2
-          AND recorded_at >= coalesce($3::timestamptz, '-infinity') AND recorded_at < coalesce($4::timestamptz, 'infinity')
-        ORDER BY version LIMIT $5";
-    let Postings { after, from, until, limit } = which;
-    let rows = client.query(sql, &[&id.as_str(), &after, &from, &until, &limit]).await;
+        FROM posting WHERE account = $1 AND version > $2 AND version <= $3 ORDER BY version LIMIT $4";
+    let rows = client.query(sql, &[&id.as_str(), &after, &last, &limit]).await;
     let rows = rows.map_err(|e| e.to_string())?;
     let posting = |row: &tokio_postgres::Row| {
         Some(PostingRow {
@@ -138,16 +142,38 @@ pub struct BalanceRow {
     pub recorded_at: Timestamp,
 }
 
+/// As fine as times are kept.
+const MICROSECOND: SignedDuration = SignedDuration::from_micros(1);
+
+/// The version of the last posting of an account before a time; 0 if there is none. An account's versions have no gap, and
+/// their times never fall, so halving finds it among any number of postings. What is not there is older than what is kept.
+async fn version_before(client: &Client, id: &AccountId, time: Timestamp) -> Result<i64, String> {
+    let sql = "-- version_before
+        WITH RECURSIVE search (low, high) AS (
+            SELECT 0::int8, version FROM account WHERE id = $1
+            UNION ALL
+            SELECT CASE WHEN p.is_before THEN m.middle ELSE m.low END, CASE WHEN p.is_before THEN m.high ELSE m.middle - 1 END
+            FROM (SELECT low, high, (low + high + 1) / 2 AS middle FROM search WHERE low < high) AS m
+            CROSS JOIN LATERAL (
+                SELECT coalesce((SELECT recorded_at FROM posting WHERE account = $1 AND version = m.middle), '-infinity') < $2
+            ) AS p (is_before)
+        )
+        SELECT low FROM search WHERE low = high";
+    let row = client.query_opt(sql, &[&id.as_str(), &time]).await.map_err(|e| e.to_string())?;
+    Ok(row.map_or(0, |row| row.get(0)))
+}
+
 /// The last posting of an account at a time or before it.
 pub(crate) async fn balance_at(
     client: &Client,
     id: &AccountId,
     at: Timestamp,
 ) -> Result<Option<BalanceRow>, String> {
+    let Ok(after) = at.checked_add(MICROSECOND) else { return Err(format!("{at} is out of range")) };
+    let version = version_before(client, id, after).await?;
     let sql = "-- balance_at
-        SELECT version, available_after, held_after, recorded_at
-        FROM posting WHERE account = $1 AND recorded_at <= $2 ORDER BY version DESC LIMIT 1";
-    let row = client.query_opt(sql, &[&id.as_str(), &at]).await.map_err(|e| e.to_string())?;
+        SELECT version, available_after, held_after, recorded_at FROM posting WHERE account = $1 AND version = $2";
+    let row = client.query_opt(sql, &[&id.as_str(), &version]).await.map_err(|e| e.to_string())?;
     Ok(row.map(|row| BalanceRow {
         version: row.get("version"),
         available: row.get("available_after"),
@@ -301,7 +327,7 @@ pub enum Branches<'a> {
 }
 
 /// A time, by the shard's clock, from which on fences may be written that are not visible yet: every executor that is writing
-/// has begun after it.
+/// has begun after it. But for a moment: a server process says when its transaction began just after it has noted that time.
 pub(crate) async fn horizon(client: &Client) -> Result<Timestamp, String> {
     // The clock is read before the list: who begins between the two is not in it, and has a later time.
     let sql = "-- horizon

@@ -11,6 +11,7 @@ use deadpool_postgres::{
     Manager, ManagerConfig, Object, Pool, PoolError, RecyclingMethod, Runtime, Timeouts,
 };
 use futures::future::BoxFuture;
+use jiff::SignedDuration;
 use std::{collections::HashSet, sync::Arc, time::Duration};
 use tcc_core::{AccountId, Currency, Outcome, Timestamp, Transaction};
 use tcc_participant::{
@@ -22,8 +23,10 @@ use tokio_postgres::{Config, NoTls};
 use uuid::Uuid;
 
 /// How often a read of a balance looks whether what was under way is written, and how long it waits in between.
-const HORIZON_LOOKS: u32 = 400;
-const HORIZON_PAUSE: Duration = Duration::from_millis(5);
+const HORIZON_LOOKS: u32 = 100;
+const HORIZON_PAUSE: Duration = Duration::from_millis(20);
+/// What began so shortly before the horizon may not be known yet.
+const UNTOLD: SignedDuration = SignedDuration::from_millis(250);
 
 /// One shard, in-process. Clones share it.
 #[derive(Clone)]
@@ -188,15 +191,15 @@ impl Shard {
         id: &AccountId,
         at: Timestamp,
     ) -> Result<Option<Option<BalanceRow>>, ReadError> {
-        let client = self.reader().await?;
         let mut looks = 0;
-        while reads::horizon(&client).await.map_err(|cause| self.unreachable(cause))? <= at {
+        while self.horizon().await? - UNTOLD <= at {
             looks += 1;
             if looks > HORIZON_LOOKS {
                 return Ok(None);
             }
             tokio::time::sleep(HORIZON_PAUSE).await;
         }
+        let client = self.reader().await?;
         reads::balance_at(&client, id, at).await.map(Some).map_err(|cause| self.unreachable(cause))
     }
 

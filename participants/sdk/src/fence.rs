@@ -50,6 +50,8 @@ pub enum SchemaError {
 }
 
 /// The advisory lock that keeps two migrations apart.
+/// How long one batch may take.
+const PATIENCE: Duration = Duration::from_secs(5);
 const MIGRATION_LOCK: i64 = 0x7463_635f_6665_6e63;
 
 /// Written once.
@@ -107,7 +109,8 @@ impl Fenced {
             name: name.to_owned(),
             resource: Arc::clone(&resource),
         });
-        let limits = Limits { batch, ..Limits::default() };
+        // It has answered, or said that it does not know, before its caller gives up.
+        let limits = Limits { batch, patience: PATIENCE, ..Limits::default() };
         let operations = Batcher::start(&format!("participant {name}"), executors.collect(), limits);
         Self { name: name.to_owned(), may_veto: B::MAY_VETO, operations }
     }
@@ -353,8 +356,8 @@ impl<B: BatchResource> FenceExecutor<B> {
         // `join` polls in this order, so the statements arrive in this order.
         let (checked, committed) = join(client.query_one(check, &[]), client.batch_execute("COMMIT")).await;
         let state: String = checked.map_err(|e| sort(&e))?.get(0);
-        // A COMMIT that fails has not said whether it happened.
-        committed.map_err(|e| Failure::Disconnected(e.to_string()))?;
+        // What the server rejects at the COMMIT, such as a constraint that was deferred, did not happen. No answer is another matter.
+        committed.map_err(|e| sort(&e))?;
         if state == "begun" {
             return Ok(());
         }

@@ -3,6 +3,10 @@
 //! Calls gather in a [`Batcher`] and go over the wire together. What an answer says is handed on as it is, also what the
 //! fence table forbids: whoever asked parks the transaction. No answer in time is [`Outcome::Unknown`]. So a participant that
 //! hangs, lies or is gone hurts its own transactions only.
+//!
+//! A request is answered when all its calls are. So after one that came too late each call has a request of its own, until
+//! all of some were in time: a call that is slow holds up itself. A participant that answers nothing in time, again and again,
+//! is left alone for a while.
 
 use crate::{
     batch::{Batcher, Executor, Failure, Limits},
@@ -11,10 +15,10 @@ use crate::{
         Description, MAX_CALLS, MAX_REQUEST, PROTOCOL_VERSION, read_description, read_outcome, write_call,
     },
 };
-use futures::future::BoxFuture;
+use futures::future::{BoxFuture, join_all};
 use std::{
     sync::{Arc, Mutex},
-    time::Duration,
+    time::{Duration, Instant},
 };
 use tcc_core::{Outcome, decision::permits_next};
 use tcc_proto::v1::{
@@ -52,8 +56,42 @@ pub struct InvalidAddress(String);
 pub struct Remote {
     name: Arc<str>,
     calls: Batcher<BranchCall, Outcome>,
-    described: Arc<Mutex<Option<Description>>>,
+    seen: Arc<Mutex<Seen>>,
+    patience: Duration,
 }
+
+/// What is known of a participant.
+#[derive(Default)]
+struct Seen {
+    /// What it said of itself.
+    described: Option<Description>,
+    /// How many requests in a row had no answer in time.
+    late: u32,
+    /// Until when it is left alone.
+    left_alone_until: Option<Instant>,
+}
+
+impl Seen {
+    fn in_time(&mut self) {
+        (self.late, self.left_alone_until) = (0, None);
+    }
+
+    fn late(&mut self) {
+        self.late += 1;
+        if self.late >= SILENT {
+            self.left_alone_until = Some(Instant::now() + LEFT_ALONE);
+        }
+    }
+}
+
+/// So many requests in a row without an answer in time, and it is taken to hang.
+const SILENT: u32 = 4;
+/// For so long it is not asked for anything new then.
+const LEFT_ALONE: Duration = Duration::from_secs(5);
+/// So many calls may wait for their request.
+const QUEUE: usize = 1_024;
+/// A call that has waited for so many deadlines is given up.
+const DEADLINES: u32 = 3;
 
 impl Remote {
     /// Starts calling the participant of this name at this address. Connects by itself, and keeps trying.
@@ -71,29 +109,30 @@ impl Remote {
             .http2_keep_alive_interval(Duration::from_secs(10))
             .keep_alive_timeout(Duration::from_secs(5))
             .keep_alive_while_idle(true);
-        let (name, described) = (Arc::<str>::from(name), Arc::default());
+        let (name, seen) = (Arc::<str>::from(name), Arc::<Mutex<Seen>>::default());
         let caller = |_| Caller {
             name: Arc::clone(&name),
             endpoint: endpoint.clone(),
             deadline: options.deadline,
-            described: Arc::clone(&described),
+            seen: Arc::clone(&seen),
             client: None,
+            each_apart: false,
         };
         let limits = Limits {
             batch: options.batch.clamp(1, MAX_CALLS),
             // The request's own deadline comes first.
             patience: options.deadline + Duration::from_secs(1),
-            ..Limits::default()
+            queue: QUEUE,
         };
         let callers = (0..options.requests.max(1)).map(caller).collect();
         let calls = Batcher::start(&format!("participant {name}"), callers, limits);
-        Ok(Self { name, calls, described })
+        Ok(Self { name, calls, seen, patience: options.deadline * DEADLINES })
     }
 
     /// What it said of itself when it was last connected to; `None` before the first time.
     #[must_use]
     pub fn described(&self) -> Option<Description> {
-        self.described.lock().expect("no holder panics").clone()
+        self.seen.lock().expect("no holder panics").described.clone()
     }
 
     /// How many calls wait for their request.
@@ -108,9 +147,11 @@ impl Participant for Remote {
         &self.name
     }
 
-    /// Before the first handshake it is not.
+    /// Before the first handshake it is not, nor while it is left alone because it answers nothing.
     fn is_reachable(&self) -> bool {
-        self.calls.is_reachable() && self.described.lock().expect("no holder panics").is_some()
+        let seen = self.seen.lock().expect("no holder panics");
+        let is_left_alone = seen.left_alone_until.is_some_and(|until| Instant::now() < until);
+        self.calls.is_reachable() && seen.described.is_some() && !is_left_alone
     }
 
     fn call(&self, call: Call) -> BoxFuture<'_, Vec<Outcome>> {
@@ -120,10 +161,11 @@ impl Participant for Remote {
             // Each branch has a fence of its own over there: the next one is asked when the one before permits.
             for branch in branches {
                 let call = write_call(operation, transaction.id, branch, &transaction.encoded);
-                let outcome = match self.calls.call(call).await {
-                    Ok(outcome) => outcome,
-                    Err(unknown) if unknown.is_rejected => Outcome::Failed(unknown.to_string()),
-                    Err(unknown) => Outcome::Unknown(unknown.to_string()),
+                let outcome = match tokio::time::timeout(self.patience, self.calls.call(call)).await {
+                    Ok(Ok(outcome)) => outcome,
+                    Ok(Err(unknown)) if unknown.is_rejected => Outcome::Failed(unknown.to_string()),
+                    Ok(Err(unknown)) => Outcome::Unknown(unknown.to_string()),
+                    Err(_) => Outcome::Unknown(format!("{} has too much to do", self.name)),
                 };
                 let goes_on = permits_next(operation, &outcome);
                 outcomes.push(outcome);
@@ -141,8 +183,10 @@ struct Caller {
     name: Arc<str>,
     endpoint: Endpoint,
     deadline: Duration,
-    described: Arc<Mutex<Option<Description>>>,
+    seen: Arc<Mutex<Seen>>,
     client: Option<ParticipantServiceClient<Channel>>,
+    /// After a request that came too late, until all calls of some were in time.
+    each_apart: bool,
 }
 
 /// Requests are filled up to here, so that only a single call that is larger than this makes a larger one.
@@ -179,35 +223,58 @@ impl Executor for Caller {
             let found = description.name;
             return Err(Failure::Rejected(format!("it calls itself {found:?}; check its address")));
         }
-        *self.described.lock().expect("no holder panics") = Some(description);
+        self.seen.lock().expect("no holder panics").described = Some(description);
         self.client = Some(client);
         Ok(())
     }
 
     async fn run(&mut self, calls: &[BranchCall]) -> Result<Vec<Outcome>, Failure> {
+        if self.each_apart {
+            return Ok(self.send_each(calls).await);
+        }
         let mut outcomes = Vec::with_capacity(calls.len());
         for part in parts(calls) {
-            outcomes.extend(self.send(part).await?);
+            match self.send(part).await {
+                Ok(some) => outcomes.extend(some),
+                Err(failure) => {
+                    if matches!(failure, Failure::Disconnected(_)) {
+                        self.client = None;
+                        self.each_apart = calls.len() > 1;
+                    }
+                    return Err(failure);
+                }
+            }
         }
         Ok(outcomes)
     }
 }
 
 impl Caller {
-    async fn send(&mut self, calls: &[BranchCall]) -> Result<Vec<Outcome>, Failure> {
+    /// Each call in a request of its own, all at once.
+    async fn send_each(&mut self, calls: &[BranchCall]) -> Vec<Outcome> {
+        let answers = join_all(calls.iter().map(|call| self.send(std::slice::from_ref(call)))).await;
+        self.each_apart = answers.iter().any(|answer| matches!(answer, Err(Failure::Disconnected(_))));
+        if answers.iter().all(Result::is_err) && self.each_apart {
+            self.client = None;
+        }
+        let outcome = |answer| match answer {
+            Ok(outcomes) => Vec::into_iter(outcomes).next().unwrap_or_else(|| Outcome::Unknown(String::new())),
+            Err(Failure::Rejected(why)) => Outcome::Failed(why),
+            Err(failure) => Outcome::Unknown(failure.to_string()),
+        };
+        answers.into_iter().map(outcome).collect()
+    }
+
+    async fn send(&self, calls: &[BranchCall]) -> Result<Vec<Outcome>, Failure> {
         let message = v1::CallRequest { participant: self.name.to_string(), calls: calls.to_vec() };
         let request = self.request(message);
-        let client = self.client.as_mut().ok_or_else(|| Failure::Disconnected("not connected".into()))?;
-        let response = match client.call(request).await {
-            Ok(response) => response.into_inner(),
-            Err(status) => {
-                let failure = sort(&status);
-                if matches!(failure, Failure::Disconnected(_)) {
-                    self.client = None;
-                }
-                return Err(failure);
-            }
+        let mut client = self.client.clone().ok_or_else(|| Failure::Disconnected("not connected".into()))?;
+        let Ok(answer) = tokio::time::timeout(self.deadline, client.call(request)).await else {
+            self.seen.lock().expect("no holder panics").late();
+            return Err(Failure::Disconnected(format!("no answer within {} ms", self.deadline.as_millis())));
         };
+        self.seen.lock().expect("no holder panics").in_time();
+        let response = answer.map_err(|status| sort(&status))?.into_inner();
         if response.outcomes.len() != calls.len() {
             let found = response.outcomes.len();
             return Err(Failure::Rejected(format!("{found} outcomes for {} calls", calls.len())));

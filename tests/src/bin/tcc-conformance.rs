@@ -119,7 +119,6 @@ async fn right(
     stop.await?;
     let report = kit.into_report();
     ensure!(report.is_ok(), "participant {} is broken\n{report}", report.name);
-    ensure!(report.effects_seen > 0, "of participant {} no effect was seen\n{report}", report.name);
     println!("{report}\n");
     Ok(report.passed)
 }

@@ -124,6 +124,8 @@ struct Run {
     number: u64,
     branch: v1::TransactionBranch,
     transactions: [TransactionId; 2],
+    /// Of the first transaction.
+    pivot: usize,
 }
 
 impl Asker {
@@ -175,9 +177,15 @@ impl Asker {
 
     /// What is asked once: whether it minds its own business.
     pub(super) async fn manners(&self) -> Result<(), Wrong> {
-        let elsewhere = v1::CallRequest { participant: format!("{}-other", self.name), calls: Vec::new() };
-        if self.clients[0].clone().call(timed(elsewhere)).await.is_ok() {
-            let what = format!("a request for participant {:?} is answered", format!("{}-other", self.name));
+        let other = format!("{}-other", self.name);
+        let mut call = self.call(&self.new_run(&Schedule::nothing()), Ask::first_try());
+        let elsewhere = v1::CallRequest { participant: other.clone(), calls: vec![call.clone()] };
+        let is_answered = self.clients[0].clone().call(timed(elsewhere)).await.is_ok();
+        call.set_operation(v1::BranchOperation::Cancel);
+        // A tombstone: nothing is left of it, whatever was done.
+        let _ = self.send(0, vec![call]).await;
+        if is_answered {
+            let what = format!("a Try for participant {other:?} is answered");
             return Err(Wrong::new(Mistake::AnswersForOthers, what));
         }
         let shapeless = BranchCall::default();
@@ -193,7 +201,7 @@ impl Asker {
 
     /// Runs a schedule. Whether it was seen what was left.
     pub(super) async fn run(&self, schedule: &Schedule) -> Result<bool, Stop> {
-        let run = self.new_run(schedule.is_vetoed);
+        let run = self.new_run(schedule);
         let ended = self.run_to_the_end(&run, schedule).await;
         if ended.is_err() {
             // What it has reserved must not be missing to others.
@@ -206,7 +214,7 @@ impl Asker {
 
     async fn run_to_the_end(&self, run: &Run, schedule: &Schedule) -> Result<bool, Stop> {
         let before = self.left(&run.branch).await?;
-        let mut oracle = Oracle::new(before, self.may_veto);
+        let mut oracle = Oracle::new(before, self.may_veto, schedule.pivot);
         let clean_up = schedule.clean_up();
         for one in schedule.moves.iter().chain(&clean_up) {
             let answers = self.ask(run, one).await?;
@@ -235,11 +243,11 @@ impl Asker {
         Ok(before.is_some_and(|before| before > 0))
     }
 
-    fn new_run(&self, is_vetoed: bool) -> Run {
+    fn new_run(&self, schedule: &Schedule) -> Run {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
-        let vetoed = self.subject.vetoed.as_ref().filter(|_| is_vetoed);
+        let vetoed = self.subject.vetoed.as_ref().filter(|_| schedule.is_vetoed);
         let branch = vetoed.unwrap_or(&self.subject.part).branch(&self.name, number);
-        Run { number, branch, transactions: [new_id(), new_id()] }
+        Run { number, branch, transactions: [new_id(), new_id()], pivot: schedule.pivot }
     }
 
     /// How many can still be reserved, by reserving and cancelling them. `None`: more than are counted.
@@ -248,7 +256,7 @@ impl Asker {
         let (mut reserved, mut is_refused) = (0, false);
         while !is_refused && reserved <= COUNTED {
             let some: Vec<BranchCall> = (0..3)
-                .map(|_| write_call(Operation::Try, new_id(), 0, &descriptor(1, branch, Body::First)))
+                .map(|_| write_call(Operation::Try, new_id(), 0, &descriptor(1, 0, branch, Body::First)))
                 .collect();
             let answers = join_all(some.iter().map(|call| self.answer(0, call.clone()))).await;
             probes.extend(some);
@@ -344,11 +352,11 @@ impl Asker {
 
     fn call(&self, run: &Run, ask: Ask) -> BranchCall {
         let (transaction, branch) = SLOTS[ask.slot];
-        let (id, branches) = match transaction {
-            "A" => (run.transactions[0], 2),
-            _ => (run.transactions[1], 1),
+        let (id, branches, pivot) = match transaction {
+            "A" => (run.transactions[0], 2, run.pivot),
+            _ => (run.transactions[1], 1, 0),
         };
-        write_call(ask.operation, id, branch, &descriptor(branches, &run.branch, ask.body))
+        write_call(ask.operation, id, branch, &descriptor(branches, pivot, &run.branch, ask.body))
     }
 
     /// Leaves asks out for as long as it still shows the mistake.
@@ -389,11 +397,11 @@ impl Asker {
     }
 }
 
-/// A transaction of so many branches that are all the same. Its first branch is the pivot.
-fn descriptor(branches: usize, branch: &v1::TransactionBranch, body: Body) -> Vec<u8> {
+/// A transaction of so many branches that are all the same.
+fn descriptor(branches: usize, pivot: usize, branch: &v1::TransactionBranch, body: Body) -> Vec<u8> {
     let descriptor = v1::TransactionDescriptor {
         branches: vec![branch.clone(); branches],
-        pivot: 0,
+        pivot: pivot as u32,
         due_at_us: match body {
             Body::First => DUE_AT_US,
             Body::Second => DUE_AT_US + 1,

@@ -22,7 +22,7 @@ mod oracle;
 mod report;
 mod schedule;
 
-use crate::wire::PROTOCOL_VERSION;
+use crate::wire::{Description, PROTOCOL_VERSION};
 use asker::{Asker, Stop, Wrong};
 use fastrand::Rng;
 use futures::{StreamExt as _, stream};
@@ -156,7 +156,9 @@ impl Kit {
     /// [`Unusable`].
     pub async fn connect(subject: Subject) -> Result<Self, Unusable> {
         let (asker, description) = Asker::connect(subject).await?;
-        let report = Report { name: description.name, software: description.software, ..Report::default() };
+        let asked_for_veto = asker.subject().vetoed.is_some();
+        let Description { name, software, .. } = description;
+        let report = Report { name, software, asked_for_veto, ..Report::default() };
         Ok(Self { asker, report })
     }
 
@@ -167,11 +169,11 @@ impl Kit {
         }
         let cells = Schedule::cells(self.asker.subject().vetoed.is_some());
         self.run_all(cells.into_iter().map(|schedule| (schedule, None)).collect()).await;
-        if self.report.is_ok() {
+        if self.report.findings.is_empty() {
             let meetings = (0..options.meetings).flat_map(|_| Schedule::meetings());
             self.run_all(meetings.map(|schedule| (schedule, None)).collect()).await;
         }
-        if self.report.is_ok() {
+        if self.report.findings.is_empty() {
             let seeds = (0..u64::from(options.schedules)).map(|index| options.seed.wrapping_add(index));
             let random = seeds.map(|seed| (Schedule::random(&mut Rng::with_seed(seed)), Some(seed)));
             self.run_all(random.collect()).await;

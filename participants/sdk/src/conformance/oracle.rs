@@ -21,13 +21,14 @@ pub(super) struct World {
 pub(super) struct Oracle {
     worlds: HashSet<World>,
     may_veto: bool,
+    pivot: usize,
 }
 
 impl Oracle {
-    /// Nothing has been asked yet.
-    pub(super) fn new(free: Option<i64>, may_veto: bool) -> Self {
+    /// Nothing has been asked yet. `pivot` is the slot of A's.
+    pub(super) fn new(free: Option<i64>, may_veto: bool, pivot: usize) -> Self {
         let nothing = World { fences: [None; SLOTS.len()], free };
-        Self { worlds: HashSet::from([nothing]), may_veto }
+        Self { worlds: HashSet::from([nothing]), may_veto, pivot }
     }
 
     /// Takes the answers to what was asked at the same time. `false` if they fit no order of it.
@@ -119,9 +120,10 @@ impl Oracle {
         Some(world)
     }
 
-    /// Only the pivot of a participant that declares it may veto. Branch 0 is the pivot of each transaction.
+    /// Only a pivot may veto, of a participant that declares it. B's only branch is one.
     fn vetoes(&self, ask: Ask) -> bool {
-        self.may_veto && SLOTS[ask.slot].1 == 0
+        let is_pivot = ask.slot == self.pivot || SLOTS[ask.slot].0 == "B";
+        self.may_veto && is_pivot
     }
 }
 
@@ -172,7 +174,7 @@ mod tests {
 
     #[test]
     fn of_operations_that_met_some_order_must_explain_all_answers() {
-        let mut tried = Oracle::new(Some(1), false);
+        let mut tried = Oracle::new(Some(1), false, 0);
         assert!(tried.take(&[(ask(Try), Outcome::Done)]));
         let both = |confirm, cancel| tried.clone().take(&[(ask(Confirm), confirm), (ask(Cancel), cancel)]);
 
@@ -185,7 +187,7 @@ mod tests {
     #[test]
     fn what_there_is_one_of_is_reserved_once() {
         let other = Ask { slot: 2, ..ask(Try) };
-        let both = |one, two| Oracle::new(Some(1), false).take(&[(ask(Try), one), (other, two)]);
+        let both = |one, two| Oracle::new(Some(1), false, 0).take(&[(ask(Try), one), (other, two)]);
 
         assert!(both(Outcome::Done, NO) && both(NO, Outcome::Done));
         assert!(!both(Outcome::Done, Outcome::Done) && !both(NO, NO));
@@ -195,7 +197,7 @@ mod tests {
     fn a_veto_is_for_a_pivot_that_declares_it() {
         let veto = Outcome::Vetoed(Refusal::own("NOT_NOW"));
         let fits = |may_veto, slot| {
-            let mut oracle = Oracle::new(None, may_veto);
+            let mut oracle = Oracle::new(None, may_veto, 0);
             let at = |operation| Ask { slot, ..ask(operation) };
             oracle.take(&[(at(Try), Outcome::Done)]) && oracle.take(&[(at(Confirm), veto.clone())])
         };
@@ -206,7 +208,7 @@ mod tests {
 
     #[test]
     fn a_wrong_answer_is_told_beside_the_right_one() {
-        let mut oracle = Oracle::new(None, false);
+        let mut oracle = Oracle::new(None, false, 0);
         oracle.take(&[(ask(Cancel), Outcome::Done)]);
 
         assert!(!oracle.take(&[(ask(Try), Outcome::Done)]));

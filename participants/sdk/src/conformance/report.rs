@@ -82,15 +82,35 @@ pub struct Report {
     pub inconclusive: u64,
     /// The cells of the fence table that were asked for, as `state operation`.
     pub cells: BTreeSet<String>,
+    /// Something was named that is vetoed.
+    pub asked_for_veto: bool,
     /// What is wrong, each mistake once. The first one is to be mended first: others may follow from it.
     pub findings: Vec<Finding>,
 }
 
 impl Report {
-    /// Whether nothing is wrong.
+    /// Whether nothing is wrong, and it was possible to see that.
     #[must_use]
     pub fn is_ok(&self) -> bool {
-        self.findings.is_empty()
+        self.findings.is_empty() && self.unseen().is_empty()
+    }
+
+    /// Why nothing can be said, although no mistake was found.
+    #[must_use]
+    pub fn unseen(&self) -> Vec<String> {
+        let mut unseen = Vec::new();
+        if self.effects_seen == 0 {
+            unseen.push("no effect was seen: name something of which there are one or two".to_owned());
+        }
+        for state in STATES.iter().filter(|state| **state != "vetoed" || self.asked_for_veto) {
+            if !self.cells.iter().any(|cell| cell.split(' ').next() == Some(*state)) {
+                unseen.push(format!("no fence was ever {state}"));
+            }
+        }
+        if self.inconclusive * MOST_JUDGED > self.passed {
+            unseen.push(format!("{} schedules have no verdict, since an answer was lost", self.inconclusive));
+        }
+        unseen
     }
 
     /// Whether this mistake was found.
@@ -100,6 +120,8 @@ impl Report {
     }
 }
 
+/// If more than one of so many schedules has no verdict, it is not known whether the participant is right.
+const MOST_JUDGED: u64 = 10;
 /// The states of a fence that a participant without effects outside of its database has.
 const STATES: [&str; 7] = ["absent", "tried", "refused", "confirmed", "cancelled", "vetoed", "stopped"];
 
@@ -107,21 +129,12 @@ impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "participant {} ({})", self.name, self.software)?;
         writeln!(f, "schedules answered rightly: {}", self.passed)?;
-        let hint =
-            if self.effects_seen == 0 { "; are there one or two of what was to be reserved?" } else { "" };
-        writeln!(f, "of these, with what was left seen: {}{hint}", self.effects_seen)?;
+        writeln!(f, "of these, with what was left seen: {}", self.effects_seen)?;
         if self.inconclusive > 0 {
             writeln!(f, "not judged, since an answer was lost: {}", self.inconclusive)?;
         }
         let cells = STATES.len() * 3;
         writeln!(f, "cells of the fence table: {} of {cells}", self.cells.len())?;
-        let missed = STATES
-            .iter()
-            .filter(|state| !self.cells.iter().any(|cell| cell.split(' ').next() == Some(**state)));
-        let missed: Vec<&str> = missed.copied().collect();
-        if !missed.is_empty() {
-            writeln!(f, "never met: {}", missed.join(", "))?;
-        }
         for finding in &self.findings {
             writeln!(f, "{}: {}", finding.mistake, finding.mistake.what())?;
             writeln!(f, "  schedule: {}", finding.schedule)?;
@@ -130,9 +143,10 @@ impl fmt::Display for Report {
                 writeln!(f, "  seed: {seed}")?;
             }
         }
-        match self.findings.len() {
-            0 => f.write_str("ok"),
-            found => write!(f, "broken: {found} mistakes"),
+        match (self.findings.len(), self.unseen().as_slice()) {
+            (0, []) => f.write_str("ok"),
+            (0, unseen) => write!(f, "not known: {}", unseen.join("; ")),
+            (found, _) => write!(f, "broken: {found} mistakes"),
         }
     }
 }

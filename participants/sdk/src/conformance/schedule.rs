@@ -4,7 +4,7 @@ use fastrand::Rng;
 use std::fmt;
 use tcc_core::Operation::{self, Cancel, Confirm, Try};
 
-/// The branches of a schedule: two of a transaction A, the first of which is its pivot, and one of a transaction B.
+/// The branches of a schedule: two of a transaction A, one of which is its pivot, and one of a transaction B.
 pub(super) const SLOTS: [(&str, u16); 3] = [("A", 0), ("A", 1), ("B", 0)];
 
 /// Which of two bodies under the same id.
@@ -44,9 +44,16 @@ pub(super) struct Schedule {
     pub moves: Vec<Move>,
     /// Whether Confirm is asked of something that is vetoed.
     pub is_vetoed: bool,
+    /// Which branch of A is its pivot: the slot, 0 or 1.
+    pub pivot: usize,
 }
 
 impl Ask {
+    /// What every transaction begins with.
+    pub(super) fn first_try() -> Self {
+        Self::of(Try)
+    }
+
     fn of(operation: Operation) -> Self {
         Self { slot: 0, operation, body: Body::First }
     }
@@ -67,8 +74,13 @@ impl Move {
 }
 
 impl Schedule {
+    /// No ask at all.
+    pub(super) fn nothing() -> Self {
+        Self::of([])
+    }
+
     fn of(asks: impl IntoIterator<Item = Ask>) -> Self {
-        Self { moves: asks.into_iter().map(Move::one).collect(), is_vetoed: false }
+        Self { moves: asks.into_iter().map(Move::one).collect(), is_vetoed: false, pivot: 0 }
     }
 
     fn then(mut self, asks: impl IntoIterator<Item = Ask>, meeting: Meeting) -> Self {
@@ -76,7 +88,8 @@ impl Schedule {
         self
     }
 
-    /// Each cell of the fence table: a way to the state, then the operation, twice, or once with another body.
+    /// Each cell of the fence table, at a pivot and at another branch: a way to the state, then the operation, twice, or once with
+    /// another body. What a pivot vetoes, another branch confirms.
     pub(super) fn cells(with_veto: bool) -> Vec<Self> {
         let ask = Ask::of;
         let ways: [(bool, Vec<Ask>); 7] = [
@@ -93,8 +106,8 @@ impl Schedule {
         for (is_vetoed, way) in ways.iter().filter(|(is_vetoed, _)| with_veto || !is_vetoed) {
             for operation in [Try, Confirm, Cancel] {
                 for last in [vec![ask(operation); 2], vec![ask(operation).with(Body::Second)]] {
-                    let asks = way.iter().copied().chain(last);
-                    cells.push(Self { is_vetoed: *is_vetoed, ..Self::of(asks) });
+                    let schedule = Self::of(way.iter().copied().chain(last));
+                    cells.extend([0, 1].map(|pivot| Self { is_vetoed: *is_vetoed, pivot, ..schedule.clone() }));
                 }
             }
         }
@@ -134,7 +147,7 @@ impl Schedule {
             let meeting = if rng.bool() { Meeting::OnConnections } else { Meeting::InOneRequest };
             Move { asks: (0..asks).map(|_| ask(rng)).collect(), meeting }
         });
-        Self { moves: moves.collect(), is_vetoed: false }
+        Self { moves: moves.collect(), is_vetoed: false, pivot: rng.usize(..2) }
     }
 
     /// What is simpler by one thing: one ask less, or one meeting less.
@@ -205,7 +218,10 @@ impl fmt::Display for Schedule {
                 (_, Meeting::InOneRequest) => " in one request",
             })?;
         }
-        Ok(())
+        match self.pivot {
+            0 => Ok(()),
+            _ => f.write_str(", where A/1 is the pivot"),
+        }
     }
 }
 
@@ -222,6 +238,8 @@ mod tests {
             schedule.to_string(),
             "Try A/0, then Confirm A/0 and Cancel A/0 with another body at the same time"
         );
+        let other = Schedule { pivot: 1, ..Schedule::of([Ask::of(Try)]) };
+        assert_eq!(other.to_string(), "Try A/0, where A/1 is the pivot");
     }
 
     #[test]
