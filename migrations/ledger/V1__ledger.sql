@@ -98,3 +98,9 @@ BEGIN
             USING ERRCODE = 'serialization_failure';
     END IF;
 END $$;
+
+-- Puts what is new into the summaries of branch_by_time. Only the index's owner may, and the engine is none.
+CREATE FUNCTION summarize_fences() RETURNS bigint
+LANGUAGE sql SECURITY DEFINER SET search_path FROM CURRENT AS $$
+    SELECT count(brin_summarize_new_values(x.inhrelid)) FROM pg_inherits x WHERE x.inhparent = 'branch_by_time'::regclass;
+$$;

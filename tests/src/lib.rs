@@ -8,6 +8,7 @@ pub mod gate;
 pub mod process;
 pub mod program;
 pub mod proxy;
+pub mod secure;
 
 use jiff::{SignedDuration, Timestamp};
 use std::time::Duration;
@@ -59,6 +60,7 @@ impl System {
         }
         let config = Config {
             listen: "127.0.0.1:0".into(),
+            insecure_dev: true,
             coordinator: Database { url: url("coordinator") },
             shards: names.iter().map(|name| ShardConfig { name: name.clone(), url: url(name) }).collect(),
             ..Config::default()

@@ -154,6 +154,10 @@ impl Failure {
             "HOLD_NOT_CANCELLABLE" => {
                 format!("see how it ends with: tccctl holds get {} --watch", named("id"))
             }
+            "TOKEN_MISSING" | "TOKEN_INVALID" | "TOKEN_EXPIRED" | "CERTIFICATE_UNKNOWN" => {
+                "give an API key or a token with --token-file or TCC_TOKEN, or a certificate with --certificate and --key"
+                    .to_owned()
+            }
             "ID_TIME_OUT_OF_RANGE" => {
                 "compare the clock of this machine with database_time of: tccctl status".to_owned()
             }

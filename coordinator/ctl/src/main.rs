@@ -7,6 +7,7 @@
 
 mod accounts;
 mod audit;
+mod credentials;
 mod errors;
 mod holds;
 mod output;
@@ -14,11 +15,12 @@ mod session;
 mod shards;
 mod status;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory as _, Parser, Subcommand, error::ErrorKind};
+use credentials::Credentials;
 use errors::{Exit, Failure};
 use output::{Format, Output};
 use session::Session;
-use std::{process::ExitCode, time::Duration};
+use std::{path::PathBuf, process::ExitCode, time::Duration};
 use tonic::transport::Uri;
 use uuid::Uuid;
 
@@ -29,7 +31,10 @@ Exit codes:
   2  the command line is wrong
   3  `audit run` found something
   4  the server cannot be reached, or the outcome is not known: repeating the command is safe,
-     for `accounts issue` with the id it printed";
+     for `accounts issue` with the id it printed
+
+An API key or token is read from the file of --token-file, or from the environment: TCC_TOKEN.
+It is never an argument, which everybody on this machine could see.";
 
 /// The operator's command line of tcc.
 #[derive(Parser)]
@@ -53,6 +58,18 @@ struct Global {
         value_parser = server
     )]
     server: Uri,
+    /// The authorities of the server's certificate (PEM) [default: the system's]
+    #[arg(long, global = true, env = "TCC_CA", value_name = "FILE")]
+    ca: Option<PathBuf>,
+    /// A file with an API key or token
+    #[arg(long, global = true, env = "TCC_TOKEN_FILE", value_name = "FILE")]
+    token_file: Option<PathBuf>,
+    /// A client certificate (PEM)
+    #[arg(long, global = true, env = "TCC_CERTIFICATE", value_name = "FILE")]
+    certificate: Option<PathBuf>,
+    /// The private key of the client certificate (PEM)
+    #[arg(long, global = true, env = "TCC_KEY", value_name = "FILE")]
+    key: Option<PathBuf>,
     /// How to print: for people, or as JSON (errors, too; one object, or one a line)
     #[arg(short, long, global = true, value_enum, default_value_t = Format::Table)]
     output: Format,
@@ -160,7 +177,13 @@ enum Shards {
 async fn main() -> ExitCode {
     let Cli { global, noun } = Cli::parse();
     let output = Output::new(global.output);
-    let session = Session::new(global.server, global.timeout);
+    let Global { server, ca, token_file, certificate, key, timeout, .. } = global;
+    let session = Credentials::read(ca, token_file, certificate, key)
+        .and_then(|credentials| Session::new(server, &credentials, timeout));
+    let session = match session {
+        Ok(session) => session,
+        Err(what) => Cli::command().error(ErrorKind::ValueValidation, what).exit(),
+    };
     match run(noun, &session, &output).await {
         Ok(exit) => exit.into(),
         Err(failure) => {
@@ -199,11 +222,11 @@ async fn run(noun: Noun, session: &Session, output: &Output) -> Result<Exit, Box
 
 /// Reads `--server`.
 fn server(text: &str) -> Result<Uri, String> {
-    let uri: Uri = text.parse().map_err(|_| "write it as http://HOST:PORT".to_owned())?;
+    let wrong = || "write it as https://HOST:PORT or http://HOST:PORT".to_owned();
+    let uri: Uri = text.parse().map_err(|_| wrong())?;
     match uri.scheme_str() {
-        Some("http") if matches!(uri.path(), "" | "/") && uri.query().is_none() => Ok(uri),
-        Some("https") => Err("TLS is not spoken here: write it as http://HOST:PORT".to_owned()),
-        _ => Err("write it as http://HOST:PORT".to_owned()),
+        Some("http" | "https") if matches!(uri.path(), "" | "/") && uri.query().is_none() => Ok(uri),
+        _ => Err(wrong()),
     }
 }
 
@@ -224,7 +247,6 @@ fn transaction_id(text: &str) -> Result<Uuid, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::{CommandFactory as _, error::ErrorKind};
 
     fn error_of(args: &[&str]) -> (ErrorKind, String) {
         let Err(error) = Cli::try_parse_from([&["tccctl"], args].concat()) else {
@@ -260,12 +282,12 @@ mod tests {
     }
 
     #[test]
-    fn a_server_is_a_plain_http_address() {
-        for good in ["http://127.0.0.1:7070", "http://[::1]:7070/", "http://tcc.internal"] {
+    fn a_server_is_an_address_without_a_path() {
+        for good in ["http://127.0.0.1:7070", "http://[::1]:7070/", "https://tcc.internal"] {
             assert!(server(good).is_ok(), "{good}");
         }
         for wrong in
-            ["127.0.0.1:7070", "localhost", "https://tcc:7070", "http://tcc:7070/v1", "ftp://tcc", ""]
+            ["127.0.0.1:7070", "localhost", "https://tcc:7070/v1", "http://tcc:7070/v1", "ftp://tcc", ""]
         {
             assert!(server(wrong).is_err(), "{wrong}");
         }

@@ -3,27 +3,34 @@
 
 use crate::{
     api::{Holds, Ledger, Operator},
+    auth::Gate,
     config::Config,
+    databases::{Database, Logins},
     engine::{Engine, Participants},
     heads,
+    listener::Listener,
     schedule::{Leases, Scheduler, Timers, fire, partitions},
     shards::Shards,
     store::{self, Store},
     sweep::{self, Progress},
+    tls,
+    watched::{WatchError, Watched},
 };
 use std::{collections::HashSet, net::SocketAddr, sync::Arc, time::Duration};
 use tcc_core::Timestamp;
 use tcc_ledger::{Shard, heads::Heads};
-use tcc_participant::{Failure, Participant, retry::Backoff, session::bounded};
+use tcc_participant::{Failure, Participant, Postgres, retry::Backoff};
 use tcc_proto::v1::{
     hold_service_server::HoldServiceServer, ledger_service_server::LedgerServiceServer,
     operator_service_server::OperatorServiceServer,
 };
 use tokio::net::TcpListener;
-use tokio_postgres::NoTls;
 use tokio_util::sync::CancellationToken;
-use tonic::transport::{Server, server::TcpIncoming};
-use tonic_health::server::HealthReporter;
+use tonic::service::Routes;
+use tonic_health::{
+    pb::health_server::{Health, HealthServer},
+    server::HealthReporter,
+};
 use uuid::Uuid;
 
 /// How long what is under way may take to finish when a coordinator stops.
@@ -32,8 +39,6 @@ const DRAIN: Duration = Duration::from_secs(10);
 const HANG_UP: Duration = Duration::from_secs(2);
 /// How long wake-ups are fired on after the slots were given back, if others take them: they need a moment to read.
 const FIRE_ON: Duration = Duration::from_secs(2);
-/// Requests are small: an id, two accounts, an amount.
-const MAX_REQUEST: usize = 64 * 1024;
 
 /// Why a coordinator does not start, or stopped by itself.
 #[derive(Debug, thiserror::Error)]
@@ -73,9 +78,32 @@ pub enum ServeError {
         /// Why.
         source: std::io::Error,
     },
-    /// The server broke down.
-    #[error("serving: {0}")]
-    Serve(#[from] tonic::transport::Error),
+    /// An insecure server that others than this machine could reach.
+    #[error(
+        "insecure_dev believes whoever calls, so it listens on a loopback address, and {0} is none: \
+         listen on 127.0.0.1, or configure [tls] and [auth] and leave insecure_dev out"
+    )]
+    Exposed(String),
+    /// An insecure server that has been told how to be a secure one.
+    #[error(
+        "insecure_dev believes whoever calls, and [auth] and [tls] say whom to believe: leave one of them out"
+    )]
+    Contradiction,
+    /// Nobody could call it.
+    #[error(
+        "nobody could call: [auth] is missing. Name callers with API keys or certificates in auth.callers, or an identity \
+         provider in [auth.jwt]; for development on this machine alone there is --insecure-dev"
+    )]
+    Closed,
+    /// Credentials would be sent in the clear.
+    #[error(
+        "credentials sent to {0} could be read on the way: configure [tls], or listen on 127.0.0.1 behind something that \
+         speaks TLS"
+    )]
+    Unencrypted(String),
+    /// A file that the configuration names.
+    #[error(transparent)]
+    File(#[from] WatchError),
     /// The reflection service cannot be built.
     #[error("reflection: {0}")]
     Reflection(#[from] tonic_reflection::server::Error),
@@ -97,6 +125,8 @@ pub struct Vitals {
 pub struct Running {
     /// Where it listens.
     pub address: SocketAddr,
+    /// Whether it speaks TLS there.
+    pub is_encrypted: bool,
     /// Its engine.
     pub engine: Arc<Engine>,
     /// Its ring.
@@ -106,6 +136,12 @@ pub struct Running {
 }
 
 impl Running {
+    /// Where clients find it.
+    #[must_use]
+    pub fn url(&self) -> String {
+        format!("{}://{}", if self.is_encrypted { "https" } else { "http" }, self.address)
+    }
+
     /// A token that stops it, in order.
     #[must_use]
     pub fn stop(&self) -> CancellationToken {
@@ -144,25 +180,38 @@ pub async fn start_with(
     between: Between,
     change_store: impl FnOnce(Store) -> Store,
 ) -> Result<Running, ServeError> {
-    let coordinator = database("the coordinator", &config.coordinator.url)?;
+    let addresses = addresses(config).await?;
+    let stop = CancellationToken::new();
+    // Whatever fails from here on ends what has been started.
+    let unless_served = stop.clone().drop_guard();
+    let gate = Gate::start(config, stop.clone()).await?;
+    let tls = match config.tls.clone() {
+        Some(files) => {
+            let paths = tls::files(&files);
+            Some(Watched::start(paths, move |contents| tls::server(&files, contents), stop.clone())?)
+        }
+        None => None,
+    };
+
+    let logins = Logins::read(&config.postgres)?;
+    let coordinator = database(&logins, "the coordinator", &config.coordinator.url)?;
     let names: Vec<String> = config.shards.iter().map(|shard| shard.name.clone()).collect();
-    let mut client = connect("the coordinator", &coordinator).await?;
+    let mut client = connect("the coordinator", &coordinator.migrator).await?;
     let map = store::schema::prepare(&mut client, &names).await?;
     let kept = store::heads::kept(&client).await.map_err(store::schema::SchemaError::from)?;
 
-    let stop = CancellationToken::new();
-    let mut shards = Vec::new();
+    let (mut shards, mut maintained) = (Vec::new(), Vec::new());
     for shard in &config.shards {
         let which = format!("shard {}", shard.name);
-        let database = database(&which, &shard.url)?;
+        let database = database(&logins, &which, &shard.url)?;
         let buckets = map[&shard.name].clone();
-        match connect(&which, &database).await {
+        match connect(&which, &database.migrator).await {
             Ok(mut client) => tcc_ledger::prepare(&mut client, &shard.name, &buckets).await?,
             Err(error) => {
                 tracing::warn!(%error, "starting without a shard; it joins when it is there");
                 tokio::spawn(prepare_late(
                     which,
-                    database.clone(),
+                    database.migrator.clone(),
                     shard.name.clone(),
                     buckets.clone(),
                     stop.clone(),
@@ -174,44 +223,56 @@ pub async fn start_with(
             heads.expect(kept.heads.clone());
             kept.lost.iter().for_each(|lost| heads.stop(lost.clone()));
         }
-        shards.push(Shard::start(&shard.name, &database, buckets, heads));
+        shards.push(Shard::start(&shard.name, &database.engine, buckets, heads));
+        maintained.push((shard.name.clone(), database.maintainer));
     }
 
-    let listener = TcpListener::bind(&config.listen).await;
     let listen = |source| ServeError::Listen { address: config.listen.clone(), source };
-    let listener = listener.map_err(listen)?;
-    let address = listener.local_addr().map_err(listen)?;
+    let tcp = TcpListener::bind(&addresses[..]).await.map_err(listen)?;
+    let address = tcp.local_addr().map_err(listen)?;
 
     let instance = Uuid::now_v7();
-    let leases = Leases::start(&coordinator, instance, &format!("{}/{address}", machine()))
+    let leases = Leases::start(&coordinator.engine, instance, &format!("{}/{address}", machine()))
         .await
         .map_err(ServeError::Leases)?;
     let (timers, clock) = (leases.timers(), leases.clock());
-    let scheduler = Scheduler::new(&coordinator, clock.clone(), timers.clone(), leases.hung());
+    let scheduler = Scheduler::new(&coordinator.engine, clock.clone(), timers.clone(), leases.hung());
     let (unbroken, progress) = (leases.unbroken(), Progress::default());
     let vitals =
         Vitals { instance, started_at: clock.now(), timers: timers.clone(), sweep: progress.clone() };
     let participants =
         shards.iter().map(|shard| between(Arc::new(shard.clone()) as Arc<dyn Participant>)).collect();
     let participants = Participants::new(participants, &map);
-    let store = change_store(Store::start(&coordinator));
+    let store = change_store(Store::start(&coordinator.engine));
     let engine = Engine::new(store, participants, timers.clone(), clock.clone(), unbroken.clone());
     let shards = Arc::new(Shards::new(shards, &map));
 
-    tokio::spawn(partitions::keep(coordinator.clone(), timers.clone(), Arc::clone(&shards), stop.clone()));
+    tokio::spawn(partitions::keep(coordinator.maintainer, maintained, timers.clone(), stop.clone()));
     tokio::spawn(heads::keep(engine.store().clone(), Arc::clone(&shards), instance, stop.clone()));
     let (engine_to_tell, shards_to_sweep) = (Arc::clone(&engine), Arc::clone(&shards));
-    tokio::spawn(sweep::keep(coordinator, engine_to_tell, shards_to_sweep, unbroken, progress, stop.clone()));
+    tokio::spawn(sweep::keep(
+        coordinator.engine,
+        engine_to_tell,
+        shards_to_sweep,
+        unbroken,
+        progress,
+        stop.clone(),
+    ));
     let schedule = Schedule { leases, scheduler };
     let api = Api { engine: Arc::clone(&engine), shards, vitals: Arc::new(vitals), config: config.clone() };
-    let serving = tokio::spawn(serve(api, listener, schedule, stop.clone()));
-    Ok(Running { address, engine, timers, stop, serving })
+    let health = tonic_health::server::health_reporter();
+    set_health(&health.0, true).await;
+    let routes = api.routes(health.1)?;
+    let listener = Listener { tcp, tls, traffic: config.traffic.clone(), gate, routes };
+    let serving = tokio::spawn(serve(api, listener, health.0, schedule, stop.clone()));
+    let _ = unless_served.disarm();
+    Ok(Running { address, is_encrypted: config.tls.is_some(), engine, timers, stop, serving })
 }
 
 /// Prepares a shard that was not there at the start, once it is. Its executors refuse it until then.
 async fn prepare_late(
     which: String,
-    database: tokio_postgres::Config,
+    database: Postgres,
     name: String,
     buckets: HashSet<u16>,
     stop: CancellationToken,
@@ -238,6 +299,30 @@ struct Api {
     config: Config,
 }
 
+impl Api {
+    /// What there is to ask for.
+    fn routes(&self, health: HealthServer<impl Health>) -> Result<Routes, ServeError> {
+        let descriptors = || {
+            tonic_reflection::server::Builder::configure()
+                .register_encoded_file_descriptor_set(tcc_proto::FILE_DESCRIPTOR_SET)
+                .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+                .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
+        };
+        let (engine, limits) = (&self.engine, &self.config.limits);
+        let holds = Holds::new(Arc::clone(engine), limits.clone());
+        let ledger = Ledger::new(Arc::clone(&self.shards), Arc::clone(engine), limits.clone());
+        let operator = Operator::new(Arc::clone(engine), Arc::clone(&self.shards), Arc::clone(&self.vitals));
+        let longest = self.config.traffic.message_bytes as usize;
+        let routes = Routes::new(HoldServiceServer::new(holds).max_decoding_message_size(longest))
+            .add_service(LedgerServiceServer::new(ledger).max_decoding_message_size(longest))
+            .add_service(OperatorServiceServer::new(operator).max_decoding_message_size(longest))
+            .add_service(health)
+            .add_service(descriptors().build_v1()?)
+            .add_service(descriptors().build_v1alpha()?);
+        Ok(routes.prepare())
+    }
+}
+
 struct Schedule {
     leases: Leases,
     scheduler: Scheduler,
@@ -246,40 +331,15 @@ struct Schedule {
 /// Serves until asked to stop; then stops in order: readiness and new work, slots, what is due, work under way, connections.
 async fn serve(
     api: Api,
-    listener: TcpListener,
+    listener: Listener,
+    health: HealthReporter,
     schedule: Schedule,
     stop: CancellationToken,
 ) -> Result<(), ServeError> {
-    let Api { engine, shards, vitals, config } = api;
+    let Api { engine, vitals, .. } = api;
     let (timers, clock) = (vitals.timers.clone(), engine.clock().clone());
-    let (health, health_service) = tonic_health::server::health_reporter();
-    set_health(&health, true).await;
-    let descriptors = || {
-        tonic_reflection::server::Builder::configure()
-            .register_encoded_file_descriptor_set(tcc_proto::FILE_DESCRIPTOR_SET)
-            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-            .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
-    };
-    let limits = &config.limits;
-    let holds = Holds::new(Arc::clone(&engine), limits.clone());
-    let ledger = Ledger::new(Arc::clone(&shards), Arc::clone(&engine), limits.clone());
-    let operator = Operator::new(Arc::clone(&engine), shards, vitals);
     let hang_up = CancellationToken::new();
-    let server = Server::builder()
-        .tcp_nodelay(true)
-        .http2_keepalive_interval(Some(Duration::from_secs(20)))
-        .max_concurrent_streams(1_024)
-        .add_service(HoldServiceServer::new(holds).max_decoding_message_size(MAX_REQUEST))
-        .add_service(LedgerServiceServer::new(ledger).max_decoding_message_size(MAX_REQUEST))
-        .add_service(OperatorServiceServer::new(operator).max_decoding_message_size(MAX_REQUEST))
-        .add_service(health_service)
-        .add_service(descriptors().build_v1()?)
-        .add_service(descriptors().build_v1alpha()?)
-        .serve_with_incoming_shutdown(
-            TcpIncoming::from(listener).with_nodelay(Some(true)),
-            hang_up.clone().cancelled_owned(),
-        );
-    let server = tokio::spawn(server);
+    let server = tokio::spawn(listener.serve(hang_up.clone()));
 
     let stop_schedule = CancellationToken::new();
     let leases = tokio::spawn(schedule.leases.run(stop_schedule.clone()));
@@ -308,9 +368,7 @@ async fn serve(
     admitting.abort();
     engine.drain(DRAIN).await;
     hang_up.cancel();
-    if let Ok(Ok(served)) = tokio::time::timeout(HANG_UP, server).await {
-        served?;
-    }
+    let _ = tokio::time::timeout(HANG_UP, server).await;
     Ok(())
 }
 
@@ -328,21 +386,61 @@ fn machine() -> String {
     name.trim().to_owned()
 }
 
-fn database(which: &str, url: &str) -> Result<tokio_postgres::Config, ServeError> {
-    url.parse().map_err(|source| ServeError::Url { which: which.to_owned(), source })
+/// Where to listen, if that is safe.
+async fn addresses(config: &Config) -> Result<Vec<SocketAddr>, ServeError> {
+    let address = &config.listen;
+    let found = tokio::net::lookup_host(address).await;
+    let found = found.map_err(|source| ServeError::Listen { address: address.clone(), source })?;
+    let addresses: Vec<SocketAddr> = found.collect();
+    let is_local = addresses.iter().all(|address| address.ip().is_loopback());
+    let is_told_whom_to_believe = config.auth.callers.is_some() || config.auth.jwt.is_some();
+    if config.insecure_dev {
+        if !is_local {
+            return Err(ServeError::Exposed(address.clone()));
+        }
+        if is_told_whom_to_believe || config.tls.is_some() {
+            return Err(ServeError::Contradiction);
+        }
+    } else {
+        if !is_told_whom_to_believe {
+            return Err(ServeError::Closed);
+        }
+        if config.tls.is_none() && !is_local {
+            return Err(ServeError::Unencrypted(address.clone()));
+        }
+    }
+    Ok(addresses)
 }
 
-async fn connect(
-    which: &str,
-    database: &tokio_postgres::Config,
-) -> Result<tokio_postgres::Client, ServeError> {
+fn database(logins: &Logins, which: &str, url: &str) -> Result<Database, ServeError> {
+    logins.to(url).map_err(|source| ServeError::Url { which: which.to_owned(), source })
+}
+
+async fn connect(which: &str, database: &Postgres) -> Result<tokio_postgres::Client, ServeError> {
     let unreachable = |error: tokio_postgres::Error| ServeError::Unreachable {
         which: which.to_owned(),
         why: tcc_participant::session::sort(&error).to_string(),
     };
-    let (client, connection) =
-        bounded(database.clone(), "tccd-setup").connect(NoTls).await.map_err(unreachable)?;
-    tokio::spawn(connection);
+    let client = database.bounded("tccd-setup").open().await.map_err(unreachable)?;
     store::schema::check_version(&client).await?;
     Ok(client)
+}
+
+/// Creates or changes the tables of all databases, and serves nothing.
+///
+/// # Errors
+///
+/// [`ServeError`].
+pub async fn migrate(config: &Config) -> Result<(), ServeError> {
+    let logins = Logins::read(&config.postgres)?;
+    let coordinator = database(&logins, "the coordinator", &config.coordinator.url)?;
+    let names: Vec<String> = config.shards.iter().map(|shard| shard.name.clone()).collect();
+    let mut client = connect("the coordinator", &coordinator.migrator).await?;
+    let map = store::schema::prepare(&mut client, &names).await?;
+    for shard in &config.shards {
+        let which = format!("shard {}", shard.name);
+        let mut client = connect(&which, &database(&logins, &which, &shard.url)?.migrator).await?;
+        tcc_ledger::prepare(&mut client, &shard.name, &map[&shard.name]).await?;
+    }
+    Ok(())
 }

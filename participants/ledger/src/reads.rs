@@ -115,17 +115,22 @@ pub enum Branches<'a> {
 /// has begun after it.
 pub(crate) async fn horizon(client: &Client) -> Result<Timestamp, String> {
     let sql = "-- horizon
-        SELECT least(clock_timestamp(), min(xact_start)) FROM pg_stat_activity
+        SELECT least(clock_timestamp(), min(xact_start)), coalesce(bool_or(state IS NULL), false) FROM pg_stat_activity
         WHERE datname = current_database() AND application_name = $1";
-    Ok(client.query_one(sql, &[&CONNECTION]).await.map_err(|e| e.to_string())?.get(0))
+    let row = client.query_one(sql, &[&CONNECTION]).await.map_err(|e| e.to_string())?;
+    if row.get(1) {
+        // What a user may not see of others is NULL.
+        return Err(
+            "it is hidden what another instance is writing; grant pg_read_all_stats to tccd's user".into()
+        );
+    }
+    Ok(row.get(0))
 }
 
 /// The transactions of fences that were written from a time on.
 pub(crate) async fn fenced_since(client: &mut Client, since: Timestamp) -> Result<Vec<Uuid>, String> {
     // What is new has to be in the summaries first; then few pages are read.
-    let summarize = "-- summarize_branches
-        SELECT brin_summarize_new_values(x.inhrelid)
-        FROM pg_inherits x WHERE x.inhparent = 'branch_by_time'::regclass";
+    let summarize = "SELECT summarize_fences()";
     let sql = "-- fenced_since
         SELECT transaction_id FROM branch WHERE fenced_at >= $1 AND role <> 3";
     let rows = async {

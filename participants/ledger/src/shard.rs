@@ -7,18 +7,14 @@ use crate::{
     heads::Heads,
     reads::{self, BranchRow, Branches, PostingRow, ReadError},
 };
-use deadpool_postgres::{
-    Manager, ManagerConfig, Object, Pool, PoolError, RecyclingMethod, Runtime, Timeouts,
-};
+use deadpool_postgres::{Object, Pool, PoolError};
 use futures::future::BoxFuture;
-use std::{collections::HashSet, sync::Arc, time::Duration};
+use std::{collections::HashSet, sync::Arc};
 use tcc_core::{AccountId, Currency, Outcome, Timestamp, Transaction};
 use tcc_participant::{
-    Batcher, Call, Participant,
+    Batcher, Call, Participant, Postgres,
     batch::{Limits, Unknown},
-    session::bounded,
 };
-use tokio_postgres::{Config, NoTls};
 use uuid::Uuid;
 
 /// One shard, in-process. Clones share it.
@@ -51,24 +47,13 @@ impl Shard {
     /// Starts the shard's executors, which connect by themselves and keep trying. They work only on a server that has these
     /// heads.
     #[must_use]
-    pub fn start(name: &str, config: &Config, buckets: HashSet<u16>, heads: Heads) -> Self {
+    pub fn start(name: &str, database: &Postgres, buckets: HashSet<u16>, heads: Heads) -> Self {
         let served = buckets.len();
         let buckets = Arc::new(buckets);
         // A second one would mostly wait for the accounts that the first one has locked.
-        let executors = vec![ShardExecutor::new(name, config, buckets, heads.clone())];
+        let executors = vec![ShardExecutor::new(name, database, buckets, heads.clone())];
         let operations = Batcher::start(&format!("shard {name}"), executors, Limits::default());
-        let manager = Manager::from_config(
-            bounded(config.clone(), "tcc-shard-reads"),
-            NoTls,
-            ManagerConfig { recycling_method: RecyclingMethod::Verified },
-        );
-        let patience = Some(Duration::from_secs(3));
-        let reads = Pool::builder(manager)
-            .max_size(8)
-            .runtime(Runtime::Tokio1)
-            .timeouts(Timeouts { wait: patience, create: patience, recycle: patience })
-            .build()
-            .expect("a pool with a runtime and time-outs is complete");
+        let reads = database.pool("tcc-shard-reads");
         Self { name: name.into(), operations, reads, buckets: served, heads }
     }
 
@@ -211,20 +196,6 @@ impl Shard {
     pub async fn fenced_before(&self, until: Uuid, limit: i64) -> Result<Vec<Uuid>, ReadError> {
         let client = self.reader().await?;
         reads::fenced_before(&client, until, limit).await.map_err(|cause| self.unreachable(cause))
-    }
-
-    /// Creates partitions ahead of time.
-    ///
-    /// # Errors
-    ///
-    /// [`ReadError::Unreachable`].
-    pub async fn ensure_partitions(&self) -> Result<usize, ReadError> {
-        let client = self.reader().await?;
-        let made = async {
-            let now = client.query_one("SELECT clock_timestamp()", &[]).await?.get(0);
-            crate::schema::ensure_partitions(&client, now).await
-        };
-        made.await.map_err(|e| self.unreachable(e.to_string()))
     }
 
     /// A connection for reading, of a server whose identity the executors have checked. What has lost commits can be read.

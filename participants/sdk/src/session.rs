@@ -5,19 +5,17 @@
 //! is unknown. It sends no cancel requests, since one that meets a COMMIT produces exactly that warning. Whatever goes
 //! wrong is sorted into the [`Failure`]s that a batch can have.
 
-use crate::batch::Failure;
+use crate::{batch::Failure, postgres::Postgres};
+use futures::StreamExt as _;
 use std::{
     collections::HashMap,
-    future::poll_fn,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
 };
 use tokio_postgres::{
-    AsyncMessage, Client, Config, NoTls, Statement,
-    config::TargetSessionAttrs,
+    AsyncMessage, Client, Statement,
     error::{DbError, Severity, SqlState},
 };
 
@@ -34,7 +32,7 @@ pub enum Plans {
 
 /// One connection, opened when asked, with its prepared statements.
 pub struct Session {
-    config: Config,
+    database: Postgres,
     plans: Plans,
     live: Option<Live>,
 }
@@ -45,25 +43,11 @@ struct Live {
     in_doubt: Arc<AtomicBool>,
 }
 
-/// Bounds every connection: 2 s to connect, 10 s for a peer that does not acknowledge.
-#[must_use]
-pub fn bounded(mut config: Config, application_name: &str) -> Config {
-    config
-        .application_name(application_name)
-        .connect_timeout(Duration::from_secs(2))
-        .tcp_user_timeout(Duration::from_secs(10))
-        .keepalives_idle(Duration::from_secs(10));
-    config
-}
-
 impl Session {
     /// A session that is not connected yet.
     #[must_use]
-    pub fn new(config: &Config, application_name: &str, plans: Plans) -> Self {
-        let mut config = bounded(config.clone(), application_name);
-        // A server that became a standby takes no writes: look for the one that does.
-        config.target_session_attrs(TargetSessionAttrs::ReadWrite);
-        Self { config, plans, live: None }
+    pub fn new(database: &Postgres, application_name: &str, plans: Plans) -> Self {
+        Self { database: database.bounded(application_name).writable(), plans, live: None }
     }
 
     /// Opens the connection, dropping the one there was, and prepares the statements.
@@ -73,11 +57,11 @@ impl Session {
     /// [`Failure::Disconnected`] if the server is not reached; others if it does not know what a statement names.
     pub async fn connect(&mut self, statements: &[&'static str]) -> Result<(), Failure> {
         self.live = None;
-        let (client, mut connection) = self.config.connect(NoTls).await.map_err(|e| sort(&e))?;
+        let (client, mut messages) = self.database.connect().await.map_err(|e| sort(&e))?;
         let in_doubt = Arc::new(AtomicBool::new(false));
         let seen = Arc::clone(&in_doubt);
         tokio::spawn(async move {
-            while let Some(message) = poll_fn(|cx| connection.poll_message(cx)).await {
+            while let Some(message) = messages.next().await {
                 match message {
                     Ok(AsyncMessage::Notice(notice)) if doubts_commit(&notice) => {
                         tracing::warn!(notice = notice.message(), "a commit is in doubt");

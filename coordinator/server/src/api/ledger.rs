@@ -1,7 +1,12 @@
 //! `LedgerService`: accounts and their books.
 
 use super::{convert, reason};
-use crate::{config::Limits, engine::Engine, shards::Shards};
+use crate::{
+    auth::{Identity, identity},
+    config::Limits,
+    engine::Engine,
+    shards::Shards,
+};
 use std::sync::Arc;
 use tcc_core::{AccountId, Descriptor, Outcome, Transaction};
 use tcc_ledger::Branches;
@@ -51,6 +56,7 @@ impl LedgerService for Ledger {
         request: Request<v1::GetAccountRequest>,
     ) -> Result<Response<v1::GetAccountResponse>, Status> {
         let id = convert::account("id", &request.get_ref().id)?;
+        check_sees("id", &identity(&request), &id)?;
         let account = self.shards.of(&id).account(&id).await.map_err(reason::of_read)?;
         let account = account.ok_or_else(|| not_found(&id))?;
         Ok(Response::new(v1::GetAccountResponse { account: Some(convert::account_view(&id, &account)) }))
@@ -95,8 +101,10 @@ impl LedgerService for Ledger {
         &self,
         request: Request<v1::ListPostingsRequest>,
     ) -> Result<Response<v1::ListPostingsResponse>, Status> {
+        let caller = identity(&request);
         let request = request.into_inner();
         let id = convert::account("account", &request.account)?;
+        check_sees("account", &caller, &id)?;
         if request.page_size < 0 {
             return Err(reason::invalid("page_size", "FIELD_INVALID", "must not be negative"));
         }
@@ -118,6 +126,11 @@ impl LedgerService for Ledger {
             postings.iter().map(|posting| convert::posting_view(&id, &account.currency, posting)).collect();
         Ok(Response::new(v1::ListPostingsResponse { postings, next_after_version }))
     }
+}
+
+/// Whether somebody may see an account. It is not told whether there is one that may not be seen.
+fn check_sees(field: &str, caller: &Identity, account: &AccountId) -> Result<(), Status> {
+    if caller.may_see(account) { Ok(()) } else { Err(reason::not_covered(field, account)) }
 }
 
 fn not_found(id: &AccountId) -> Status {

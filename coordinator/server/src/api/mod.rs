@@ -7,7 +7,7 @@ mod convert;
 mod holds;
 mod ledger;
 mod operator;
-mod reason;
+pub(crate) mod reason;
 
 pub use holds::Holds;
 pub use ledger::Ledger;

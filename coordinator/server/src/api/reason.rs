@@ -2,7 +2,7 @@
 
 use crate::{engine::EngineError, store::Record};
 use std::time::Duration;
-use tcc_core::{Attention, Event, Phase, Refusal};
+use tcc_core::{AccountId, Attention, Event, Phase, Refusal, TransactionId};
 use tcc_ledger::{ReadError, ShardError};
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
@@ -115,6 +115,73 @@ fn too_late(asked: Event, record: &Record) -> Status {
 pub fn not_stopped(shard: &str) -> Status {
     let message = format!("work on shard {shard} is not stopped, or there is no such shard");
     status(Code::FailedPrecondition, "SHARD_NOT_STOPPED", message, [("shard", shard.to_owned())])
+}
+
+/// Nobody said who asks.
+pub fn nobody() -> Status {
+    unauthenticated(
+        "TOKEN_MISSING",
+        "say who you are: send the metadata \"authorization: Bearer …\" with an API key or a token, or a client certificate",
+    )
+}
+
+/// A credential that is not accepted. Why exactly stands in the log: it would help whoever forges one.
+pub fn token_invalid() -> Status {
+    unauthenticated("TOKEN_INVALID", "the API key or token is not accepted")
+}
+
+/// A token that was good once.
+pub fn token_expired() -> Status {
+    unauthenticated("TOKEN_EXPIRED", "the token has expired; get a new one and repeat")
+}
+
+/// A certificate of an accepted authority that no caller has.
+pub fn certificate_unknown(names: &[String]) -> Status {
+    let message = format!("no caller has a certificate for {}", names.join(", "));
+    unauthenticated("CERTIFICATE_UNKNOWN", &message)
+}
+
+fn unauthenticated(reason: &str, message: &str) -> Status {
+    status(Code::Unauthenticated, reason, message, [])
+}
+
+/// A method that none of the caller's roles opens.
+pub fn without_role(path: &str, caller: &str) -> Status {
+    let method = path.trim_start_matches('/');
+    let message = format!("{caller} has no role that may call {method}");
+    status(Code::PermissionDenied, "NOT_ALLOWED", message, [("method", method.to_owned())])
+}
+
+/// An account that the caller is not responsible for, whether or not it exists.
+pub fn not_covered(field: &str, account: &AccountId) -> Status {
+    let message = format!("{field}: you may not act for account {account}");
+    let metadata = [("field", field.to_owned()), ("account", account.to_string())];
+    status(Code::PermissionDenied, "NOT_ALLOWED", message, metadata)
+}
+
+/// A hold that the caller sees because it is the payee: only the payer decides about it.
+pub fn not_the_payer(id: TransactionId) -> Status {
+    let message = format!("only the payer of hold {id} can do that");
+    status(Code::PermissionDenied, "NOT_ALLOWED", message, [("id", id.to_string())])
+}
+
+/// A caller that asks faster than it may.
+pub fn rate_limited(wait: Duration, per_second: u32) -> Status {
+    let mut details = info("RATE_LIMITED", [("requests_per_second", per_second.to_string())]);
+    details.set_retry_info(Some(wait));
+    let message = format!("more than {per_second} requests a second; nothing was done");
+    Status::with_error_details(Code::ResourceExhausted, message, details)
+}
+
+/// More requests at a time than this instance takes.
+pub fn overloaded() -> Status {
+    EngineError::Overloaded.into()
+}
+
+/// A request that took too long to wait for.
+pub fn given_up(after: Duration) -> Status {
+    let message = format!("no answer after {} s; what it began goes on", after.as_secs());
+    status(Code::DeadlineExceeded, "OUTCOME_UNKNOWN", message, [])
 }
 
 /// A ledger operation without an answer.

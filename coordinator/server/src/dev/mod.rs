@@ -49,6 +49,7 @@ impl Servers {
         let shards = self.shards.iter().enumerate();
         Config {
             listen: listen.to_owned(),
+            insecure_dev: true,
             coordinator: Database { url: self.coordinator.url() },
             shards: shards
                 .map(|(n, cluster)| ShardConfig { name: format!("shard-{n}"), url: cluster.url() })

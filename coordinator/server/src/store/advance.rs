@@ -12,10 +12,10 @@ use super::{
 use std::{collections::HashMap, sync::Arc};
 use tcc_core::{Cause, Event, Timestamp, Transaction, TransactionId};
 use tcc_participant::{
-    Executor, Failure, Session,
+    Executor, Failure, Postgres, Session,
     session::{Plans, sort},
 };
-use tokio_postgres::{Config, Row};
+use tokio_postgres::Row;
 use uuid::Uuid;
 
 /// What an event does is looked up in arrays by its number, so that each item brings little more than that.
@@ -162,8 +162,8 @@ pub struct AdvanceExecutor {
 impl AdvanceExecutor {
     /// Not connected yet.
     #[must_use]
-    pub fn new(config: &Config) -> Self {
-        Self { session: Session::new(config, "tccd-advance", Plans::Generic), table: Table::new() }
+    pub fn new(database: &Postgres) -> Self {
+        Self { session: Session::new(database, "tccd-advance", Plans::Generic), table: Table::new() }
     }
 
     /// Moves in rounds, in each of which an id is there once.

@@ -25,15 +25,13 @@ pub use get::Get;
 pub use record::{Place, Record};
 pub use wake::Woken;
 
-use deadpool_postgres::{Manager, ManagerConfig, Object, Pool, RecyclingMethod, Runtime, Timeouts};
+use deadpool_postgres::{Object, Pool};
 use std::time::Duration;
 use tcc_core::TransactionId;
 use tcc_participant::{
-    Batcher,
+    Batcher, Postgres,
     batch::{Limits, Unknown},
-    session::bounded,
 };
-use tokio_postgres::{Config, NoTls};
 
 /// How far ahead a wake-up may lie. A later due time is armed again on the way there.
 pub const WAKE_HORIZON: jiff::SignedDuration = jiff::SignedDuration::from_hours(90 * 24);
@@ -72,18 +70,18 @@ pub struct Store {
 impl Store {
     /// Starts the batchers, which connect by themselves and keep trying.
     #[must_use]
-    pub fn start(config: &Config) -> Self {
+    pub fn start(database: &Postgres) -> Self {
         Self {
-            begin: Batcher::start("begin", vec![begin::BeginExecutor::new(config)], Limits::default()),
+            begin: Batcher::start("begin", vec![begin::BeginExecutor::new(database)], Limits::default()),
             advance: Batcher::start(
                 "advance",
-                vec![advance::AdvanceExecutor::new(config)],
+                vec![advance::AdvanceExecutor::new(database)],
                 Limits::default(),
             ),
-            wake: Batcher::start("wake", vec![wake::WakeExecutor::new(config)], Limits::default()),
-            defer: Batcher::start("defer", vec![defer::DeferExecutor::new(config)], Limits::default()),
-            get: Batcher::start("get", vec![get::GetExecutor::new(config)], Limits::default()),
-            pool: reads(config),
+            wake: Batcher::start("wake", vec![wake::WakeExecutor::new(database)], Limits::default()),
+            defer: Batcher::start("defer", vec![defer::DeferExecutor::new(database)], Limits::default()),
+            get: Batcher::start("get", vec![get::GetExecutor::new(database)], Limits::default()),
+            pool: database.pool("tccd-reads"),
         }
     }
 
@@ -95,23 +93,6 @@ impl Store {
     pub async fn reader(&self) -> Result<Object, StoreError> {
         self.pool.get().await.map_err(|e| StoreError::Unreachable(e.to_string()))
     }
-}
-
-/// A pool for reads: connections are made when needed, and nobody waits longer than three seconds for one.
-#[must_use]
-pub fn reads(config: &Config) -> Pool {
-    let manager = Manager::from_config(
-        bounded(config.clone(), "tccd-reads"),
-        NoTls,
-        ManagerConfig { recycling_method: RecyclingMethod::Verified },
-    );
-    let patience = Some(Duration::from_secs(3));
-    Pool::builder(manager)
-        .max_size(8)
-        .runtime(Runtime::Tokio1)
-        .timeouts(Timeouts { wait: patience, create: patience, recycle: patience })
-        .build()
-        .expect("a pool with a runtime and time-outs is complete")
 }
 
 impl From<tokio_postgres::Error> for StoreError {
