@@ -12,13 +12,16 @@ pub const MIGRATOR: &str = "tcc_migrator";
 /// Who makes and drops partitions.
 pub const MAINTAINER: &str = "tcc_maintainer";
 
-/// Acts as a role from now on, if there is one and this login is a member of it.
+/// Acts as a role from now on, if there is one and this login is a member of it. A superuser stays what it is: it is no member,
+/// and needs no role.
 ///
 /// # Errors
 ///
 /// PostgreSQL's.
 pub async fn act_as(client: &Client, role: &'static str) -> Result<(), Error> {
-    let sql = "SELECT EXISTS (SELECT FROM pg_roles WHERE rolname = $1 AND pg_has_role(oid, 'MEMBER'))";
+    let sql = "-- is_member
+        SELECT EXISTS (SELECT FROM pg_roles WHERE rolname = $1 AND pg_has_role(oid, 'MEMBER'))
+            AND NOT (SELECT rolsuper FROM pg_roles WHERE rolname = session_user)";
     if client.query_one(sql, &[&role]).await?.get(0) {
         client.batch_execute(&format!("SET ROLE {role}")).await?;
     }
@@ -40,7 +43,10 @@ pub async fn grant(client: &Client, table: &str, has_changed: bool, script: &str
     let row = client.query_one(sql, &[&table]).await?;
     let (can_grant, is_granted): (bool, bool) = (row.get(0), row.get(1));
     if can_grant && (has_changed || !is_granted) {
-        client.batch_execute(&format!("BEGIN; {script}; COMMIT")).await?;
+        client.batch_execute("BEGIN").await?;
+        let granted = client.batch_execute(script).await;
+        client.batch_execute(if granted.is_ok() { "COMMIT" } else { "ROLLBACK" }).await?;
+        return granted;
     }
     Ok(())
 }

@@ -19,7 +19,7 @@ use crate::{
     watched::{WatchError, Watched},
 };
 use governor::{
-    DefaultKeyedRateLimiter, Quota, RateLimiter,
+    DefaultDirectRateLimiter, DefaultKeyedRateLimiter, Quota, RateLimiter,
     clock::{Clock as _, DefaultClock},
 };
 use hyper::{
@@ -34,6 +34,9 @@ use tonic::{Status, body::Body, codegen::Service as _, service::Routes};
 
 /// How often callers that have been silent are forgotten.
 const FORGET_EVERY: Duration = Duration::from_secs(60);
+
+/// So many refused credentials a second are written to the log: a flood of them must not fill it.
+const TOLD_PER_SECOND: NonZeroU32 = NonZeroU32::new(10).unwrap();
 
 /// The other end of a connection.
 #[derive(Debug, Clone)]
@@ -56,6 +59,7 @@ enum Ways {
 pub struct Gate {
     ways: Ways,
     rate: DefaultKeyedRateLimiter<String>,
+    told: DefaultDirectRateLimiter,
     room: Semaphore,
     traffic: Traffic,
 }
@@ -85,7 +89,8 @@ impl Gate {
         let quota = Quota::per_second(at_least_one(traffic.caller_requests_per_second))
             .allow_burst(at_least_one(traffic.caller_burst));
         let room = Semaphore::new(traffic.requests as usize);
-        let gate = Arc::new(Self { ways, rate: RateLimiter::keyed(quota), room, traffic });
+        let told = RateLimiter::direct(Quota::per_second(TOLD_PER_SECOND));
+        let gate = Arc::new(Self { ways, rate: RateLimiter::keyed(quota), told, room, traffic });
         let forgetting = Arc::clone(&gate);
         tokio::spawn(async move {
             while stop.run_until_cancelled(tokio::time::sleep(FORGET_EVERY)).await.is_some() {
@@ -160,7 +165,9 @@ impl Gate {
             return known.ok_or_else(|| reason::certificate_unknown(names));
         };
         let invalid = |why: &str| {
-            tracing::info!(why, peer = %peer.address, "a credential is not accepted");
+            if self.told.check().is_ok() {
+                tracing::info!(why, peer = %peer.address, "a credential is not accepted");
+            }
             reason::token_invalid()
         };
         let credential = bearer(header).ok_or_else(|| invalid("not \"Bearer\" and a credential"))?;
