@@ -235,7 +235,7 @@ impl Default for Traffic {
         Self {
             caller_requests_per_second: 5_000,
             caller_burst: 5_000,
-            connections: 10_000,
+            connections: 8_000,
             connections_per_address: 1_000,
             streams_per_connection: 1_024,
             requests: 16_384,
