@@ -31,8 +31,8 @@ CREATE TABLE account (
 CREATE TABLE branch (
     transaction_id uuid NOT NULL,
     branch smallint NOT NULL,
-    -- 1 debit, 2 credit, 3 issue
-    role smallint NOT NULL CHECK (role BETWEEN 1 AND 3),
+    -- 1 debit, 2 credit; and at once, each a transaction of its own: 3 issue, 4 burn
+    role smallint NOT NULL CHECK (role BETWEEN 1 AND 4),
     -- 1 tried, 2 refused, 3 confirmed, 4 cancelled, 5 vetoed, 6 stopped
     state smallint NOT NULL CHECK (state BETWEEN 1 AND 6),
     decided_at timestamptz,
@@ -46,8 +46,9 @@ CREATE TABLE branch (
     PRIMARY KEY (transaction_id, branch)
 ) PARTITION BY RANGE (transaction_id);
 
--- For whoever looks at what is new. It costs next to nothing: rows stand in the order of this time.
-CREATE INDEX branch_by_time ON branch USING brin (fenced_at) WITH (pages_per_range = 32);
+-- For whoever looks at what is new, or for the fences of one account: of each 32 pages it keeps the times between which their rows
+-- were written, and a Bloom filter of their accounts. It costs next to nothing, since rows stand in the order of that time.
+CREATE INDEX branch_by_time ON branch USING brin (fenced_at, account text_bloom_ops) WITH (pages_per_range = 32);
 
 CREATE TABLE posting (
     version bigint NOT NULL CHECK (version > 0),
@@ -63,6 +64,8 @@ CREATE TABLE posting (
 ) PARTITION BY RANGE (recorded_at);
 -- Not unique: over partitions it could not be. That versions have no gap and no twin is the account row's guard.
 CREATE INDEX posting_by_account ON posting (account, version);
+-- As for fences.
+CREATE INDEX posting_by_time ON posting USING brin (recorded_at) WITH (pages_per_range = 32);
 
 -- Each kind of posting: which book it is taken from and which it is added to, and what it does to the account.
 CREATE TABLE posting_kind (
@@ -99,8 +102,11 @@ BEGIN
     END IF;
 END $$;
 
--- Puts what is new into the summaries of branch_by_time. Only the index's owner may, and the engine is none.
-CREATE FUNCTION summarize_fences() RETURNS bigint
-LANGUAGE sql SECURITY DEFINER SET search_path FROM CURRENT AS $$
-    SELECT count(brin_summarize_new_values(x.inhrelid)) FROM pg_inherits x WHERE x.inhparent = 'branch_by_time'::regclass;
+-- Puts what is new into the summaries of an index, of the partitions whose names come after one. Only the index's owner may, and
+-- the engine is none. It looks nothing up by a name that the engine could have given to something else.
+CREATE FUNCTION summarize(brin regclass, beyond text) RETURNS bigint
+LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+    SELECT count(brin_summarize_new_values(i.inhrelid))
+    FROM pg_inherits i JOIN pg_index x ON x.indexrelid = i.inhrelid JOIN pg_class c ON c.oid = x.indrelid
+    WHERE i.inhparent = brin AND c.relname::text COLLATE "C" > beyond;
 $$;

@@ -15,6 +15,16 @@ BEGIN
     END LOOP;
 END $$;
 
+-- Lists read one partition of the fences at a time, by its name. Those to come get the same right when they are made.
+DO $$
+DECLARE
+    name regclass;
+BEGIN
+    FOR name IN SELECT inhrelid FROM pg_inherits WHERE inhparent = 'branch'::regclass LOOP
+        EXECUTE format('GRANT SELECT ON %s TO tcc_engine', name);
+    END LOOP;
+END $$;
+
 GRANT SELECT ON account, branch, posting, posting_kind, entry, shard, bucket, refinery_schema_history
     TO tcc_engine, tcc_maintainer, tcc_auditor;
 
@@ -23,14 +33,14 @@ GRANT SELECT ON account, branch, posting, posting_kind, entry, shard, bucket, re
 GRANT INSERT ON account, branch, posting TO tcc_engine;
 GRANT UPDATE (available, held, state, version, posted_at) ON account TO tcc_engine;
 GRANT UPDATE (state, refusal, decided_at) ON branch TO tcc_engine;
-REVOKE EXECUTE ON FUNCTION summarize_fences() FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION summarize_fences() TO tcc_engine;
+REVOKE EXECUTE ON FUNCTION summarize(regclass, text) FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION summarize(regclass, text) TO tcc_engine;
 
 -- Rights on columns cannot say from what to what: this can. A fence moves once, from tried (1) to confirmed (3), cancelled (4)
 -- or vetoed (5). Looked at after the change, so that the row is not locked a second time, and in a condition, so that a right
 -- move calls no function. It binds everybody but the owner, who could drop it.
 CREATE OR REPLACE FUNCTION refuse_move() RETURNS trigger
-LANGUAGE plpgsql AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     IF pg_has_role(current_user, (SELECT relowner FROM pg_class WHERE oid = TG_RELID), 'USAGE') THEN
         RETURN NULL;

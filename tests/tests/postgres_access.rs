@@ -7,9 +7,12 @@ use tcc_coordinator::{
     dev::{Cluster, Options},
     schedule::partitions,
     serve,
+    store::{Store, keys::Keys},
 };
-use tcc_proto::v1::Phase;
-use tcc_tests::{Coordinator, System, alice_and_bob, connect, hold, hold_due_in, secure::Authority, until};
+use tcc_proto::v1::{self, CreateHoldRequest, Phase};
+use tcc_tests::{
+    Coordinator, System, alice_and_bob, amount, connect, hold, hold_due_in, new_id, secure::Authority, until,
+};
 use tokio_postgres::error::SqlState;
 
 /// A url for another user of the same database.
@@ -48,6 +51,7 @@ async fn the_service_needs_no_more_than_its_roles_have() {
     let mut system = divided().await;
     let Coordinator { mut client, running } = system.coordinator().await;
     let (alice, bob) = alice_and_bob(&mut client).await;
+    client.until_swept().await;
 
     let paid = hold_due_in(&alice, &bob, 100, jiff::SignedDuration::from_secs(1));
     let cancelled = hold(&alice, &bob, 100);
@@ -60,15 +64,42 @@ async fn the_service_needs_no_more_than_its_roles_have() {
     assert_eq!(client.until_final(&paid.id).await.phase(), Phase::Confirmed);
     assert_eq!(client.balances(&bob).await, (200, 0));
 
-    // The sweep reads what is new, which needs the summaries, and what others are writing.
-    until("all shards are swept", || {
+    // Keys, lists and books, in every way in which they are read.
+    let key = "once".to_owned();
+    let keyed = CreateHoldRequest { id: String::new(), idempotency_key: key, ..hold(&alice, &bob, 100) };
+    let first = client.create(&keyed).await.unwrap().hold.unwrap();
+    assert_eq!(client.create(&keyed).await.unwrap().hold.unwrap().id, first.id);
+    let database = system.config.coordinator.url.parse().unwrap();
+    Keys::start(&database, Store::start(&database)).purge().await.unwrap();
+    let of_alice = v1::ListHoldsRequest { payer: alice.clone(), ..Default::default() };
+    assert_eq!(client.holds.list_holds(of_alice).await.unwrap().into_inner().holds.len(), 4);
+    let holdings = v1::GetHoldingsRequest { account: alice.clone() };
+    assert_eq!(client.ledger.get_holdings(holdings).await.unwrap().into_inner().holds.len(), 1);
+    let then = v1::GetBalanceRequest { account: alice.clone(), at: first.created_at };
+    client.ledger.get_balance(then).await.unwrap();
+    client.ledger.block_account(v1::BlockAccountRequest { id: bob.clone() }).await.unwrap();
+    client.ledger.unblock_account(v1::UnblockAccountRequest { id: bob.clone() }).await.unwrap();
+    let burn = v1::BurnRequest { id: new_id(), account: bob.clone(), amount: Some(amount(200)) };
+    client.ledger.burn(burn).await.unwrap();
+    client.ledger.close_account(v1::CloseAccountRequest { id: alice.clone() }).await.unwrap_err();
+
+    // The auditor in the background reads what is new, which needs the summaries, and what others are writing.
+    until("all shards are audited", || {
         let mut client = client.clone();
         async move {
-            let status = client.operator.get_status(tcc_proto::v1::GetStatusRequest {}).await.unwrap();
-            status.into_inner().unswept_shards == 0
+            let status = client.operator.get_status(v1::GetStatusRequest {}).await.unwrap().into_inner();
+            status.shards.iter().all(|shard| shard.audited_postings > 0)
         }
     })
     .await;
+    let mut replay = client
+        .operator
+        .replay_shard(v1::ReplayShardRequest { shard: "shard-0".into(), at: None })
+        .await
+        .unwrap()
+        .into_inner();
+    while replay.message().await.unwrap().is_some() {}
+    client.operator.list_findings(v1::ListFindingsRequest::default()).await.unwrap();
     client.audit_is_clean().await;
     running.stop().cancel();
     running.ended().await.unwrap();
@@ -124,6 +155,10 @@ async fn the_engine_is_refused_whatever_the_protocol_never_does() {
         (&coordinator, "DELETE FROM wakeup".into()),
         (&coordinator, "UPDATE wakeup SET wake_at = now()".into()),
         (&coordinator, "UPDATE bucket SET shard = 'shard-0'".into()),
+        (&coordinator, "UPDATE idempotency SET transaction_id = gen_random_uuid()".into()),
+        (&coordinator, "UPDATE finding SET found = ''".into()),
+        (&coordinator, "DELETE FROM finding".into()),
+        (&coordinator, "DELETE FROM audited".into()),
         (&coordinator, "INSERT INTO shard (name) VALUES ('mine')".into()),
     ];
 
@@ -132,6 +167,15 @@ async fn the_engine_is_refused_whatever_the_protocol_never_does() {
 
         assert_eq!(error.code(), Some(&SqlState::INSUFFICIENT_PRIVILEGE), "{statement}: {error:?}");
     }
+
+    // Nor if it hides the catalog behind something of its own.
+    payer
+        .batch_execute("CREATE TEMP TABLE pg_class AS SELECT oid, 'tccd'::regrole AS relowner FROM pg_catalog.pg_class")
+        .await
+        .unwrap();
+    let moved_back = format!("UPDATE branch SET state = 1 WHERE transaction_id = '{paid_id}'");
+    let error = payer.batch_execute(&moved_back).await.unwrap_err();
+    assert_eq!(error.code(), Some(&SqlState::INSUFFICIENT_PRIVILEGE), "{error:?}");
 
     // What the protocol does is allowed: the same statement, with a move that there is.
     let allowed =

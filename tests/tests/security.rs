@@ -16,6 +16,7 @@ use tcc_coordinator::{
 };
 use tcc_proto::v1::{
     self, hold_service_client::HoldServiceClient, ledger_service_client::LedgerServiceClient,
+    operator_service_client::OperatorServiceClient,
 };
 use tcc_tests::{
     System, hold, new_id, reason,
@@ -146,11 +147,11 @@ async fn an_application_touches_its_own_accounts_and_nobody_elses() {
         HoldServiceClient::new(caller.channel.clone()).get_hold(request).await.map(drop)
     };
     let cancel = async |caller: &Caller, id: &str| {
-        let request = caller.request(v1::CancelHoldRequest { id: id.into() });
+        let request = caller.request(v1::CancelHoldRequest { id: id.into(), etag: String::new() });
         HoldServiceClient::new(caller.channel.clone()).cancel_hold(request).await.map(drop)
     };
     let confirm = async |caller: &Caller, id: &str| {
-        let request = caller.request(v1::ConfirmHoldRequest { id: id.into() });
+        let request = caller.request(v1::ConfirmHoldRequest { id: id.into(), etag: String::new() });
         HoldServiceClient::new(caller.channel.clone()).confirm_hold(request).await.map(drop)
     };
     let account = async |caller: &Caller, id: &str| {
@@ -207,6 +208,144 @@ async fn an_application_touches_its_own_accounts_and_nobody_elses() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn batches_transfers_lists_watches_and_books_are_bounded_like_single_holds() {
+    let system = System::start().await;
+    let mut developer = secure::beside(&system).await;
+    for account in ["shop-1", "bank-1"] {
+        developer.client.account(account, 1_000).await;
+    }
+    let mut known = Known::new();
+    let [shop, other] =
+        ["shop", "other"].map(|name| known.caller(name, &["application"], &[&format!("{name}-*")]));
+    let running = secure::coordinator(&secure::config(&system, known.auth())).await;
+    let shop = Caller::plain(running.address, Some(&shop)).await;
+    let other = shop.with(&other);
+    let mut holds = HoldServiceClient::new(shop.channel.clone());
+    let mut ledger = LedgerServiceClient::new(shop.channel.clone());
+    let (mine, theirs) = (hold("shop-1", "bank-1", 10), hold("bank-1", "shop-1", 10));
+
+    // Of a batch each item is judged for itself.
+    let batch = v1::BatchCreateHoldsRequest { holds: vec![theirs.clone(), mine.clone()] };
+    let answer = holds.batch_create_holds(shop.request(batch)).await.unwrap().into_inner();
+    let said = answer.outcomes.into_iter().map(|outcome| match outcome.outcome.unwrap() {
+        v1::batch_create_holds_outcome::Outcome::Created(created) => created.hold.unwrap().id,
+        v1::batch_create_holds_outcome::Outcome::Error(error) => error.reason,
+    });
+    assert_eq!(said.collect::<Vec<_>>(), ["NOT_ALLOWED".to_owned(), mine.id.clone()]);
+
+    // Neither a transfer nor what only looks whether it could be spends or learns more.
+    let transfer = v1::TransferRequest {
+        id: new_id(),
+        payer: "bank-1".into(),
+        payee: "shop-1".into(),
+        amount: theirs.amount.clone(),
+        ..Default::default()
+    };
+    assert_eq!(reason(&holds.transfer(shop.request(transfer)).await.unwrap_err()), "NOT_ALLOWED");
+    let validated = v1::CreateHoldRequest { validate_only: true, ..theirs };
+    assert_eq!(reason(&holds.create_hold(shop.request(validated)).await.unwrap_err()), "NOT_ALLOWED");
+
+    // A list goes by an account of one's own.
+    let list = |payer: &str, payee: &str| v1::ListHoldsRequest {
+        payer: payer.into(),
+        payee: payee.into(),
+        ..Default::default()
+    };
+    let listed = async |caller: &Caller, payer: &str, payee: &str| {
+        let request = caller.request(list(payer, payee));
+        let answer = HoldServiceClient::new(caller.channel.clone()).list_holds(request).await;
+        answer.map(|answer| answer.into_inner().holds.len()).map_err(|status| reason(&status))
+    };
+    assert_eq!(listed(&shop, "shop-1", "").await, Ok(1));
+    assert_eq!(listed(&shop, "shop-1", "bank-1").await, Ok(1));
+    assert_eq!(listed(&shop, "bank-1", "shop-1").await, Ok(0), "what the bank pays to the shop");
+    for (payer, payee) in [("bank-1", ""), ("", "bank-1"), ("bank-1", "bank-2")] {
+        assert_eq!(listed(&shop, payer, payee).await, Err("NOT_ALLOWED".into()), "{payer} {payee}");
+    }
+    assert_eq!(listed(&other, "shop-1", "bank-1").await, Err("NOT_ALLOWED".into()));
+
+    // Who may not see a hold can neither watch it nor learn its etag.
+    let watch = v1::WatchHoldRequest { id: mine.id.clone(), etag: String::new() };
+    let mut watching = holds.watch_hold(shop.request(watch.clone())).await.unwrap().into_inner();
+    assert!(watching.message().await.unwrap().is_some());
+    assert_eq!(reason(&holds.watch_hold(other.request(watch)).await.unwrap_err()), "HOLD_NOT_FOUND");
+    for etag in ["0", "nonsense"] {
+        let cancel = v1::CancelHoldRequest { id: mine.id.clone(), etag: etag.into() };
+        assert_eq!(reason(&holds.cancel_hold(other.request(cancel)).await.unwrap_err()), "HOLD_NOT_FOUND");
+        let confirm = v1::ConfirmHoldRequest { id: mine.id.clone(), etag: etag.into() };
+        assert_eq!(reason(&holds.confirm_hold(other.request(confirm)).await.unwrap_err()), "HOLD_NOT_FOUND");
+    }
+
+    // Books are as private as the account.
+    for (account, is_allowed) in [("shop-1", true), ("bank-1", false), ("bank-nonexistent", false)] {
+        let account = account.to_owned();
+        let holdings = shop.request(v1::GetHoldingsRequest { account: account.clone() });
+        let balance = shop.request(v1::GetBalanceRequest { account: account.clone(), at: None });
+        let postings = shop.request(v1::ListPostingsRequest { account: account.clone(), ..Default::default() });
+        for answer in [
+            ledger.get_holdings(holdings).await.map(drop),
+            ledger.get_balance(balance).await.map(drop),
+            ledger.list_postings(postings).await.map(drop),
+        ] {
+            match answer {
+                Ok(()) => assert!(is_allowed, "{account}"),
+                Err(status) => assert_eq!((is_allowed, reason(&status).as_str()), (false, "NOT_ALLOWED")),
+            }
+        }
+    }
+
+    assert_eq!(developer.client.balances("shop-1").await, (990, 10));
+    assert_eq!(developer.client.balances("bank-1").await, (1_000, 0));
+    drop(watching);
+    stop(running).await;
+    developer.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_belongs_to_whoever_has_proved_to_be_its_caller() {
+    let system = System::start().await;
+    let mut developer = secure::beside(&system).await;
+    developer.client.account("shop-1", 1_000).await;
+    developer.client.account("bank-1", 0).await;
+    let mut known = Known::new();
+    let [one, two] = ["one", "two"].map(|name| known.caller(name, &["application", "viewer"], &["*"]));
+    let running = secure::coordinator(&secure::config(&system, known.auth())).await;
+    let one = Caller::plain(running.address, Some(&one)).await;
+    let two = one.with(&two);
+    until("keys are taken", || async {
+        let request = one.request(v1::GetStatusRequest {});
+        let status = OperatorServiceClient::new(one.channel.clone()).get_status(request).await;
+        status.is_ok_and(|status| status.into_inner().unswept_shards == 0)
+    })
+    .await;
+    let keyed = v1::CreateHoldRequest {
+        id: String::new(),
+        idempotency_key: "order-4711".into(),
+        ..hold("shop-1", "bank-1", 10)
+    };
+    let create = async |caller: &Caller, says: Option<&str>| {
+        let mut request = caller.request(keyed.clone());
+        if let Some(name) = says {
+            request.metadata_mut().insert("tcc-caller", name.parse().unwrap());
+        }
+        let answer = HoldServiceClient::new(caller.channel.clone()).create_hold(request).await.unwrap();
+        answer.into_inner().hold.unwrap().id
+    };
+
+    let of_one = create(&one, None).await;
+    let again = create(&one, None).await;
+    let of_two = create(&two, None).await;
+    let pretended = create(&two, Some("one")).await;
+    let nonsense = create(&two, Some("no name at all")).await;
+
+    assert_eq!(of_one, again);
+    assert_ne!(of_one, of_two);
+    assert_eq!((&pretended, &nonsense), (&of_two, &of_two), "nobody looks at what a caller says of itself");
+    stop(running).await;
+    developer.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_forged_token_is_not_believed() {
     let system = System::start().await;
     let known = Known::new();
@@ -249,6 +388,7 @@ async fn a_forged_token_is_not_believed() {
         provider.token(json!({ "exp": now - 20 })),
         provider.token(json!({ "nbf": now + 20 })),
         provider.token(json!({ "aud": ["other", "tcc"] })),
+        provider.token(json!({ "sub": "s".repeat(60) })),
     ];
     for (n, token) in believed.iter().enumerate() {
         assert_eq!(judge(token).await, (Code::InvalidArgument, "FIELD_REQUIRED".into()), "good token {n}");
@@ -272,6 +412,7 @@ async fn a_forged_token_is_not_believed() {
         ("without subject", provider.token(json!({ "sub": null }))),
         ("an empty subject", provider.token(json!({ "sub": "" }))),
         ("a subject with a line end", provider.token(json!({ "sub": "a\nb" }))),
+        ("a subject that is too long", provider.token(json!({ "sub": "s".repeat(61) }))),
         ("no token at all", "x".into()),
         ("an API key that nobody has", format!("tcc_{}", "0".repeat(64))),
     ];

@@ -128,7 +128,7 @@ pub fn permits_next(operation: Operation, outcome: &Outcome) -> bool {
 #[must_use]
 pub fn rebuilt(pivot: Option<FenceState>, mut others: impl Iterator<Item = Option<FenceState>>) -> Phase {
     match pivot {
-        Some(FenceState::Confirmed) => Phase::Confirming,
+        Some(FenceState::Confirmed | FenceState::Confirming) => Phase::Confirming,
         Some(FenceState::Tried) if others.all(|state| state == Some(FenceState::Tried)) => Phase::Held,
         _ => Phase::Cancelling,
     }
@@ -174,10 +174,11 @@ mod tests {
 
     #[test]
     fn a_lost_row_is_rebuilt_as_the_pivot_has_decided() {
-        use FenceState::{Cancelled, Confirmed, Tried};
+        use FenceState::{Cancelled, Confirmed, Confirming, Tried};
         let phase = |pivot, other| rebuilt(pivot, [other].into_iter());
 
         assert_eq!(phase(Some(Confirmed), Some(Tried)), Phase::Confirming);
+        assert_eq!(phase(Some(Confirming), Some(Tried)), Phase::Confirming);
         assert_eq!(phase(Some(Tried), Some(Tried)), Phase::Held);
         assert_eq!(phase(Some(Tried), None), Phase::Cancelling);
         assert_eq!(phase(None, Some(Tried)), Phase::Cancelling);

@@ -8,6 +8,7 @@
 //! |---|---|---|---|
 //! | absent | run | NOT_TRIED | tombstone, DONE |
 //! | `tried` | DONE | run | run |
+//! | `confirming` | DONE | run | unknown |
 //! | `refused` | REFUSED | ALREADY_CANCELLED | DONE |
 //! | `confirmed` | ALREADY_CONFIRMED | DONE | ALREADY_CONFIRMED |
 //! | `cancelled` | ALREADY_CANCELLED | ALREADY_CANCELLED | DONE |
@@ -16,6 +17,10 @@
 //!
 //! Running an operation that is admitted, and writing what it left, happens in one local transaction that locked the
 //! fence first. That is the participant's part.
+//!
+//! `confirming` is for effects outside a database, which cannot commit together with their fence: it is committed before the
+//! effect is asked for, and until it is known whether that took place, nobody may cancel. The participant finds that out by
+//! itself: a coordinator whose database went back may have forgotten that it asked, and want a Cancel for ever.
 
 use crate::{Outcome, Refusal};
 
@@ -45,13 +50,16 @@ pub enum FenceState {
     Vetoed(Refusal),
     /// Cancelled before it was tried: a tombstone.
     Stopped,
+    /// The effect, which is outside the participant's database, is asked for. Whether it took place is not known.
+    Confirming,
 }
 
 impl FenceState {
     /// Every state, in the order of its number in the tables.
-    pub const CODES: [&str; 6] = ["tried", "refused", "confirmed", "cancelled", "vetoed", "stopped"];
+    pub const CODES: [&str; 7] =
+        ["tried", "refused", "confirmed", "cancelled", "vetoed", "stopped", "confirming"];
 
-    /// The number in the tables: 1 to 6, the position in [`FenceState::CODES`].
+    /// The number in the tables: 1 to 7, the position in [`FenceState::CODES`].
     #[must_use]
     pub fn number(self) -> i16 {
         match self {
@@ -61,12 +69,13 @@ impl FenceState {
             Self::Cancelled => 4,
             Self::Vetoed(_) => 5,
             Self::Stopped => 6,
+            Self::Confirming => 7,
         }
     }
 
     /// Why it said no, if it did.
     #[must_use]
-    pub fn refusal(self) -> Option<Refusal> {
+    pub fn refusal(&self) -> Option<&Refusal> {
         match self {
             Self::Refused(refusal) | Self::Vetoed(refusal) => Some(refusal),
             _ => None,
@@ -83,6 +92,7 @@ impl FenceState {
             (4, None) => Some(Self::Cancelled),
             (5, Some(refusal)) => Some(Self::Vetoed(refusal)),
             (6, None) => Some(Self::Stopped),
+            (7, None) => Some(Self::Confirming),
             _ => None,
         }
     }
@@ -90,7 +100,7 @@ impl FenceState {
     /// Whether no operation can change it any more.
     #[must_use]
     pub fn is_final(self) -> bool {
-        self != Self::Tried
+        !matches!(self, Self::Tried | Self::Confirming)
     }
 }
 
@@ -115,8 +125,11 @@ pub fn admit(fence: Option<FenceState>, operation: Operation) -> Admission {
         (None, Confirm) => Answer(Outcome::NotTried),
         (None, Cancel) => Stop,
 
-        (Some(FenceState::Tried), Try) => Answer(Outcome::Done),
-        (Some(FenceState::Tried), Confirm | Cancel) => Run,
+        (Some(FenceState::Tried | FenceState::Confirming), Try) => Answer(Outcome::Done),
+        (Some(FenceState::Tried), Confirm | Cancel) | (Some(FenceState::Confirming), Confirm) => Run,
+        (Some(FenceState::Confirming), Cancel) => {
+            Answer(Outcome::Unknown("it is being confirmed, and whether that took place is not known".into()))
+        }
 
         (Some(FenceState::Refused(refusal)), Try) => Answer(Outcome::Refused(refusal)),
         (Some(FenceState::Vetoed(refusal)), Confirm) => Answer(Outcome::Vetoed(refusal)),
@@ -161,6 +174,7 @@ mod tests {
             Admission::Answer(Outcome::AlreadyConfirmed) => "ALREADY_CONFIRMED",
             Admission::Answer(Outcome::AlreadyCancelled) => "ALREADY_CANCELLED",
             Admission::Answer(Outcome::NotTried) => "NOT_TRIED",
+            Admission::Answer(Outcome::Unknown(_)) => "unknown",
             Admission::Answer(other) => panic!("the table never answers {other:?}"),
         }
     }
@@ -168,7 +182,7 @@ mod tests {
     #[test]
     fn the_documented_table_is_the_code() {
         let table = documented();
-        assert_eq!(table.len(), 7);
+        assert_eq!(table.len(), 8);
 
         for (state, cells) in table {
             let number = FenceState::CODES.iter().position(|code| *code == state).map(|i| i as i16 + 1);
@@ -186,12 +200,12 @@ mod tests {
 
     #[test]
     fn states_read_back_from_their_numbers() {
-        for number in 1..=6 {
+        for number in 1..=7 {
             let state =
                 FenceState::from_number(number, None).or(FenceState::from_number(number, Some(NO))).unwrap();
 
             assert_eq!(state.number(), number);
-            assert_eq!(FenceState::from_number(state.number(), state.refusal()), Some(state));
+            assert_eq!(FenceState::from_number(state.number(), state.refusal().copied()), Some(state));
         }
         assert_eq!(FenceState::from_number(0, None), None);
         assert_eq!(FenceState::from_number(2, None), None);

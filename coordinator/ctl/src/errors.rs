@@ -6,6 +6,7 @@
 
 use serde::Serialize;
 use std::{collections::BTreeMap, error::Error, io, process::ExitCode, time::Duration};
+use tcc_proto::reason::code_name;
 use tonic::{Code, ConnectError, Status, TimeoutExpired};
 use tonic_types::StatusExt as _;
 use uuid::Uuid;
@@ -17,7 +18,7 @@ pub enum Exit {
     Done = 0,
     /// The server refused, or failed.
     Failed = 1,
-    /// The audit found something.
+    /// Something is wrong that was looked for.
     Findings = 3,
     /// The server cannot be reached, or the outcome is not known.
     Unknown = 4,
@@ -102,6 +103,11 @@ impl Failure {
     /// The server said OK, but not what this command asks for.
     pub fn incomplete(what_is_missing: &str) -> Box<Self> {
         Self::new(Code::Internal, format!("the server's answer has no {what_is_missing}"))
+    }
+
+    /// What is not a server of tcc cannot be asked at all.
+    pub fn unusable(why: String) -> Box<Self> {
+        Self::new(Code::Unavailable, why)
     }
 
     /// Nobody reads what is printed.
@@ -189,28 +195,6 @@ fn code_of(status: &Status) -> Code {
 
 fn is_timeout(status: &Status) -> bool {
     status.code() == Code::Cancelled && status.message() == TimeoutExpired(()).to_string()
-}
-
-fn code_name(code: Code) -> &'static str {
-    match code {
-        Code::Ok => "OK",
-        Code::Cancelled => "CANCELLED",
-        Code::Unknown => "UNKNOWN",
-        Code::InvalidArgument => "INVALID_ARGUMENT",
-        Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
-        Code::NotFound => "NOT_FOUND",
-        Code::AlreadyExists => "ALREADY_EXISTS",
-        Code::PermissionDenied => "PERMISSION_DENIED",
-        Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
-        Code::FailedPrecondition => "FAILED_PRECONDITION",
-        Code::Aborted => "ABORTED",
-        Code::OutOfRange => "OUT_OF_RANGE",
-        Code::Unimplemented => "UNIMPLEMENTED",
-        Code::Internal => "INTERNAL",
-        Code::Unavailable => "UNAVAILABLE",
-        Code::DataLoss => "DATA_LOSS",
-        Code::Unauthenticated => "UNAUTHENTICATED",
-    }
 }
 
 /// The innermost error: "Connection refused", where the outer ones say "transport error".

@@ -9,8 +9,10 @@ mod accounts;
 mod audit;
 mod credentials;
 mod errors;
+mod explain;
 mod holds;
 mod output;
+mod participants;
 mod session;
 mod shards;
 mod status;
@@ -20,7 +22,11 @@ use credentials::Credentials;
 use errors::{Exit, Failure};
 use output::{Format, Output};
 use session::Session;
-use std::{path::PathBuf, process::ExitCode, time::Duration};
+use std::{collections::HashMap, path::PathBuf, process::ExitCode, time::Duration};
+use tcc_proto::{
+    Reason,
+    v1::{ListHoldsRequest, Phase},
+};
 use tonic::transport::Uri;
 use uuid::Uuid;
 
@@ -29,9 +35,9 @@ Exit codes:
   0  done
   1  the server refused, or failed
   2  the command line is wrong
-  3  `audit run` found something
+  3  an audit, or `participants verify`, found something
   4  the server cannot be reached, or the outcome is not known: repeating the command is safe,
-     for `accounts issue` with the id it printed
+     for `accounts issue` and `accounts burn` with the id they printed
 
 An API key or token is read from the file of --token-file, or from the environment: TCC_TOKEN.
 It is never an argument, which everybody on this machine could see.";
@@ -73,7 +79,7 @@ struct Global {
     /// How to print: for people, or as JSON (errors, too; one object, or one a line)
     #[arg(short, long, global = true, value_enum, default_value_t = Format::Table)]
     output: Format,
-    /// How long to wait for an answer, 1 to 86400 [default: 10; audit run: as long as it takes]
+    /// How long to wait for an answer, 1 to 86400 [default: 10; audit run, audit replay: as long as it takes]
     #[arg(long, global = true, value_name = "SECONDS", value_parser = seconds)]
     timeout: Option<Duration>,
 }
@@ -82,10 +88,10 @@ struct Global {
 enum Noun {
     /// Shows how the coordinator and its shards are
     Status,
-    /// Opens accounts, issues units, shows books
+    /// Opens, blocks and closes accounts, issues and burns units, shows books
     #[command(subcommand)]
     Accounts(Accounts),
-    /// Shows and cancels holds
+    /// Shows, lists and cancels holds
     #[command(subcommand)]
     Holds(Holds),
     /// Checks the books
@@ -94,6 +100,15 @@ enum Noun {
     /// Decides about shards
     #[command(subcommand)]
     Shards(Shards),
+    /// Checks participants
+    #[command(subcommand)]
+    Participants(Participants),
+    /// Says what the reason of an error means and what to do; without a reason, of all of them (asks no server)
+    Explain {
+        /// Such as INSUFFICIENT_FUNDS
+        #[arg(value_parser = reason)]
+        reason: Option<Reason>,
+    },
     /// Makes a new id for a hold or an issue: a UUIDv7 (asks no server)
     Id,
 }
@@ -125,6 +140,47 @@ enum Accounts {
         #[arg(long, value_name = "UUIDv7", value_parser = transaction_id)]
         id: Option<Uuid>,
     },
+    /// Destroys available units of an account, once per id
+    Burn {
+        /// The account
+        account: String,
+        /// In minor units, 1 or more
+        #[arg(allow_negative_numbers = true, value_parser = clap::value_parser!(i64).range(1..))]
+        amount: i64,
+        /// The account's currency
+        currency: String,
+        /// The id of a burn whose outcome is not known, to repeat it; otherwise one is made and printed
+        #[arg(long, value_name = "UUIDv7", value_parser = transaction_id)]
+        id: Option<Uuid>,
+    },
+    /// Keeps an account out of new holds, and payments out of it; repeating it is safe
+    Block {
+        /// The account
+        id: String,
+    },
+    /// Takes a block back; repeating it is safe
+    Unblock {
+        /// The account
+        id: String,
+    },
+    /// Closes an empty account for good; repeating it is safe
+    Close {
+        /// The account
+        id: String,
+    },
+    /// Shows what an account had at a time
+    Balance {
+        /// The account
+        id: String,
+        /// When, such as 2026-11-21T12:00:00Z [default: now]
+        #[arg(long, value_name = "TIME", value_parser = moment)]
+        at: Option<prost_types::Timestamp>,
+    },
+    /// Shows an account and the open holds in which its held units are
+    Holdings {
+        /// The account
+        id: String,
+    },
     /// Lists the postings of an account, oldest first
     Postings {
         /// The account
@@ -150,6 +206,30 @@ enum Holds {
         #[arg(long)]
         watch: bool,
     },
+    /// Lists holds of a payer or a payee, the newest first
+    List {
+        /// Holds that this account pays
+        #[arg(long, value_name = "ACCOUNT", required_unless_present = "payee")]
+        payer: Option<String>,
+        /// Holds that pay this account
+        #[arg(long, value_name = "ACCOUNT")]
+        payee: Option<String>,
+        /// Only those in this phase, such as HELD, or in one of several
+        #[arg(long, value_name = "PHASE", value_parser = phase)]
+        phase: Vec<Phase>,
+        /// Only those with this label, or with all of several
+        #[arg(long, value_name = "KEY=VALUE", value_parser = label)]
+        label: Vec<(String, String)>,
+        /// Only those created then or later
+        #[arg(long, value_name = "TIME", value_parser = moment)]
+        from: Option<prost_types::Timestamp>,
+        /// Only those created before then
+        #[arg(long, value_name = "TIME", value_parser = moment)]
+        until: Option<prost_types::Timestamp>,
+        /// At most so many
+        #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..))]
+        limit: u32,
+    },
     /// Releases the funds to the payer, if the hold is not due yet; exits with 4 while that is not known
     Cancel {
         /// The hold
@@ -162,6 +242,19 @@ enum Holds {
 enum Audit {
     /// Checks all books against themselves, each other and the coordinator; exits with 3 if it finds something
     Run,
+    /// Lists what the auditor in the background has found; exits with 3 if that is something
+    Show,
+    /// Prints how far the auditor in the background is, until it finds something; exits with 3 then
+    Watch,
+    /// Rebuilds every balance of a shard from its postings alone, and compares; exits with 3 if one differs
+    Replay {
+        /// The shard, as `status` names it
+        #[arg(long)]
+        shard: String,
+        /// Balances as they were then, such as 2026-11-21T12:00:00Z [default: as they are]
+        #[arg(long, value_name = "TIME", value_parser = moment)]
+        at: Option<prost_types::Timestamp>,
+    },
 }
 
 #[derive(Subcommand)]
@@ -171,6 +264,13 @@ enum Shards {
         /// The shard, as `status` names it
         name: String,
     },
+}
+
+#[derive(Subcommand)]
+enum Participants {
+    /// Asks a participant all that a coordinator could ask, in any order, twice and at the same time (asks no coordinator);
+    /// exits with 3 if it does not keep to the fence table
+    Verify(participants::Verify),
 }
 
 #[tokio::main(flavor = "current_thread")]
@@ -202,6 +302,14 @@ async fn run(noun: Noun, session: &Session, output: &Output) -> Result<Exit, Box
             Accounts::Issue { account, amount, currency, id } => {
                 accounts::issue(session, output, account, amount, currency, id).await
             }
+            Accounts::Burn { account, amount, currency, id } => {
+                accounts::burn(session, output, account, amount, currency, id).await
+            }
+            Accounts::Block { id } => accounts::block(session, output, id).await,
+            Accounts::Unblock { id } => accounts::unblock(session, output, id).await,
+            Accounts::Close { id } => accounts::close(session, output, id).await,
+            Accounts::Balance { id, at } => accounts::balance(session, output, id, at).await,
+            Accounts::Holdings { id } => accounts::holdings(session, output, id).await,
             Accounts::Postings { id, after, limit } => {
                 accounts::postings(session, output, id, after, limit).await
             }
@@ -209,10 +317,30 @@ async fn run(noun: Noun, session: &Session, output: &Output) -> Result<Exit, Box
         Noun::Holds(verb) => match verb {
             Holds::Get { id, watch: false } => holds::get(session, output, id).await,
             Holds::Get { id, watch: true } => holds::watch(session, output, id).await,
+            Holds::List { payer, payee, phase, label, from, until, limit } => {
+                let request = ListHoldsRequest {
+                    payer: payer.unwrap_or_default(),
+                    payee: payee.unwrap_or_default(),
+                    phases: phase.into_iter().map(i32::from).collect(),
+                    labels: label.into_iter().collect::<HashMap<_, _>>(),
+                    created_from: from,
+                    created_until: until,
+                    ..Default::default()
+                };
+                holds::list(session, output, request, limit).await
+            }
             Holds::Cancel { id } => holds::cancel(session, output, id).await,
         },
-        Noun::Audit(Audit::Run) => audit::run(session, output).await,
+        Noun::Audit(verb) => match verb {
+            Audit::Run => audit::run(session, output).await,
+            Audit::Show => audit::show(session, output).await,
+            Audit::Watch => audit::watch(session, output).await,
+            Audit::Replay { shard, at } => audit::replay(session, output, shard, at).await,
+        },
         Noun::Shards(Shards::Resume { name }) => shards::resume(session, output, name).await,
+        Noun::Participants(Participants::Verify(asked)) => participants::verify_one(output, asked).await,
+        Noun::Explain { reason: Some(reason) } => explain::one(output, reason),
+        Noun::Explain { reason: None } => explain::all(output),
         Noun::Id => {
             println!("{}", Uuid::now_v7());
             Ok(Exit::Done)
@@ -242,6 +370,38 @@ fn seconds(text: &str) -> Result<Duration, String> {
 fn transaction_id(text: &str) -> Result<Uuid, String> {
     let id = Uuid::try_parse(text).ok().filter(|id| id.get_version_num() == 7);
     id.ok_or_else(|| "it is a UUID of version 7, such as 019b2c3d-4e5f-7a6b-8c9d-0e1f2a3b4c5d".to_owned())
+}
+
+/// Reads a reason.
+fn reason(text: &str) -> Result<Reason, String> {
+    text.to_uppercase()
+        .parse()
+        .map_err(|_| "there is no such reason; `tccctl explain` lists them all".to_owned())
+}
+
+/// Reads a phase.
+fn phase(text: &str) -> Result<Phase, String> {
+    let phase = Phase::from_str_name(&format!("PHASE_{}", text.to_uppercase()));
+    phase
+        .filter(|phase| *phase != Phase::Unspecified)
+        .ok_or_else(|| "it is TRYING, HELD, CONFIRMING, CONFIRMED, CANCELLING or CANCELLED".to_owned())
+}
+
+/// Reads a label.
+fn label(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text.split_once('=').ok_or_else(|| "write it as KEY=VALUE".to_owned())?;
+    Ok((key.to_owned(), value.to_owned()))
+}
+
+/// Reads a time.
+fn moment(text: &str) -> Result<prost_types::Timestamp, String> {
+    let time: jiff::Timestamp =
+        text.parse().map_err(|_| "write it as in RFC 3339, such as 2026-11-21T12:00:00Z".to_owned())?;
+    let nanos = time.as_nanosecond();
+    Ok(prost_types::Timestamp {
+        seconds: nanos.div_euclid(1_000_000_000) as i64,
+        nanos: nanos.rem_euclid(1_000_000_000) as i32,
+    })
 }
 
 #[cfg(test)]
@@ -294,10 +454,36 @@ mod tests {
     }
 
     #[test]
+    fn what_a_list_is_narrowed_by_is_read_as_people_write_it() {
+        assert_eq!(phase("held"), Ok(Phase::Held));
+        assert_eq!(label("order=a=b"), Ok(("order".to_owned(), "a=b".to_owned())));
+        let time = moment("1969-12-31T23:59:59.5Z").unwrap();
+        assert_eq!((time.seconds, time.nanos), (-1, 500_000_000));
+
+        assert!(phase("UNSPECIFIED").is_err() && phase("PAID").is_err());
+        assert!(label("order").is_err());
+        assert_eq!(error_of(&["holds", "list"]).0, ErrorKind::MissingRequiredArgument);
+    }
+
+    #[test]
+    fn a_reason_is_one_of_the_registry() {
+        assert_eq!(reason("insufficient_funds"), Ok(Reason::InsufficientFunds));
+        assert_eq!(error_of(&["explain", "NONSENSE"]).0, ErrorKind::ValueValidation);
+    }
+
+    #[test]
     fn a_timeout_is_a_whole_number_of_seconds() {
         assert_eq!(seconds("86400"), Ok(Duration::from_secs(86_400)));
         for wrong in ["0", "-1", "1.5", "86401", "10s"] {
             assert!(seconds(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_moment_says_its_offset() {
+        assert_eq!(moment("2026-11-21T13:00:00+01:00"), moment("2026-11-21T12:00:00Z"));
+        for wrong in ["yesterday", "2026-11-21", "2026-11-21T12:00:00", "12:00"] {
+            assert!(moment(wrong).is_err(), "{wrong}");
         }
     }
 

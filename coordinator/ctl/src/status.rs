@@ -36,6 +36,8 @@ struct Status {
     slots: i32,
     rebuilt: Int64,
     unswept_shards: i32,
+    findings: Int64,
+    first_finding_at: Option<String>,
     shards: Vec<Shard>,
     attention: Vec<Attention>,
 }
@@ -47,6 +49,8 @@ struct Shard {
     queued: Int64,
     waiting: Int64,
     buckets: i32,
+    audited_until: Option<String>,
+    audited_postings: Int64,
     #[serde(skip_serializing_if = "String::is_empty")]
     lost: String,
 }
@@ -80,6 +84,8 @@ impl From<v1::GetStatusResponse> for Status {
             slots: status.slots,
             rebuilt: Int64(status.rebuilt),
             unswept_shards: status.unswept_shards,
+            findings: Int64(status.findings),
+            first_finding_at: status.first_finding_at.as_ref().map(time),
             shards: status.shards.into_iter().map(Shard::from).collect(),
             attention: status.attention.into_iter().map(Attention::from).collect(),
         }
@@ -94,6 +100,8 @@ impl From<v1::ShardStatus> for Shard {
             queued: Int64(shard.queued),
             waiting: Int64(shard.waiting),
             buckets: shard.buckets,
+            audited_until: shard.audited_until.as_ref().map(time),
+            audited_postings: Int64(shard.audited_postings),
             lost: shard.lost,
         }
     }
@@ -117,6 +125,10 @@ impl fmt::Display for Status {
         if let Some(behind) = self.behind {
             watermark.push_str(&format!(" (behind by {behind})"));
         }
+        let mut findings = self.findings.to_string();
+        if let Some(first) = &self.first_finding_at {
+            findings.push_str(&format!(" (the first at {first}; see tccctl audit show)"));
+        }
         f.write_str(&fields([
             ("version", or_dash(Some(&self.version))),
             ("instance", or_dash(Some(&self.instance))),
@@ -130,6 +142,7 @@ impl fmt::Display for Status {
             ("slots", self.slots.to_string()),
             ("rebuilt", self.rebuilt.to_string()),
             ("unswept_shards", self.unswept_shards.to_string()),
+            ("findings", findings),
         ]))?;
         let shards = self.shards.iter().map(|shard| {
             [
@@ -138,9 +151,11 @@ impl fmt::Display for Status {
                 shard.queued.to_string(),
                 shard.waiting.to_string(),
                 shard.buckets.to_string(),
+                or_dash(shard.audited_until.as_deref()),
             ]
         });
-        write!(f, "\n\n{}", rows(["SHARD", "REACHABLE", ">QUEUED", ">WAITING", ">BUCKETS"], shards))?;
+        let header = ["SHARD", "REACHABLE", ">QUEUED", ">WAITING", ">BUCKETS", "AUDITED UNTIL"];
+        write!(f, "\n\n{}", rows(header, shards))?;
         for shard in self.shards.iter().filter(|shard| !shard.lost.is_empty()) {
             write!(f, "\n\n{} HAS LOST COMMITS: {}", shard.name, shard.lost)?;
             write!(f, "\nno work is done on it; `tccctl audit run` tells which transactions are affected,")?;
@@ -188,8 +203,12 @@ mod tests {
                 waiting: 5,
                 buckets: 4096,
                 lost: String::new(),
+                audited_until: Some(Timestamp { seconds: 1_790_000_050, nanos: 0 }),
+                audited_postings: 5,
             }],
             attention: Vec::new(),
+            findings: 0,
+            first_finding_at: None,
         }
     }
 
@@ -208,9 +227,10 @@ missed          0
 slots           256
 rebuilt         0
 unswept_shards  0
+findings        0
 
-SHARD    REACHABLE  QUEUED  WAITING  BUCKETS
-shard-0  true            7        5     4096";
+SHARD    REACHABLE  QUEUED  WAITING  BUCKETS  AUDITED UNTIL
+shard-0  true            7        5     4096  2026-09-21T14:14:10.000000Z";
 
         assert_eq!(Status::from(answer()).to_string(), expected);
     }
@@ -228,6 +248,18 @@ shard-0 HAS LOST COMMITS: branch 1 of 019b2c3d was confirmed and is absent now
 no work is done on it; `tccctl audit run` tells which transactions are affected,
 `tccctl shards resume shard-0` lets work go on with what there is";
         assert!(text.ends_with(expected), "{text}");
+    }
+
+    #[test]
+    fn findings_are_told_with_where_to_see_them() {
+        let mut answer = answer();
+        answer.findings = 3;
+        answer.first_finding_at = answer.started_at;
+
+        let text = Status::from(answer).to_string();
+
+        let expected = "findings        3 (the first at 2026-09-21T14:13:20.000000Z; see tccctl audit show)";
+        assert!(text.contains(expected), "{text}");
     }
 
     #[test]
@@ -256,7 +288,8 @@ STUCK                 2  12m 40s  019b2c3d-4e5f-7a6b-8c9d-0e1f2a3b4c5d  connecti
             r#"{"version":"0.1.0","instance":"tccd-1","started_at":"2026-09-21T14:13:20.000000Z","draining":false,"#,
             r#""database_time":"2026-09-21T14:14:20.000000Z","watermark":"2026-09-21T14:14:19.800000Z","#,
             r#""armed":"12","active":"3","missed":"0","slots":256,"rebuilt":"0","unswept_shards":0,"#,
-            r#""shards":[{"name":"shard-0","reachable":true,"queued":"7","waiting":"5","buckets":4096}],"attention":[]}"#
+            r#""findings":"0","first_finding_at":null,"shards":[{"name":"shard-0","reachable":true,"queued":"7","waiting":"5","#,
+            r#""buckets":4096,"audited_until":"2026-09-21T14:14:10.000000Z","audited_postings":"5"}],"attention":[]}"#
         );
 
         assert_eq!(serde_json::to_string(&Status::from(answer())).unwrap(), expected);

@@ -192,7 +192,7 @@ pub struct Traffic {
     pub streams_per_connection: u32,
     /// Requests under way at a time, of all callers; more are answered OVERLOADED.
     pub requests: u32,
-    /// The longest message that is read, in bytes.
+    /// The longest message that is read, in bytes: a batch of 1,000 holds has up to 2 MiB.
     pub message_bytes: u32,
     /// The longest headers that are read, in bytes. A token is in them.
     pub header_bytes: u32,
@@ -239,7 +239,7 @@ impl Default for Traffic {
             connections_per_address: 1_000,
             streams_per_connection: 1_024,
             requests: 16_384,
-            message_bytes: 1_048_576,
+            message_bytes: 2_097_152,
             header_bytes: 16_384,
             handshake_seconds: 10,
             request_seconds: 75,

@@ -3,15 +3,16 @@
 
 use crate::{
     api::{Holds, Ledger, Operator},
+    audit::follow,
     auth::Gate,
     config::Config,
     databases::{Database, Logins},
     engine::{Engine, Participants},
-    heads,
+    heads, keys,
     listener::Listener,
     schedule::{Leases, Scheduler, Timers, fire, partitions},
     shards::Shards,
-    store::{self, Store},
+    store::{self, Store, keys::Keys},
     sweep::{self, Progress},
     tls,
     watched::{WatchError, Watched},
@@ -39,6 +40,8 @@ const DRAIN: Duration = Duration::from_secs(10);
 const HANG_UP: Duration = Duration::from_secs(2);
 /// How long wake-ups are fired on after the slots were given back, if others take them: they need a moment to read.
 const FIRE_ON: Duration = Duration::from_secs(2);
+/// Where there are no batches, a request is an id, two accounts and an amount.
+const USUAL_MESSAGE: usize = 64 * 1024;
 
 /// Why a coordinator does not start, or stopped by itself.
 #[derive(Debug, thiserror::Error)]
@@ -246,9 +249,17 @@ pub async fn start_with(
     let store = change_store(Store::start(&coordinator.engine));
     let engine = Engine::new(store, participants, timers.clone(), clock.clone(), unbroken.clone());
     let shards = Arc::new(Shards::new(shards, &map));
+    let keys = Keys::start(&coordinator.engine, engine.store().clone());
 
+    tokio::spawn(keys::keep(keys.clone(), timers.clone(), stop.clone()));
     tokio::spawn(partitions::keep(coordinator.maintainer, maintained, timers.clone(), stop.clone()));
     tokio::spawn(heads::keep(engine.store().clone(), Arc::clone(&shards), instance, stop.clone()));
+    tokio::spawn(follow::keep(
+        coordinator.engine.clone(),
+        engine.store().clone(),
+        Arc::clone(&shards),
+        stop.clone(),
+    ));
     let (engine_to_tell, shards_to_sweep) = (Arc::clone(&engine), Arc::clone(&shards));
     tokio::spawn(sweep::keep(
         coordinator.engine,
@@ -259,7 +270,8 @@ pub async fn start_with(
         stop.clone(),
     ));
     let schedule = Schedule { leases, scheduler };
-    let api = Api { engine: Arc::clone(&engine), shards, vitals: Arc::new(vitals), config: config.clone() };
+    let vitals = Arc::new(vitals);
+    let api = Api { engine: Arc::clone(&engine), shards, keys, vitals, config: config.clone() };
     let health = tonic_health::server::health_reporter();
     set_health(&health.0, true).await;
     let routes = api.routes(health.1)?;
@@ -295,6 +307,7 @@ async fn prepare_late(
 struct Api {
     engine: Arc<Engine>,
     shards: Arc<Shards>,
+    keys: Keys,
     vitals: Arc<Vitals>,
     config: Config,
 }
@@ -309,13 +322,15 @@ impl Api {
                 .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
         };
         let (engine, limits) = (&self.engine, &self.config.limits);
-        let holds = Holds::new(Arc::clone(engine), limits.clone());
+        let (keys, sweep) = (self.keys.clone(), self.vitals.sweep.clone());
+        let holds = Holds::new(Arc::clone(engine), Arc::clone(&self.shards), keys, sweep, limits.clone());
         let ledger = Ledger::new(Arc::clone(&self.shards), Arc::clone(engine), limits.clone());
         let operator = Operator::new(Arc::clone(engine), Arc::clone(&self.shards), Arc::clone(&self.vitals));
         let longest = self.config.traffic.message_bytes as usize;
+        let usual = longest.min(USUAL_MESSAGE);
         let routes = Routes::new(HoldServiceServer::new(holds).max_decoding_message_size(longest))
-            .add_service(LedgerServiceServer::new(ledger).max_decoding_message_size(longest))
-            .add_service(OperatorServiceServer::new(operator).max_decoding_message_size(longest))
+            .add_service(LedgerServiceServer::new(ledger).max_decoding_message_size(usual))
+            .add_service(OperatorServiceServer::new(operator).max_decoding_message_size(usual))
             .add_service(health)
             .add_service(descriptors().build_v1()?)
             .add_service(descriptors().build_v1alpha()?);

@@ -22,12 +22,12 @@ use crate::{
 use std::{
     collections::{BTreeMap, HashSet},
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
-use tcc_core::{Cause, FenceState, Role, Timestamp, Transaction, TransactionId, decision::rebuilt};
+use tcc_core::{Cause, FenceState, Timestamp, Transaction, TransactionId, decision::rebuilt};
 use tcc_ledger::{BranchRow, Branches, ReadError, Shard};
 use tcc_participant::{Failure, Postgres};
 use tokio_util::sync::CancellationToken;
@@ -56,6 +56,7 @@ enum SweepError {
 pub struct Progress {
     rebuilt: Arc<AtomicU64>,
     unfinished: Arc<AtomicU64>,
+    swept_on: Arc<Mutex<Option<Timestamp>>>,
 }
 
 impl Progress {
@@ -69,6 +70,17 @@ impl Progress {
     #[must_use]
     pub fn unfinished(&self) -> u64 {
         self.unfinished.load(Ordering::Relaxed)
+    }
+
+    /// When the server of the coordinator's database started of which every shard has been swept: nothing is missing on it that
+    /// a client was told of.
+    #[must_use]
+    pub fn swept_on(&self) -> Option<Timestamp> {
+        *self.swept_on.lock().expect("no holder panics")
+    }
+
+    fn set_swept_on(&self, server: Option<Timestamp>) {
+        *self.swept_on.lock().expect("no holder panics") = server;
     }
 }
 
@@ -86,11 +98,14 @@ pub async fn keep(
         Sweep { rebuilder, engine, shards, progress, unswept: HashSet::new(), failing: HashSet::new() };
     sweep.start_again();
     while !stop.is_cancelled() {
-        let since = unbroken.borrow_and_update().since;
+        let continuity = *unbroken.borrow_and_update();
         let is_done = tokio::select! {
-            is_done = sweep.all(since) => is_done,
+            is_done = sweep.all(continuity.since) => is_done,
             () = stop.cancelled() => return,
         };
+        if is_done {
+            sweep.progress.set_swept_on(Some(continuity.server));
+        }
         sweep.rebuilder.disconnect();
         tokio::select! {
             changed = unbroken.changed() => match changed {
@@ -118,6 +133,7 @@ impl Sweep {
     fn start_again(&mut self) {
         self.unswept = self.shards.all().iter().map(|shard| shard.name().to_owned()).collect();
         self.progress.unfinished.store(self.unswept.len() as u64, Ordering::Relaxed);
+        self.progress.set_swept_on(None);
     }
 
     /// Whether all shards have been swept since then, by this instance or another.
@@ -216,7 +232,7 @@ impl Sweep {
         let mut fences: BTreeMap<TransactionId, Vec<BranchRow>> = BTreeMap::new();
         for shard in self.shards.all() {
             for row in shard.branches(Branches::Of(&ids)).await? {
-                if row.role != Role::Issue {
+                if !row.role.is_at_once() {
                     fences.entry(row.transaction).or_default().push(row);
                 }
             }
@@ -247,7 +263,7 @@ pub fn rebuild(id: TransactionId, fences: &[BranchRow], place: Place) -> Option<
         Some(FenceState::Vetoed(_)) => Some(Cause::Vetoed),
         _ if refusal.is_some() => Some(Cause::Refused),
         // Somebody has asked for it, or the due time has come.
-        Some(FenceState::Confirmed | FenceState::Cancelled) => None,
+        Some(FenceState::Confirmed | FenceState::Confirming | FenceState::Cancelled) => None,
         // Some branch was not tried, or undone before it was.
         _ => Some(Cause::TimedOut),
     };

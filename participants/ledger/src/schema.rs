@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use tcc_core::Timestamp;
 use tcc_participant::{
+    crash,
     partitions::{Key, Scheme, WEEK},
     roles::{self, MAINTAINER, MIGRATOR},
 };
@@ -42,9 +43,18 @@ const GRANTS: &str = include_str!("../../../migrations/roles/ledger.sql");
 /// The advisory lock that keeps two migrations apart.
 const MIGRATION_LOCK: i64 = 0x7463_635f_6c64_6772;
 
-const BRANCH: Scheme = Scheme { parent: "branch", key: Key::Id, width: WEEK, fillfactor: 70, index: None };
-const POSTING: Scheme =
+/// The fences.
+pub(crate) const BRANCH: Scheme =
+    Scheme { parent: "branch", key: Key::Id, width: WEEK, fillfactor: 70, index: None };
+/// The journal, by the time at which it was written.
+pub(crate) const POSTING: Scheme =
     Scheme { parent: "posting", key: Key::Time, width: WEEK, fillfactor: 100, index: None };
+
+/// Written once.
+const NAME_SHARD: &str = "\
+-- name_shard
+WITH named AS (INSERT INTO shard (name) VALUES ($1))
+INSERT INTO bucket SELECT unnest($2::int2[])";
 
 /// Migrates the database, and makes sure that it is this shard and serves these buckets. Safe to run by several at once.
 ///
@@ -66,14 +76,8 @@ async fn prepare_locked(client: &mut Client, name: &str, buckets: &HashSet<u16>)
     numbers.sort_unstable();
     // Asked first: only who may write it needs to.
     if client.query_opt("SELECT FROM shard", &[]).await?.is_none() {
-        client
-            .execute(
-                "-- name_shard
-                 WITH named AS (INSERT INTO shard (name) VALUES ($1))
-                 INSERT INTO bucket SELECT unnest($2::int2[])",
-                &[&name, &numbers],
-            )
-            .await?;
+        crash::statement(NAME_SHARD);
+        client.execute(NAME_SHARD, &[&name, &numbers]).await?;
     }
     let found: String = client.query_one("SELECT name FROM shard", &[]).await?.get(0);
     if found != name {

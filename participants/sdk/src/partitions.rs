@@ -3,6 +3,7 @@
 //! `CREATE TABLE … PARTITION OF` takes an exclusive lock on the parent and waits behind every reader; a table made apart
 //! and attached does not. There is never a default partition: it would forbid detaching concurrently later.
 
+use crate::{crash, roles};
 use jiff::{SignedDuration, Timestamp};
 use tokio_postgres::GenericClient;
 use uuid::Uuid;
@@ -74,6 +75,7 @@ impl Scheme {
     ) -> Result<usize, tokio_postgres::Error> {
         client.batch_execute("BEGIN").await?;
         let made = self.create_missing(client, now, before, after).await;
+        crash::point("create_partitions");
         client.batch_execute(if made.is_ok() { "COMMIT" } else { "ROLLBACK" }).await?;
         made
     }
@@ -126,6 +128,7 @@ impl Scheme {
     fn ddl(&self, name: &str, low: Timestamp, high: Timestamp, now: Timestamp) -> String {
         let parent = self.parent;
         let fillfactor = self.fillfactor;
+        let readable = roles::readable(name);
         // While it is empty it costs nothing.
         let index = match self.index.filter(|index| low < now + index.ahead) {
             Some(index) => {
@@ -141,13 +144,15 @@ impl Scheme {
             "CREATE TABLE IF NOT EXISTS {name} (LIKE {parent} INCLUDING DEFAULTS INCLUDING CONSTRAINTS INCLUDING INDEXES);
              ALTER TABLE {name} SET (fillfactor = {fillfactor}, {AUTOVACUUM});
              {index}
+             {readable}
              ALTER TABLE {parent} ATTACH PARTITION {name} FOR VALUES FROM ('{low}') TO ('{high}');\n"
         )
     }
 }
 
 /// The smallest UUID whose time is `time`.
-fn first_id(time: Timestamp) -> Uuid {
+#[must_use]
+pub fn first_id(time: Timestamp) -> Uuid {
     let millis = u128::try_from(time.as_millisecond()).unwrap_or(0);
     Uuid::from_u128(millis << 80)
 }

@@ -11,6 +11,8 @@ use tokio_postgres::{Client, Error};
 pub const MIGRATOR: &str = "tcc_migrator";
 /// Who makes and drops partitions.
 pub const MAINTAINER: &str = "tcc_maintainer";
+/// Who does what the protocol does.
+const ENGINE: &str = "tcc_engine";
 
 /// Acts as a role from now on, if there is one and this login is a member of it. A superuser stays what it is: it is no member,
 /// and needs no role.
@@ -26,6 +28,16 @@ pub async fn act_as(client: &Client, role: &'static str) -> Result<(), Error> {
         client.batch_execute(&format!("SET ROLE {role}")).await?;
     }
     Ok(())
+}
+
+/// SQL that lets the engine read a partition by its name: a right to read the whole table does not reach that far.
+#[must_use]
+pub fn readable(partition: &str) -> String {
+    format!(
+        "DO $$ BEGIN
+             IF to_regrole('{ENGINE}') IS NOT NULL THEN GRANT SELECT ON {partition} TO {ENGINE}; END IF;
+         END $$;"
+    )
 }
 
 /// Runs a script that grants the roles their rights: after a migration, or if the engine cannot read `table` yet. Only its

@@ -5,7 +5,7 @@
 //! is unknown. It sends no cancel requests, since one that meets a COMMIT produces exactly that warning. Whatever goes
 //! wrong is sorted into the [`Failure`]s that a batch can have.
 
-use crate::{batch::Failure, postgres::Postgres};
+use crate::{batch::Failure, crash, postgres::Postgres};
 use futures::StreamExt as _;
 use std::{
     collections::HashMap,
@@ -28,10 +28,14 @@ pub enum Plans {
     Generic,
     /// For range reads over partitioned tables: plan each time, so that the planner sees the bounds and locks one partition.
     Custom,
+    /// For statements of somebody else's: as PostgreSQL decides.
+    Usual,
 }
 
 /// One connection, opened when asked, with its prepared statements.
 pub struct Session {
+    /// The crash point between a commit and its answer.
+    committed: String,
     database: Postgres,
     plans: Plans,
     live: Option<Live>,
@@ -43,11 +47,20 @@ struct Live {
     in_doubt: Arc<AtomicBool>,
 }
 
+/// For one transaction that looks many ids up over partitioned tables: each by itself, whatever the planner takes the tables for.
+pub const BY_ID: &str = "\
+SET LOCAL enable_seqscan = off;
+SET LOCAL enable_hashjoin = off;
+SET LOCAL enable_mergejoin = off;
+SET LOCAL max_parallel_workers_per_gather = 0;
+SET LOCAL jit = off";
+
 impl Session {
     /// A session that is not connected yet.
     #[must_use]
     pub fn new(database: &Postgres, application_name: &str, plans: Plans) -> Self {
-        Self { database: database.bounded(application_name).writable(), plans, live: None }
+        let committed = format!("{application_name} committed");
+        Self { committed, database: database.bounded(application_name).writable(), plans, live: None }
     }
 
     /// Opens the connection, dropping the one there was, and prepares the statements.
@@ -80,6 +93,7 @@ impl Session {
                  SET enable_mergejoin = off;"
             }
             Plans::Custom => "SET plan_cache_mode = force_custom_plan;",
+            Plans::Usual => "",
         };
         client
             .batch_execute(&format!(
@@ -132,6 +146,7 @@ impl Session {
     ///
     /// If the statement was not among those given to [`Session::connect`].
     pub fn statement(&self, sql: &'static str) -> Result<&Statement, Failure> {
+        crash::statement(sql);
         Ok(self.live()?.statements.get(sql).expect("prepared when the session connected"))
     }
 
@@ -147,6 +162,7 @@ impl Session {
                 "the server could not say whether a commit is replicated".into(),
             ));
         }
+        crash::point(&self.committed);
         Ok(())
     }
 

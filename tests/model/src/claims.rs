@@ -4,9 +4,9 @@
 //! to a claim, the state carries.
 
 use crate::Search;
-use crate::world::{Attempt, DEBIT, Loss, PIVOT, World};
+use crate::world::{Attempt, DEBIT, Effect, Loss, PIVOT, World};
 use stateright::{Checker, Property};
-use tcc_core::FenceState::{Cancelled, Confirmed, Refused, Stopped, Tried, Vetoed};
+use tcc_core::FenceState::{Cancelled, Confirmed, Confirming, Refused, Stopped, Tried, Vetoed};
 use tcc_core::{FenceState, OnMaturity, Operation, Outcome, Phase};
 
 /// The claim that the pivot is there for.
@@ -38,7 +38,7 @@ fn must_hold() -> Vec<Property<Search>> {
     vec![
         always(NO_UNIT_IS_CREATED, |_, w| w.books.payee_available == 0 || w.books.payer_available == 0),
         always("the payer's unit is never taken before the payee is paid", |_, w| {
-            w.fences[DEBIT] != Some(Confirmed) || w.fences[PIVOT] == Some(Confirmed)
+            w.fences[DEBIT] != Some(Confirmed) || w.books.payee_available == 1
         }),
         always("there is one unit, and no balance is below zero", |_, w| w.books.are_kept()),
         always("an accepted cancel is never paid", |_, w| {
@@ -50,7 +50,7 @@ fn must_hold() -> Vec<Property<Search>> {
         }),
         always("nothing is paid before it is due, unless a client asked", |_, w| {
             let matured = w.due && w.on_maturity == OnMaturity::Confirm;
-            w.fences[PIVOT] != Some(Confirmed) || matured || w.confirm_accepted
+            w.books.payee_available == 0 || matured || w.confirm_accepted
         }),
         always("nothing parks", |_, w| !w.parked),
         // The two cells of the fence table that no operation may meet.
@@ -69,7 +69,8 @@ fn must_hold() -> Vec<Property<Search>> {
         }),
         always("recovery alone leaves nothing open and nothing frozen", |search, w| {
             let end = search.recovered(w);
-            let open = end.fences.contains(&Some(Tried)) || end.row.is_some_and(|row| !row.phase.is_final());
+            let is_open = |fence: &Option<FenceState>| matches!(fence, Some(Tried | Confirming));
+            let open = end.fences.iter().any(is_open) || end.row.is_some_and(|row| !row.phase.is_final());
             !open && !end.parked && end.books.payer_escrow == 0 && end.books.clearing == 0
         }),
     ]
@@ -106,6 +107,7 @@ fn must_happen() -> Vec<Property<Search>> {
         sometimes("the pivot is tried", |_, w| w.fences[PIVOT] == Some(Tried)),
         sometimes("the pivot is refused", |_, w| matches!(w.fences[PIVOT], Some(Refused(_)))),
         sometimes("the pivot is confirmed", |_, w| w.fences[PIVOT] == Some(Confirmed)),
+        sometimes("the pivot is confirming", |_, w| w.fences[PIVOT] == Some(Confirming)),
         sometimes("the pivot is cancelled", |_, w| w.fences[PIVOT] == Some(Cancelled)),
         sometimes("the pivot is vetoed", |_, w| matches!(w.fences[PIVOT], Some(Vetoed(_)))),
         sometimes("the pivot has a tombstone", |_, w| w.fences[PIVOT] == Some(Stopped)),
@@ -113,17 +115,20 @@ fn must_happen() -> Vec<Property<Search>> {
         meets!("Try", Try, "absent", None),
         meets!("Try", Try, "tried", Some(Tried)),
         meets!("Try", Try, "refused", Some(Refused(_))),
+        meets!("Try", Try, "confirming", Some(Confirming)),
         meets!("Try", Try, "confirmed", Some(Confirmed)),
         meets!("Try", Try, "cancelled", Some(Cancelled)),
         meets!("Try", Try, "vetoed", Some(Vetoed(_))),
         meets!("Try", Try, "stopped", Some(Stopped)),
         meets!("Confirm", Confirm, "tried", Some(Tried)),
+        meets!("Confirm", Confirm, "confirming", Some(Confirming)),
         meets!("Confirm", Confirm, "confirmed", Some(Confirmed)),
         meets!("Confirm", Confirm, "cancelled", Some(Cancelled)),
         meets!("Confirm", Confirm, "vetoed", Some(Vetoed(_))),
         meets!("Cancel", Cancel, "absent", None),
         meets!("Cancel", Cancel, "tried", Some(Tried)),
         meets!("Cancel", Cancel, "refused", Some(Refused(_))),
+        meets!("Cancel", Cancel, "confirming", Some(Confirming)),
         meets!("Cancel", Cancel, "confirmed", Some(Confirmed)),
         meets!("Cancel", Cancel, "cancelled", Some(Cancelled)),
         meets!("Cancel", Cancel, "vetoed", Some(Vetoed(_))),
@@ -141,6 +146,15 @@ fn must_happen() -> Vec<Property<Search>> {
         }),
         sometimes("released after a veto", |_, w| {
             in_phase(w, Phase::Cancelled) && matches!(w.fences[PIVOT], Some(Vetoed(_)))
+        }),
+        sometimes("paid by somebody else", |_, w| {
+            in_phase(w, Phase::Confirmed) && w.outside == Some(Effect::Done)
+        }),
+        sometimes("refused by somebody else, and released", |_, w| {
+            in_phase(w, Phase::Cancelled) && w.outside == Some(Effect::Never)
+        }),
+        sometimes("somebody else has paid, and the pivot does not know", |_, w| {
+            w.fences[PIVOT] == Some(Confirming) && w.outside == Some(Effect::Done)
         }),
         // Races.
         sometimes("one coordinator confirms what the other cancels", |_, w| {
@@ -187,6 +201,9 @@ fn must_happen() -> Vec<Property<Search>> {
         sometimes("held again after the row was lost and swept", |_, w| {
             in_phase(w, Phase::Held) && w.loss == Loss::RowThenSwept
         }),
+        sometimes("paid by somebody else after the row was lost and swept", |_, w| {
+            in_phase(w, Phase::Confirmed) && w.outside == Some(Effect::Done) && w.loss == Loss::RowThenSwept
+        }),
         sometimes("paid after the row was lost and created again", |_, w| {
             in_phase(w, Phase::Confirmed) && w.loss == Loss::RowThenCreated
         }),
@@ -198,7 +215,7 @@ fn in_phase(world: &World, phase: Phase) -> bool {
 }
 
 fn was_tried(fence: FenceState) -> bool {
-    matches!(fence, Tried | Confirmed | Cancelled | Vetoed(_))
+    matches!(fence, Tried | Confirming | Confirmed | Cancelled | Vetoed(_))
 }
 
 /// Whether nothing can confirm the branch any more.

@@ -19,7 +19,8 @@
 //!
 //! It keeps out SQL and locks (a fence and its effect change in one step here; that they do is tested on PostgreSQL), a
 //! shard that loses commits (which no order of messages survives), leases, retention, operators, another hold under the
-//! same id, transactions of more branches, and participants with effects outside a database.
+//! same id, and transactions of more branches. Of an effect outside a database it knows that asking again with the same key
+//! does not repeat it, and not that an API forgets its keys.
 
 pub mod claims;
 pub mod pair;
@@ -27,8 +28,8 @@ pub mod world;
 
 use stateright::{Checker as _, HasDiscoveries, Model, Path, Property};
 use tcc_core::decision::{self, Verdict};
-use tcc_core::{Event, OnMaturity, Operation, Outcome, Phase};
-use world::{At, Attempt, Conclusion, DEBIT, Loss, PIVOT, Row, World};
+use tcc_core::{Event, FenceState, OnMaturity, Operation, Outcome, Phase};
+use world::{At, Attempt, Conclusion, DEBIT, Effect, Loss, PIVOT, Row, World};
 
 /// What is searched.
 #[derive(Debug, Clone, Copy)]
@@ -38,6 +39,8 @@ pub struct Search {
     pub pivot_rule: bool,
     /// Whether the coordinators' database may lose its last commits, or the row.
     pub commits_are_lost: bool,
+    /// Whether a pivot that has asked for an effect outside refuses to be cancelled until it knows what became of it.
+    pub cancel_waits: bool,
 }
 
 /// Something that happens. Coordinators have the numbers that they have in the world before.
@@ -64,6 +67,13 @@ pub enum Step {
         /// The coordinator that hears the answers.
         heard_by: Option<usize>,
     },
+    /// What the pivot has asked for outside of all databases takes place.
+    TakeEffect,
+    /// The pivot asks again by itself, and learns what has become of that; or that it is refused, for good.
+    Learn {
+        /// It is refused.
+        is_no: bool,
+    },
     /// A coordinator writes to the row what the answers add up to.
     Write(usize),
     /// A coordinator writes that the Try deadline has passed.
@@ -84,7 +94,7 @@ impl Search {
     /// The protocol as the product has it, in a world where everything fails that may.
     #[must_use]
     pub fn product() -> Self {
-        Self { pivot_rule: true, commits_are_lost: true }
+        Self { pivot_rule: true, commits_are_lost: true, cancel_waits: true }
     }
 
     /// The shortest way to a state that breaks a claim, if there is any.
@@ -129,7 +139,9 @@ impl Search {
                         let (at, no, heard_by) = (At::Branch(branch), None, Some(0));
                         Step::Arrive { operation, at, no, heard_by }
                     };
-                    vec![Step::TakeUp(0, phase), ask(PIVOT), ask(DEBIT), Step::Write(0)]
+                    let pivot = [ask(PIVOT), Step::TakeEffect, Step::Learn { is_no: false }, ask(PIVOT)];
+                    let steps = [Step::TakeUp(0, phase)].into_iter().chain(pivot);
+                    steps.chain([ask(DEBIT), Step::Write(0)]).collect()
                 }
             };
             for step in steps {
@@ -145,7 +157,9 @@ impl Model for Search {
     type Action = Step;
 
     fn init_states(&self) -> Vec<World> {
-        [OnMaturity::Confirm, OnMaturity::Cancel].map(World::created).into()
+        let each = [OnMaturity::Confirm, OnMaturity::Cancel].into_iter();
+        each.flat_map(|then| [None, Some(Effect::NotYet)].map(|outside| World::created(then, outside)))
+            .collect()
     }
 
     /// Everything that might happen. Some of it cannot, which `Search::happen` knows.
@@ -154,11 +168,17 @@ impl Model for Search {
         if world.parked || !world.books.are_kept() {
             return;
         }
-        steps.extend([Step::TimePasses, Step::CancelHold, Step::ConfirmHold, Step::CreateHold]);
+        steps.extend([
+            Step::TimePasses,
+            Step::CancelHold,
+            Step::ConfirmHold,
+            Step::CreateHold,
+            Step::TakeEffect,
+        ]);
         for (operation, branch) in world.sent() {
             arrivals(world, operation, At::Branch(branch), &[branch], steps);
             // Where the row alone decides, there is no order for one local transaction to keep.
-            if branch == PIVOT && self.pivot_rule {
+            if branch == PIVOT && self.pivot_rule && world.outside.is_none() {
                 arrivals(world, operation, At::Both, &[PIVOT, DEBIT], steps);
             }
         }
@@ -207,11 +227,21 @@ impl Search {
                 self.send(world, coordinator);
             }
             Step::Arrive { operation, at, no, heard_by } if world.was_sent(operation, at) => {
-                let answers = world.arrive(operation, at, no);
+                if !self.cancel_waits
+                    && operation == Operation::Cancel
+                    && world.fences[PIVOT] == Some(FenceState::Confirming)
+                {
+                    world.fences[PIVOT] = Some(FenceState::Tried);
+                }
+                let answers = world.arrive(operation, at, no).into_iter();
                 if let Some(coordinator) = heard_by {
-                    answers.into_iter().for_each(|answer| self.hear(world, coordinator, operation, answer));
+                    // No answer changes nothing.
+                    let heard = answers.filter(|(_, answer)| !matches!(answer, Outcome::Unknown(_)));
+                    heard.for_each(|answer| self.hear(world, coordinator, operation, answer));
                 }
             }
+            Step::TakeEffect => world.take_effect(),
+            Step::Learn { is_no } => world.learn(is_no),
             Step::Write(coordinator) => self.write(world, coordinator),
             // What may have been held before commits were lost waits until every branch has answered.
             Step::TimeOut(coordinator) if matches!(world.loss, Loss::Nothing | Loss::RowThenCreated) => {

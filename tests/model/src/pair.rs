@@ -14,7 +14,7 @@ use tcc_core::{Admission, FenceState, OnMaturity, Operation, Phase, fence};
 pub struct Pair;
 
 /// What each of them would do alone.
-const ALONE: Search = Search { pivot_rule: true, commits_are_lost: false };
+const ALONE: Search = Search { pivot_rule: true, commits_are_lost: false, cancel_waits: true };
 
 /// What the payer can spend: one unit, without what either hold has frozen or taken.
 fn available(holds: &[World; 2]) -> i8 {
@@ -42,7 +42,7 @@ impl Model for Pair {
     type Action = (usize, Step);
 
     fn init_states(&self) -> Vec<[World; 2]> {
-        let hold = World::created;
+        let hold = |then| World::created(then, None);
         vec![
             [hold(OnMaturity::Confirm), hold(OnMaturity::Confirm)],
             [hold(OnMaturity::Confirm), hold(OnMaturity::Cancel)],

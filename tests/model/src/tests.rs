@@ -15,7 +15,7 @@ fn nothing_that_can_happen_to_a_hold_breaks_a_claim() {
 
 #[test]
 fn if_the_row_alone_decides_not_even_a_database_that_loses_nothing_would_do() {
-    let search = Search { pivot_rule: false, commits_are_lost: false };
+    let search = Search { pivot_rule: false, commits_are_lost: false, ..Search::product() };
 
     let path = search.shortest_way_to_break(NO_UNIT_IS_CREATED).expect("the row alone is not enough");
 
@@ -25,4 +25,13 @@ fn if_the_row_alone_decides_not_even_a_database_that_loses_nothing_would_do() {
     let steps = path.into_actions();
     let asked = steps.contains(&Step::CancelHold) || steps.contains(&Step::ConfirmHold);
     assert!(asked && steps.contains(&Step::TimePasses), "{steps:?}");
+}
+
+#[test]
+fn if_an_unknown_effect_could_be_cancelled_a_unit_would_be_created() {
+    let search = Search { cancel_waits: false, commits_are_lost: false, ..Search::product() };
+
+    let path = search.shortest_way_to_break(NO_UNIT_IS_CREATED).expect("a cancel has to wait");
+
+    assert!(path.into_actions().contains(&Step::TakeEffect));
 }

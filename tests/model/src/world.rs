@@ -20,6 +20,8 @@ pub const PIVOT: usize = descriptor::CREDIT as usize;
 pub struct World {
     /// What the hold does when it is due.
     pub on_maturity: OnMaturity,
+    /// Whether the payee is paid by somebody else's API, which the pivot asks for it, and if so, what has become of that.
+    pub outside: Option<Effect>,
     /// Whether it is due.
     pub due: bool,
     /// The coordinators' row, unless it was lost.
@@ -48,6 +50,17 @@ pub struct World {
     pub cancel_accepted: bool,
     /// Whether a coordinator ever got an answer that the protocol forbids, or was to turn round a second time.
     pub parked: bool,
+}
+
+/// An effect outside of all databases. Who asks for it again, with the same key, gets it once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Effect {
+    /// It has not taken place. If it was asked for, it may at any time.
+    NotYet,
+    /// It has taken place.
+    Done,
+    /// It has been refused, for good.
+    Never,
 }
 
 /// A version of the coordinators' row.
@@ -119,9 +132,10 @@ pub enum At {
 impl World {
     /// A hold whose CreateHold has just been accepted.
     #[must_use]
-    pub fn created(on_maturity: OnMaturity) -> Self {
+    pub fn created(on_maturity: OnMaturity, outside: Option<Effect>) -> Self {
         let mut world = Self {
             on_maturity,
+            outside,
             due: false,
             row: None,
             versions: [[false; 2]; 6],
@@ -207,17 +221,57 @@ impl World {
         }
     }
 
-    /// Whether a branch may say no: to the Try that runs, and the pivot to the Confirm that runs.
+    /// Whether a branch may say no: to the Try that runs, and the pivot to the Confirm that runs. Who asks somebody else says no
+    /// when that one does.
     #[must_use]
     pub fn may_say_no(&self, operation: Operation, branch: usize) -> bool {
         let kind = operation == Operation::Try || (operation == Operation::Confirm && branch == PIVOT);
-        kind && fence::admit(self.fences[branch], operation) == Admission::Run
+        let is_outside = operation == Operation::Confirm && self.outside.is_some();
+        let may = !is_outside
+            || (self.outside == Some(Effect::NotYet) && self.fences[PIVOT] == Some(FenceState::Confirming));
+        kind && may && fence::admit(self.fences[branch], operation) == Admission::Run
+    }
+
+    /// What was asked for outside takes place, and nobody hears of it.
+    pub fn take_effect(&mut self) {
+        if self.outside == Some(Effect::NotYet) && self.fences[PIVOT] == Some(FenceState::Confirming) {
+            self.outside = Some(Effect::Done);
+            self.books.pay();
+        }
+    }
+
+    /// The pivot asks again by itself, whatever the coordinators want of it meanwhile.
+    pub fn learn(&mut self, is_no: bool) {
+        if self.fences[PIVOT] == Some(FenceState::Confirming) {
+            let (state, _) = self.confirm_outside(is_no);
+            self.fences[PIVOT] = Some(state);
+        }
+    }
+
+    /// Confirm at a pivot that asks somebody else: it has asked, or asks again, and may learn what became of it.
+    fn confirm_outside(&mut self, says_no: bool) -> (FenceState, Outcome) {
+        match self.outside {
+            Some(Effect::Done) => (FenceState::Confirmed, Outcome::Done),
+            Some(Effect::NotYet) if says_no => {
+                self.outside = Some(Effect::Never);
+                let refusal = Refusal::AccountBlocked;
+                (FenceState::Vetoed(refusal), Outcome::Vetoed(refusal))
+            }
+            _ => (FenceState::Confirming, Outcome::Unknown(String::new())),
+        }
     }
 
     fn ask(&mut self, operation: Operation, branch: usize, no: Option<usize>) -> Outcome {
         let (state, answer) = match fence::admit(self.fences[branch], operation) {
             Admission::Answer(answer) => (self.fences[branch], answer),
             Admission::Stop => (Some(FenceState::Stopped), Outcome::Done),
+            Admission::Run
+                if operation == Operation::Confirm && branch == PIVOT && self.outside.is_some() =>
+            {
+                let says_no = no == Some(PIVOT) && self.may_say_no(operation, branch);
+                let (state, answer) = self.confirm_outside(says_no);
+                (Some(state), answer)
+            }
             Admission::Run if no == Some(branch) && self.may_say_no(operation, branch) => match operation {
                 Operation::Try => {
                     let refusal =
@@ -316,8 +370,7 @@ impl Books {
                     self.payer_escrow -= 1;
                     self.clearing += 1;
                 } else {
-                    self.clearing -= 1;
-                    self.payee_available += 1;
+                    self.pay();
                 }
                 FenceState::Confirmed
             }
@@ -329,6 +382,11 @@ impl Books {
                 FenceState::Cancelled
             }
         }
+    }
+
+    fn pay(&mut self) {
+        self.clearing -= 1;
+        self.payee_available += 1;
     }
 
     /// Whether the unit is somewhere, once, and nothing is below zero but clearing, once, until the debit is settled.

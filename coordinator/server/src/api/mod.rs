@@ -1,12 +1,13 @@
 //! The gRPC API: requests become domain types at once, answers leave as late as possible.
 //!
 //! Nothing is decided here. `convert` is the only place that reads requests, `reason` the only one that builds a
-//! `tonic::Status`. The engine and the shards never see a prost type.
+//! `tonic::Status`, from the registry in `tcc-proto`. The engine and the shards never see a prost type.
 
 mod convert;
 mod holds;
 mod ledger;
 mod operator;
+mod page;
 pub(crate) mod reason;
 
 pub use holds::Holds;

@@ -28,6 +28,8 @@ use hyper::{
     header::{AUTHORIZATION, HeaderValue},
 };
 use std::{net::SocketAddr, num::NonZeroU32, sync::Arc, time::Duration};
+use tcc_core::caller::is_name;
+use tcc_proto::Reason;
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio_util::sync::CancellationToken;
 use tonic::{Status, body::Body, codegen::Service as _, service::Routes};
@@ -156,7 +158,7 @@ impl Gate {
     /// Who asks.
     async fn recognise(&self, peer: &Peer, headers: &HeaderMap) -> Result<Arc<Identity>, Status> {
         let (callers, tokens) = match &self.ways {
-            Ways::Insecure(anybody) => return Ok(as_it_says(anybody, headers)),
+            Ways::Insecure(anybody) => return as_it_says(anybody, headers),
             Ways::Proof { callers, tokens } => (callers, tokens),
         };
         let Some(header) = headers.get(AUTHORIZATION) else {
@@ -183,11 +185,16 @@ impl Gate {
     }
 }
 
-/// On an insecure server callers name themselves, in the metadata `tcc-caller`.
-fn as_it_says(anybody: &Arc<Identity>, headers: &HeaderMap) -> Arc<Identity> {
-    match headers.get("tcc-caller").and_then(|name| name.to_str().ok()) {
-        Some(name) => Arc::new(Identity::developer(name)),
-        None => Arc::clone(anybody),
+/// On an insecure server callers name themselves, in the metadata `tcc-caller`; all who do not are one caller. Elsewhere nobody
+/// looks at it.
+fn as_it_says(anybody: &Arc<Identity>, headers: &HeaderMap) -> Result<Arc<Identity>, Status> {
+    let Some(name) = headers.get("tcc-caller") else { return Ok(Arc::clone(anybody)) };
+    match name.to_str() {
+        Ok(name) if is_name(name) => Ok(Arc::new(Identity::developer(name))),
+        _ => {
+            let message = "must be 1 to 64 printable ASCII characters without spaces";
+            Err(reason::wrong("tcc-caller", Reason::CallerInvalid, message).into())
+        }
     }
 }
 
@@ -195,4 +202,31 @@ fn as_it_says(anybody: &Arc<Identity>, headers: &HeaderMap) -> Arc<Identity> {
 fn bearer(header: &HeaderValue) -> Option<&str> {
     let (scheme, credential) = header.to_str().ok()?.split_once(' ')?;
     scheme.eq_ignore_ascii_case("bearer").then_some(credential.trim())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use tonic_types::StatusExt as _;
+
+    proptest! {
+        #[test]
+        fn a_caller_that_names_itself_has_a_name_or_is_told_what_is_wrong(
+            name in proptest::collection::vec(32_u8.., 0..80),
+        ) {
+            let mut headers = HeaderMap::new();
+            if let Ok(value) = HeaderValue::from_bytes(&name) {
+                headers.insert("tcc-caller", value);
+            }
+
+            match as_it_says(&Arc::new(Identity::developer("anybody")), &headers) {
+                Ok(identity) => prop_assert!(is_name(&identity.caller)),
+                Err(status) => {
+                    let reason = status.get_details_error_info().map(|info| info.reason);
+                    prop_assert_eq!(reason.as_deref(), Some("CALLER_INVALID"));
+                }
+            }
+        }
+    }
 }

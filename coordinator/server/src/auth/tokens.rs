@@ -37,6 +37,7 @@ use std::{
     sync::{Arc, Mutex},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
+use tcc_core::caller::is_name;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -52,8 +53,6 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const MAX_ANSWER: usize = 1024 * 1024;
 /// So many tokens are remembered.
 const MAX_BELIEVED: usize = 100_000;
-/// A longer subject is no name.
-const MAX_SUBJECT: usize = 256;
 
 /// Why a token is not believed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -194,8 +193,9 @@ impl Tokens {
     /// file is called.
     fn identity_of(&self, claims: &Map<String, Value>) -> Result<Identity, TokenError> {
         let subject = claims.get("sub").and_then(Value::as_str).unwrap_or_default();
-        if !(1..=MAX_SUBJECT).contains(&subject.len()) || !subject.bytes().all(|c| c.is_ascii_graphic()) {
-            return Err(TokenError::Invalid("a subject that is not 1 to 256 visible ASCII characters"));
+        let caller = format!("jwt:{subject}");
+        if subject.is_empty() || !is_name(&caller) {
+            return Err(TokenError::Invalid("a subject that is not 1 to 60 printable ASCII characters"));
         }
         let issued = claims.get("iat").and_then(Value::as_f64).unwrap_or_default();
         if issued > (now() + LEEWAY) as f64 {
@@ -205,7 +205,7 @@ impl Tokens {
         let roles: Vec<Role> =
             list(claims.get(&self.rules.roles_claim)).iter().filter_map(|role| role.parse().ok()).collect();
         let accounts: Accounts = list(claims.get(&self.rules.accounts_claim)).into_iter().collect();
-        Ok(Identity { caller: format!("jwt:{subject}"), roles, accounts })
+        Ok(Identity { caller, roles, accounts })
     }
 
     /// Asks the provider for its keys, if there is one and it was not asked just now.

@@ -1,17 +1,20 @@
 //! The coordinator's database: one file per statement that changes it, each with its parameters and its row.
 //!
 //! Five batchers work here: [`begin`] inserts transactions, [`wake`] looks at what is due, [`advance`] moves phases, [`defer`]
-//! puts off what could not be done, [`get`] reads. What was lost, [`rebuild`] writes anew. Every write of a phase is a compare-and-set whose guards come from `Phase::after`, and
+//! puts off what could not be done, [`get`] reads. Callers' keys are in [`keys`]. What was lost, [`rebuild`] writes anew; [`audited`]
+//! notes what the auditor has seen. Every write of a phase is a compare-and-set whose guards come from `Phase::after`, and
 //! whatever is not final has a wake-up that is not done with. A statement that writes takes its transaction's number before
 //! it reads the clock: a window of wake-ups is closed when no older number is still running, so a statement must not make a
 //! wake-up by a time at which it had no number yet. Other reads use a pool of their own. SQL on these tables stands here and in
 //! `schedule`, nowhere else.
 
 pub mod advance;
+pub mod audited;
 pub mod begin;
 pub mod defer;
 pub mod get;
 pub mod heads;
+pub mod keys;
 pub mod read;
 pub mod rebuild;
 pub mod record;
@@ -22,15 +25,16 @@ pub use advance::{Advance, Advanced};
 pub use begin::Begin;
 pub use defer::Defer;
 pub use get::Get;
-pub use record::{Place, Record};
+pub use record::{Place, Record, Seen};
 pub use wake::Woken;
 
 use deadpool_postgres::{Object, Pool};
 use std::time::Duration;
 use tcc_core::TransactionId;
 use tcc_participant::{
-    Batcher, Postgres,
+    Batcher, Failure, Postgres, Session,
     batch::{Limits, Unknown},
+    session::sort,
 };
 
 /// How far ahead a wake-up may lie. A later due time is armed again on the way there.
@@ -95,9 +99,16 @@ impl Store {
     }
 }
 
+/// Whether nobody else does this for a shard: then nobody will, until the session disconnects.
+async fn alone(session: &Session, what: &str, shard: &str) -> Result<bool, Failure> {
+    let lock = "SELECT pg_try_advisory_lock(hashtext($1), hashtext($2))";
+    let row = session.client()?.query_one(lock, &[&what, &shard]).await.map_err(|e| sort(&e))?;
+    Ok(row.get(0))
+}
+
 impl From<tokio_postgres::Error> for StoreError {
     fn from(error: tokio_postgres::Error) -> Self {
-        Self::Unreachable(tcc_participant::session::sort(&error).to_string())
+        Self::Unreachable(sort(&error).to_string())
     }
 }
 

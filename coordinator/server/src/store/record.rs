@@ -56,6 +56,15 @@ pub struct Standing {
     pub settled_at: Option<Timestamp>,
 }
 
+/// What a client takes a transaction to be. It changes with the phase, and never becomes again what it was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Seen {
+    /// Its phase.
+    pub phase: Phase,
+    /// Whether the pivot had turned its decision round.
+    pub flipped: bool,
+}
+
 /// The columns of [`Standing`], in SQL, of the table alias `t`.
 macro_rules! standing {
     () => {
@@ -110,6 +119,12 @@ impl Standing {
             decided_at: None,
             settled_at: None,
         }
+    }
+
+    /// What whoever sees it takes it to be.
+    #[must_use]
+    pub fn seen(&self) -> Seen {
+        Seen { phase: self.phase, flipped: self.flipped }
     }
 
     pub(super) fn read(row: &Row) -> Result<Self, StoreError> {

@@ -5,6 +5,7 @@ use jiff::SignedDuration;
 use std::collections::{HashMap, HashSet};
 use tcc_core::{BUCKETS, Timestamp};
 use tcc_participant::{
+    crash,
     partitions::{Index, Key, Scheme, WEEK},
     roles::{self, MAINTAINER, MIGRATOR},
 };
@@ -60,6 +61,13 @@ pub const WAKEUP: Scheme = Scheme {
     }),
 };
 
+/// Written once.
+const MAP_BUCKETS: &str = "\
+-- map_buckets
+WITH named AS (INSERT INTO shard (name) SELECT unnest($1::text[]))
+INSERT INTO bucket SELECT n, ($1::text[])[n % cardinality($1::text[]) + 1]
+FROM generate_series(0, $2::int4 - 1) AS n";
+
 /// Migrates the database, and reads the map of buckets, which is written when there is none. Safe to run by several at once.
 ///
 /// # Errors
@@ -103,15 +111,8 @@ async fn prepare_locked(
     roles::grant(client, "instance", !report.applied_migrations().is_empty(), GRANTS).await?;
     // Asked first: only who may write it needs to.
     if client.query_opt("SELECT FROM shard LIMIT 1", &[]).await?.is_none() {
-        client
-            .execute(
-                "-- map_buckets
-                 WITH named AS (INSERT INTO shard (name) SELECT unnest($1::text[]))
-                 INSERT INTO bucket SELECT n, ($1::text[])[n % cardinality($1::text[]) + 1]
-                 FROM generate_series(0, $2::int4 - 1) AS n",
-                &[&shards, &i32::from(BUCKETS)],
-            )
-            .await?;
+        crash::statement(MAP_BUCKETS);
+        client.execute(MAP_BUCKETS, &[&shards, &i32::from(BUCKETS)]).await?;
     }
     let mut map: HashMap<String, HashSet<u16>> = HashMap::new();
     for row in client.query("SELECT shard, bucket FROM bucket", &[]).await? {
