@@ -83,12 +83,12 @@ CREATE TABLE head (
     PRIMARY KEY (shard, instance)
 ) WITH (fillfactor = 20);
 
--- The orphan sweep of each shard: when the last one of all its fences began that came to its end, and up to when those that were
--- written later have been looked at, by the shard's clock.
+-- The orphan sweep of each shard: up to when its fences have been looked at, by the shard's clock, and when the server of this
+-- database had started on which that was done last.
 CREATE TABLE sweep (
     shard text PRIMARY KEY REFERENCES shard,
-    started_at timestamptz NOT NULL,
-    seen_until timestamptz NOT NULL
+    seen_until timestamptz NOT NULL,
+    server timestamptz NOT NULL
 );
 
 -- Up to when each shard was audited, by the shard's clock, and how many postings that were.

@@ -229,6 +229,29 @@ async fn a_key_that_the_database_forgot_stands_for_the_same_hold_after_the_sweep
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn after_a_start_on_the_same_server_new_keys_are_taken_at_once_also_while_a_shard_is_down() {
+    let mut servers = servers().await;
+    let mut coordinator = serve_on(&servers).await;
+    let (carol, dave) = (on_shard("carol", 0), on_shard("dave", 0));
+    coordinator.client.account(&carol, 100).await;
+    coordinator.client.account(&dave, 0).await;
+    coordinator.client.until_swept().await;
+    coordinator.stop().await;
+    servers.shards[1].crash().unwrap();
+
+    let mut client = serve_on(&servers).await.client;
+    client.until_swept().await;
+    let new = v1::CreateHoldRequest {
+        id: String::new(),
+        idempotency_key: "new".to_owned(),
+        ..hold(&carol, &dave, 10)
+    };
+    let created = client.create(&new).await.unwrap();
+
+    assert_eq!(created.hold.unwrap().phase(), Phase::Held);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_comes_to_light_late_under_a_key_that_stands_for_something_else_is_released() {
     let system = System::start().await;
     let Coordinator { mut client, .. } = system.coordinator().await;

@@ -1,10 +1,13 @@
 //! The orphan sweep: what the coordinator's database has lost is rebuilt from the fences.
 //!
 //! A database that fails over to a standby that had not received everything, or is restored, forgets its last commits. The
-//! fences do not: each keeps the whole transaction, and the pivot's says what was decided. So after every start, and whenever
-//! the database may have gone back, the fences of every shard are read, the newest first, and where one has no row a row is
-//! written, as [`rebuilt`] says: the engine then goes on with it as with any other. From then on what is new is looked at
-//! likewise, since a Try that was sent before the loss may arrive after it.
+//! fences do not: each keeps the whole transaction, and the pivot's says what was decided. So the fences of every shard are
+//! read, and where one has no row a row is written, as [`rebuilt`] says: the engine then goes on with it as with any other.
+//!
+//! Up to when a shard's fences were looked at is written into the coordinator's database itself, after the rows. A database
+//! that went back has forgotten that together with the rows: every fence whose row it lost was written after what it
+//! remembers. So it is always enough to go on from there, at a start, after a loss, and every half minute: a Try that was sent
+//! before a loss may arrive after it. All fences are read when nothing is remembered, or when the shard's clock went back.
 //!
 //! The order of reading is what it rests on. A row is committed before the first fence is asked for, so a fence that is seen
 //! before its row is looked for has one, unless that was lost. And the fences of what is missing are read once more after
@@ -20,7 +23,7 @@ use crate::{
     },
 };
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     sync::{
         Arc, Mutex,
         atomic::{AtomicU64, Ordering},
@@ -37,6 +40,10 @@ use uuid::Uuid;
 const CHUNK: i64 = 5_000;
 /// After a chunk it rests for so many times as long as that took: holds go first.
 const REST: u32 = 2;
+/// What was written in so long is read at a time; longer where little was.
+const WINDOW: Duration = Duration::from_secs(60);
+/// A shard's clock may go back by so much when another server takes its place.
+const MARGIN: Duration = Duration::from_secs(60);
 /// How often there is a look at what is new.
 const LOOK_EVERY: Duration = Duration::from_secs(30);
 /// A shard or a database that does not answer is asked again after this; so is whether another instance has finished.
@@ -84,7 +91,7 @@ impl Progress {
     }
 }
 
-/// Sweeps every shard after each time that the coordinator's database may have gone back, until asked to stop.
+/// Sweeps every shard, at once after each time that the coordinator's database may have gone back, until asked to stop.
 pub async fn keep(
     coordinator: Postgres,
     engine: Arc<Engine>,
@@ -95,18 +102,16 @@ pub async fn keep(
 ) {
     let rebuilder = Rebuilder::new(&coordinator);
     let mut sweep =
-        Sweep { rebuilder, engine, shards, progress, unswept: HashSet::new(), failing: HashSet::new() };
+        Sweep { rebuilder, engine, shards, progress, swept_on: HashMap::new(), failing: HashSet::new() };
     sweep.start_again();
     while !stop.is_cancelled() {
-        let continuity = *unbroken.borrow_and_update();
-        let is_done = tokio::select! {
-            is_done = sweep.all(continuity.since) => is_done,
+        unbroken.borrow_and_update();
+        tokio::select! {
+            () = sweep.all() => {}
             () = stop.cancelled() => return,
-        };
-        if is_done {
-            sweep.progress.set_swept_on(Some(continuity.server));
         }
         sweep.rebuilder.disconnect();
+        let is_done = sweep.progress.swept_on().is_some();
         tokio::select! {
             changed = unbroken.changed() => match changed {
                 Ok(()) => sweep.start_again(),
@@ -123,60 +128,66 @@ struct Sweep {
     engine: Arc<Engine>,
     shards: Arc<Shards>,
     progress: Progress,
-    /// The shards that have not been swept since the database may last have gone back.
-    unswept: HashSet<String>,
+    /// When the server of the coordinator's database started on which each shard has been swept, if it has been.
+    swept_on: HashMap<String, Timestamp>,
     /// The shards at which it failed last: each outage is told once.
     failing: HashSet<String>,
 }
 
 impl Sweep {
     fn start_again(&mut self) {
-        self.unswept = self.shards.all().iter().map(|shard| shard.name().to_owned()).collect();
-        self.progress.unfinished.store(self.unswept.len() as u64, Ordering::Relaxed);
-        self.progress.set_swept_on(None);
+        self.swept_on.clear();
+        self.tell();
     }
 
-    /// Whether all shards have been swept since then, by this instance or another.
-    async fn all(&mut self, since: Timestamp) -> bool {
+    /// Tells how it stands.
+    fn tell(&self) {
+        let all = self.shards.all();
+        let server = self.swept_on.values().next();
+        let is_done = all.iter().all(|shard| server.is_some() && self.swept_on.get(shard.name()) == server);
+        self.progress.set_swept_on(server.copied().filter(|_| is_done));
+        self.progress.unfinished.store((all.len() - self.swept_on.len()) as u64, Ordering::Relaxed);
+    }
+
+    /// Goes on with every shard.
+    async fn all(&mut self) {
         let shards = Arc::clone(&self.shards);
         for shard in shards.all() {
-            match self.one(shard, since).await {
-                Ok(is_swept) => {
+            match self.one(shard).await {
+                Ok(()) => {
                     self.failing.remove(shard.name());
-                    if is_swept {
-                        self.unswept.remove(shard.name());
-                    }
                 }
                 Err(error) if self.failing.insert(shard.name().to_owned()) => {
                     tracing::warn!(shard = shard.name(), %error, "the orphan sweep is not finished; trying again");
                 }
                 Err(_) => {}
             }
-            self.progress.unfinished.store(self.unswept.len() as u64, Ordering::Relaxed);
+            self.tell();
         }
-        self.unswept.is_empty()
     }
 
-    /// Whether a shard has been swept. If not, another instance is at it.
-    async fn one(&mut self, shard: &Shard, since: Timestamp) -> Result<bool, SweepError> {
+    /// Goes on with one shard, unless another instance does.
+    async fn one(&mut self, shard: &Shard) -> Result<(), SweepError> {
         let is_alone = self.rebuilder.lock(shard.name()).await?;
-        let (swept, now) = self.rebuilder.swept(shard.name()).await?;
-        let swept = swept.filter(|swept| swept.started_at >= since);
+        let Swept { server, seen_until, is_here } = self.rebuilder.swept(shard.name()).await?;
+        if is_here {
+            // Nothing was lost since, whether or not the shard answers now.
+            self.swept_on.insert(shard.name().to_owned(), server);
+        }
         if !is_alone {
-            return Ok(swept.is_some());
+            return Ok(());
         }
         let before = self.progress.rebuilt();
         let horizon = shard.horizon().await?;
-        match swept {
-            Some(swept) => {
-                for ids in shard.fenced_since(swept.seen_until).await?.chunks(CHUNK as usize) {
-                    self.chunk(ids.to_vec()).await?;
-                }
+        match seen_until {
+            Some(seen) if seen - MARGIN <= horizon => {
+                let from = if is_here { seen } else { seen - MARGIN };
+                self.between(shard, from, horizon).await?;
             }
-            None => self.everything(shard).await?,
+            _ => self.everything(shard).await?,
         }
-        let started_at = swept.map_or(now, |swept| swept.started_at);
-        self.rebuilder.set_swept(shard.name(), Swept { started_at, seen_until: horizon }).await?;
+        self.rebuilder.set_swept(shard.name(), horizon).await?;
+        self.swept_on.insert(shard.name().to_owned(), server);
         let rebuilt = self.progress.rebuilt() - before;
         if rebuilt > 0 {
             tracing::warn!(
@@ -185,7 +196,26 @@ impl Sweep {
                 "the coordinator's database had lost transactions; they were rebuilt from their fences"
             );
         }
-        Ok(true)
+        Ok(())
+    }
+
+    /// What was fenced from one time on and before another, by the shard's clock.
+    async fn between(&mut self, shard: &Shard, mut from: Timestamp, until: Timestamp) -> Result<(), SweepError> {
+        let mut window = WINDOW;
+        while from < until {
+            let began = Instant::now();
+            let to = from.checked_add(window).unwrap_or(until).min(until);
+            let fenced = shard.fenced_between(from, to).await?;
+            for ids in fenced.chunks(CHUNK as usize) {
+                self.chunk(ids.to_vec()).await?;
+            }
+            window = if fenced.len() < CHUNK as usize { window * 2 } else { WINDOW };
+            from = to;
+            if from < until {
+                tokio::time::sleep(began.elapsed() * REST).await;
+            }
+        }
+        Ok(())
     }
 
     /// Every fence of a shard, the newest ids first.

@@ -339,15 +339,19 @@ pub(crate) async fn summarize(
     client.execute(sql, &[&table, &last]).await.map(drop)
 }
 
-/// The transactions of fences that were written from a time on.
-pub(crate) async fn fenced_since(client: &mut Client, since: Timestamp) -> Result<Vec<Uuid>, String> {
-    let sql = "-- fenced_since
-        SELECT transaction_id FROM branch WHERE fenced_at >= $1 AND role < 3";
+/// The transactions of fences that were written from one time on and before another.
+pub(crate) async fn fenced_between(
+    client: &mut Client,
+    from: Timestamp,
+    until: Timestamp,
+) -> Result<Vec<Uuid>, String> {
+    let sql = "-- fenced_between
+        SELECT transaction_id FROM branch WHERE fenced_at >= $1 AND fenced_at < $2 AND role < 3";
     let rows = async {
-        summarize(client, "branch", since).await?;
+        summarize(client, "branch", from).await?;
         let reading = client.transaction().await?;
         reading.batch_execute("SET LOCAL enable_seqscan = off").await?;
-        let rows = reading.query(sql, &[&since]).await?;
+        let rows = reading.query(sql, &[&from, &until]).await?;
         reading.commit().await?;
         Ok::<_, tokio_postgres::Error>(rows)
     };

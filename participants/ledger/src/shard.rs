@@ -314,14 +314,15 @@ impl Shard {
         reads::horizon(&client).await.map_err(|cause| self.unreachable(cause))
     }
 
-    /// The transactions of fences that were written from a time on, by the shard's clock: one for each fence.
+    /// The transactions of fences that were written from one time on and before another, by the shard's clock: one for each
+    /// fence.
     ///
     /// # Errors
     ///
     /// [`ReadError`].
-    pub async fn fenced_since(&self, since: Timestamp) -> Result<Vec<Uuid>, ReadError> {
+    pub async fn fenced_between(&self, from: Timestamp, until: Timestamp) -> Result<Vec<Uuid>, ReadError> {
         let mut client = self.reader().await?;
-        reads::fenced_since(&mut client, since).await.map_err(|cause| self.unreachable(cause))
+        reads::fenced_between(&mut client, from, until).await.map_err(|cause| self.unreachable(cause))
     }
 
     /// The transactions of fences with ids below one, the highest first: at most `limit`, one for each fence.

@@ -36,7 +36,7 @@ pub struct Db {
     /// `instance`: until when each lease lasts.
     pub leases: BTreeMap<usize, Timestamp>,
     /// `sweep`, of each shard.
-    pub swept: Vec<Option<Timestamp>>,
+    pub swept: Vec<Option<Swept>>,
     /// `attention`.
     attention: BTreeMap<TransactionId, Note>,
     bug: Option<Bug>,
@@ -46,6 +46,15 @@ pub struct Db {
     log: Vec<Vec<Undo>>,
     /// Which transactions were ever CANCELLING or CANCELLED: not a table, so it is not lost.
     pub ever_cancelled: BTreeSet<TransactionId>,
+}
+
+/// A row of `sweep`.
+#[derive(Debug, Clone, Copy)]
+pub struct Swept {
+    /// Up to when the shard's fences were looked at.
+    pub seen_until: Timestamp,
+    /// When the server started on which they were.
+    pub server: Timestamp,
 }
 
 /// A row of `slot`.
@@ -71,7 +80,7 @@ enum Undo {
     Wakeup(Wakeup),
     Attention(TransactionId, Option<Note>),
     Slot(u8, SlotRow),
-    Swept(usize, Option<Timestamp>),
+    Swept(usize, Option<Swept>),
 }
 
 /// So many commits can be lost at most.
@@ -107,7 +116,7 @@ impl Db {
                     Undo::Attention(id, Some(note)) => drop(self.attention.insert(id, note)),
                     Undo::Attention(id, None) => drop(self.attention.remove(&id)),
                     Undo::Slot(slot, row) => self.slots[usize::from(slot)] = row,
-                    Undo::Swept(shard, at) => self.swept[shard] = at,
+                    Undo::Swept(shard, row) => self.swept[shard] = row,
                 }
             }
         }
@@ -160,8 +169,9 @@ impl Db {
     }
 
     /// Writes a row of `sweep`.
-    pub fn set_swept(&mut self, shard: usize, at: Timestamp) {
-        let before = self.swept[shard].replace(at);
+    pub fn set_swept(&mut self, shard: usize, seen_until: Timestamp) {
+        let row = Swept { seen_until, server: self.server };
+        let before = self.swept[shard].replace(row);
         self.logged(Undo::Swept(shard, before));
     }
 

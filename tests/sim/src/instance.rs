@@ -2,7 +2,7 @@
 //! leases, the scheduler and the sweep, which are SQL in the product.
 
 use crate::{
-    db::{Connection, SlotRow, Statement},
+    db::{Connection, SlotRow, Statement, Swept},
     shard::Wire,
     world::{INSTANCES, World},
 };
@@ -193,25 +193,29 @@ impl Keeper {
         }
     }
 
-    /// All fences after a start or a loss, and again and again afterwards. As the product does it: fences, then which of them have no row, then all fences of those, then the rows.
+    /// Fences from where the database remembers that they were looked at. As the product does it: fences, then which of them
+    /// have no row, then all fences of those, then the rows, then up to when that was. Shards' clocks do not go back here, so
+    /// it does without a margin.
     async fn sweep(
         &self,
         rebuild: &Batcher<Rebuild, Option<store::rebuild::Rebuilt>>,
     ) -> Result<(), Unknown> {
         let world = &self.world;
-        let since = self.unbroken.borrow().since;
         for shard in 0..world.shards() {
-            let pause = if world.db().swept[shard].is_some_and(|at| at >= since) {
-                LOOK_EVERY
-            } else {
-                Duration::ZERO
-            };
-            let is_early = world.db().swept[shard].is_some_and(|at| world.now() < at + pause);
-            if is_early || !world.shard_answers(shard) {
+            let (swept, server) = (world.db().swept[shard], world.db().server);
+            let is_here = |swept: &Swept| swept.server == server;
+            if swept.filter(is_here).is_some_and(|swept| world.now() < swept.seen_until + LOOK_EVERY)
+                || !world.shard_answers(shard)
+            {
                 continue;
             }
-            let (started_at, server): (Timestamp, _) = (world.now(), world.db().server);
-            let mut ids: Vec<TransactionId> = world.shard(shard).fences.keys().map(|(id, _)| *id).collect();
+            let from = swept.map_or(Timestamp::MIN, |swept| swept.seen_until);
+            let horizon: Timestamp = world.now();
+            let mut ids: Vec<TransactionId> = {
+                let shard = world.shard(shard);
+                let written = shard.fences.iter().filter(|(_, row)| (from..horizon).contains(&row.fenced_at));
+                written.map(|((id, _), _)| *id).collect()
+            };
             ids.dedup();
             world.while_up_to(20).await;
             ids.retain(|id| !world.db().rows.contains_key(id));
@@ -236,7 +240,7 @@ impl Keeper {
             let mut db = world.db();
             if db.server == server {
                 db.begin_commit();
-                db.set_swept(shard, started_at);
+                db.set_swept(shard, horizon);
             }
         }
         Ok(())

@@ -18,7 +18,7 @@ use tcc_core::{
 };
 use tcc_ledger::{
     Account, AccountState, BranchRow, PostingKind,
-    books::{Answer, Books, Fence, FenceKey, Op, Posting, Writes},
+    books::{Answer, Books, Fence, FenceKey, NewFence, Op, Posting, Writes},
 };
 use tcc_participant::{Call, Participant};
 use tokio::time::sleep;
@@ -43,6 +43,8 @@ pub struct FenceRow {
     role: Role,
     account: AccountId,
     amount: i64,
+    /// When it was written.
+    pub fenced_at: Timestamp,
 }
 
 /// How many accounts each shard has.
@@ -99,8 +101,8 @@ impl Shard {
         self.spoil(&mut writes);
         let Writes { new_fences, moved_fences, changed_accounts, postings, .. } = writes;
         for new in new_fences {
-            let row = FenceRow { fence: new.fence, role: new.role, account: new.account, amount: new.amount };
-            self.fences.insert(new.key, row);
+            let NewFence { key, fence, role, account, amount } = new;
+            self.fences.insert(key, FenceRow { fence, role, account, amount, fenced_at: now });
         }
         for (key, state) in moved_fences {
             if let Some(row) = self.fences.get_mut(&key) {

@@ -25,13 +25,13 @@ SELECT i.id FROM unnest($1::uuid[]) AS i (id) WHERE NOT EXISTS (SELECT FROM tran
 
 const SWEPT: &str = "\
 -- swept
-SELECT s.started_at, s.seen_until, n.now
-FROM (SELECT clock_timestamp()) AS n (now) LEFT JOIN sweep s ON s.shard = $1";
+SELECT n.server, s.seen_until, s.server IS NOT DISTINCT FROM n.server AS is_here
+FROM (SELECT pg_postmaster_start_time()) AS n (server) LEFT JOIN sweep s ON s.shard = $1";
 
 const SET_SWEPT: &str = "\
 -- set_swept
-INSERT INTO sweep (shard, started_at, seen_until) VALUES ($1, $2, $3)
-ON CONFLICT (shard) DO UPDATE SET started_at = excluded.started_at, seen_until = excluded.seen_until";
+INSERT INTO sweep (shard, seen_until, server) VALUES ($1, $2, pg_postmaster_start_time())
+ON CONFLICT (shard) DO UPDATE SET seen_until = excluded.seen_until, server = excluded.server";
 
 /// What is not known of it any more is put as it would have gone: if the pivot did what is done at the due time, and that has
 /// passed, it was due; otherwise somebody asked.
@@ -68,10 +68,13 @@ SELECT id, slot, lane, wake_at FROM rebuilt";
 /// How far a shard has been swept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Swept {
-    /// When the last sweep of all its fences began, by this database's clock.
-    pub started_at: Timestamp,
-    /// Every fence that was written before this time, by the shard's clock, has been looked at.
-    pub seen_until: Timestamp,
+    /// When the server of this database started.
+    pub server: Timestamp,
+    /// Every fence that was written before this time, by the shard's clock, has been looked at, as far as this database
+    /// remembers; `None` before the first time.
+    pub seen_until: Option<Timestamp>,
+    /// That was done on this server: it has lost nothing since.
+    pub is_here: bool,
 }
 
 /// A row to be written.
@@ -124,28 +127,26 @@ impl Rebuilder {
         alone(&self.session, "sweep", shard).await
     }
 
-    /// How far `shard` has been swept, if it has been, and what time it is.
+    /// How far `shard` has been swept.
     ///
     /// # Errors
     ///
     /// [`Failure`].
-    pub async fn swept(&self, shard: &str) -> Result<(Option<Swept>, Timestamp), Failure> {
+    pub async fn swept(&self, shard: &str) -> Result<Swept, Failure> {
         let statement = self.session.statement(SWEPT)?;
         let row = self.session.client()?.query_one(statement, &[&shard]).await.map_err(|e| sort(&e))?;
-        let started_at: Option<Timestamp> = row.get("started_at");
-        let swept = started_at.map(|started_at| Swept { started_at, seen_until: row.get("seen_until") });
-        Ok((swept, row.get("now")))
+        let (server, is_here) = (row.get("server"), row.get("is_here"));
+        Ok(Swept { server, seen_until: row.get("seen_until"), is_here })
     }
 
-    /// Notes how far a shard has been swept.
+    /// Notes how far a shard has been swept, on this server.
     ///
     /// # Errors
     ///
     /// [`Failure`].
-    pub async fn set_swept(&self, shard: &str, swept: Swept) -> Result<(), Failure> {
+    pub async fn set_swept(&self, shard: &str, seen_until: Timestamp) -> Result<(), Failure> {
         let statement = self.session.statement(SET_SWEPT)?;
-        let done =
-            self.session.client()?.execute(statement, &[&shard, &swept.started_at, &swept.seen_until]).await;
+        let done = self.session.client()?.execute(statement, &[&shard, &seen_until]).await;
         done.map(drop).map_err(|e| sort(&e))
     }
 
