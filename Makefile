@@ -22,6 +22,7 @@ demo: setup
 
 test: setup
 	@coordinator/ops/ensure-grpcurl
+	@coordinator/ops/ensure-promtool
 	$(CARGO) build --locked --workspace --bins
 	$(CARGO) test --locked --workspace
 

@@ -17,10 +17,16 @@ pub enum Exit {
     Done = 0,
     /// The server refused, or failed.
     Failed = 1,
-    /// The audit found something.
+    /// The command line is wrong in a way that only the command knows.
+    Usage = 2,
+    /// A check found something.
     Findings = 3,
     /// The server cannot be reached, or the outcome is not known.
     Unknown = 4,
+    /// Some of it was done, and some of it was not.
+    Partly = 8,
+    /// Nobody said yes.
+    Declined = 9,
 }
 
 impl From<Exit> for ExitCode {
@@ -104,6 +110,25 @@ impl Failure {
         Self::new(Code::Internal, format!("the server's answer has no {what_is_missing}"))
     }
 
+    /// The command line does not say what is needed.
+    pub fn usage(message: &str) -> Box<Self> {
+        let mut failure = Self::new(Code::InvalidArgument, message.to_owned());
+        failure.exit = Exit::Usage;
+        failure
+    }
+
+    /// There is no such thing.
+    pub fn not_found(message: &str) -> Box<Self> {
+        Self::new(Code::NotFound, message.to_owned())
+    }
+
+    /// A person would have to say yes, and there is none, or it said no.
+    pub fn declined(message: &str) -> Box<Self> {
+        let mut failure = Self::new(Code::FailedPrecondition, message.to_owned());
+        (failure.exit, failure.reason) = (Exit::Declined, Some("DECLINED".to_owned()));
+        failure
+    }
+
     /// Nobody reads what is printed.
     pub fn unwritable(error: &io::Error) -> Box<Self> {
         Self::new(Code::Internal, format!("cannot write to stdout: {error}"))
@@ -153,6 +178,13 @@ impl Failure {
             "ACCOUNT_EXISTS" => format!("look at it with: tccctl accounts get {}", named("id")),
             "HOLD_NOT_CANCELLABLE" => {
                 format!("see how it ends with: tccctl holds get {} --watch", named("id"))
+            }
+            "ACTION_REFUSED" | "PLAN_REQUIRED" => {
+                format!("look at it with: tccctl holds describe {}", named("id"))
+            }
+            "PLAN_NOT_FOUND" => "see which there are with: tccctl plan list".to_owned(),
+            "SHARD_DRAINED" => {
+                format!("let work go on with: tccctl shards resume {} --reason REASON", named("shard"))
             }
             "ID_TIME_OUT_OF_RANGE" => {
                 "compare the clock of this machine with database_time of: tccctl status".to_owned()

@@ -8,6 +8,7 @@ use crate::errors::Failure;
 use std::time::Duration;
 use tonic::{
     Request, Status,
+    metadata::{Ascii, MetadataValue},
     transport::{Channel, Endpoint, Uri},
 };
 
@@ -52,22 +53,39 @@ impl Session {
 
     /// A message with the deadline of a call. The server sees it, too.
     pub fn request<T>(&self, message: T) -> Request<T> {
-        let mut request = Request::new(message);
+        let mut request = named(message);
         request.set_timeout(self.timeout());
         request
     }
 
     /// A message with a deadline only if the caller set one, for what may take long.
     pub fn unhurried_request<T>(&self, message: T) -> Request<T> {
-        let mut request = Request::new(message);
+        let mut request = named(message);
         if let Some(timeout) = self.timeout {
             request.set_timeout(timeout);
         }
         request
     }
 
+    /// Where it is.
+    pub fn server(&self) -> &str {
+        &self.server
+    }
+
     /// What an error of this server means.
     pub fn failure(&self, status: Status) -> Box<Failure> {
         Failure::of_status(&self.server, &status)
     }
+}
+
+/// A message that says who sends it, for the record of actions, until callers are authenticated.
+fn named<T>(message: T) -> Request<T> {
+    let mut request = Request::new(message);
+    let user = std::env::var("USER").or_else(|_| std::env::var("LOGNAME")).unwrap_or_default();
+    if let Ok(user) = user.parse::<MetadataValue<Ascii>>()
+        && !user.is_empty()
+    {
+        request.metadata_mut().insert("tcc-caller", user);
+    }
+    request
 }

@@ -1,5 +1,6 @@
 //! `tccd.toml`: what an installation chooses. Every key is documented in `coordinator/docs/tccd.toml`, which a test parses.
 
+use crate::telemetry::logs::Logs;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 use tcc_core::Amount;
@@ -17,6 +18,8 @@ pub struct Config {
     pub shards: Vec<ShardConfig>,
     /// What requests may ask for.
     pub limits: Limits,
+    /// What the instance tells whoever watches it.
+    pub telemetry: Telemetry,
 }
 
 /// A database.
@@ -37,6 +40,16 @@ pub struct ShardConfig {
     pub url: String,
 }
 
+/// What the instance tells whoever watches it.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Telemetry {
+    /// Where metrics and health are served over HTTP: address and port. Port 0 takes a free one. Empty: nowhere.
+    pub listen: String,
+    /// How logs look.
+    pub logs: Logs,
+}
+
 /// What requests may ask for.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
@@ -54,7 +67,14 @@ impl Default for Config {
             coordinator: Database::default(),
             shards: Vec::new(),
             limits: Limits::default(),
+            telemetry: Telemetry::default(),
         }
+    }
+}
+
+impl Default for Telemetry {
+    fn default() -> Self {
+        Self { listen: "127.0.0.1:9464".into(), logs: Logs::Text }
     }
 }
 
@@ -167,6 +187,7 @@ mod tests {
 
         assert_eq!(config.shards.len(), 2);
         assert_eq!(config.limits, Limits::default());
+        assert_eq!(config.telemetry, Telemetry::default());
     }
 
     #[test]

@@ -3,7 +3,8 @@
 //! Calls go down, values come back up: [`api`] turns requests into domain types, [`engine`] lives transactions' lives,
 //! [`store`] keeps them, [`schedule`] wakes them. Three tasks watch over what they rest on: [`audit`] checks the books,
 //! [`sweep`] rebuilds what the coordinator's database has lost, [`heads`] notices what a shard has lost. [`serve`] puts it all together, [`dev`] starts the servers that it needs
-//! on a developer's machine. The rules are not here: phases, fences and decisions stand in `tcc-core`, the ledger in
+//! on a developer's machine, [`telemetry`] tells whoever watches, and [`recovery`] what is
+//! wrong with a single transaction. The rules are not here: phases, fences and decisions stand in `tcc-core`, the ledger in
 //! `tcc-ledger`.
 
 pub mod api;
@@ -12,8 +13,10 @@ pub mod config;
 pub mod dev;
 pub mod engine;
 pub mod heads;
+pub mod recovery;
 pub mod schedule;
 pub mod serve;
 pub mod shards;
 pub mod store;
 pub mod sweep;
+pub mod telemetry;

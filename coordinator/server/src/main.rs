@@ -7,6 +7,7 @@ use tcc_coordinator::{
     config::Config,
     dev::Servers,
     serve::{self, Running},
+    telemetry::logs::Logs,
 };
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -46,14 +47,6 @@ enum Command {
 }
 
 fn main() -> std::process::ExitCode {
-    tracing_subscriber::fmt()
-        .with_env_filter(
-            tracing_subscriber::EnvFilter::try_from_env("TCC_LOG")
-                .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info,refinery_core=warn")),
-        )
-        .with_writer(std::io::stderr)
-        .with_ansi(false)
-        .init();
     match run(Cli::parse()) {
         Ok(()) => std::process::ExitCode::SUCCESS,
         Err(error) => {
@@ -68,12 +61,14 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
     match cli.command {
         Command::Serve { config } => {
             let config = Config::load(&config)?;
+            config.telemetry.logs.start();
             let running = serve::start(&config).await?;
             println!("tccd: ready on http://{}", running.address);
             stop_at_signals(&running, true);
             Ok(running.ended().await?)
         }
         Command::Dev { shards, data, listen } => {
+            Logs::default().start();
             let servers =
                 tokio::task::spawn_blocking(move || Servers::start(shards.into(), data.as_deref(), &[]));
             let servers = servers.await.context("starting PostgreSQL")??;
@@ -92,6 +87,9 @@ fn tell_how_to_reach(servers: &Servers, running: &Running) {
     println!("tccd: ready on http://{}", running.address);
     println!("  gRPC       grpcurl -plaintext {} list", running.address);
     println!("  operator   tccctl --server http://{} status", running.address);
+    if let Some(address) = running.telemetry {
+        println!("  metrics    curl http://{address}/metrics");
+    }
     println!("  databases  psql '{}'", servers.coordinator.url());
     for shard in &servers.shards {
         println!("             psql '{}'", shard.url());

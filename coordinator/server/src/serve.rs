@@ -2,14 +2,16 @@
 //! order.
 
 use crate::{
-    api::{Holds, Ledger, Operator},
+    api::{Holds, Ledger, Operator, Recoveries},
     config::Config,
     engine::{Engine, Participants},
     heads,
+    recovery::Recovery,
     schedule::{Leases, Scheduler, Timers, fire, partitions},
     shards::Shards,
     store::{self, Store},
     sweep::{self, Progress},
+    telemetry::{self, Calls, Gauges, gauges::Sources, http::Watched},
 };
 use std::{collections::HashSet, net::SocketAddr, sync::Arc, time::Duration};
 use tcc_core::Timestamp;
@@ -17,7 +19,7 @@ use tcc_ledger::{Shard, heads::Heads};
 use tcc_participant::{Failure, Participant, retry::Backoff, session::bounded};
 use tcc_proto::v1::{
     hold_service_server::HoldServiceServer, ledger_service_server::LedgerServiceServer,
-    operator_service_server::OperatorServiceServer,
+    operator_service_server::OperatorServiceServer, recovery_service_server::RecoveryServiceServer,
 };
 use tokio::net::TcpListener;
 use tokio_postgres::NoTls;
@@ -34,6 +36,8 @@ const HANG_UP: Duration = Duration::from_secs(2);
 const FIRE_ON: Duration = Duration::from_secs(2);
 /// Requests are small: an id, two accounts, an amount.
 const MAX_REQUEST: usize = 64 * 1024;
+/// A plan may name 10,000 ids.
+const MAX_PLAN: usize = 1024 * 1024;
 
 /// Why a coordinator does not start, or stopped by itself.
 #[derive(Debug, thiserror::Error)]
@@ -97,6 +101,8 @@ pub struct Vitals {
 pub struct Running {
     /// Where it listens.
     pub address: SocketAddr,
+    /// Where metrics and health are served, if they are.
+    pub telemetry: Option<SocketAddr>,
     /// Its engine.
     pub engine: Arc<Engine>,
     /// Its ring.
@@ -174,13 +180,17 @@ pub async fn start_with(
             heads.expect(kept.heads.clone());
             kept.lost.iter().for_each(|lost| heads.stop(lost.clone()));
         }
-        shards.push(Shard::start(&shard.name, &database, buckets, heads));
+        let drained = kept.iter().any(|kept| kept.shard == shard.name && kept.drained);
+        let shard = Shard::start(&shard.name, &database, buckets, heads);
+        shard.set_drained(drained);
+        shards.push(shard);
     }
 
-    let listener = TcpListener::bind(&config.listen).await;
-    let listen = |source| ServeError::Listen { address: config.listen.clone(), source };
-    let listener = listener.map_err(listen)?;
-    let address = listener.local_addr().map_err(listen)?;
+    let (listener, address) = listen(&config.listen).await?;
+    let telemetry = match config.telemetry.listen.as_str() {
+        "" => None,
+        to => Some(listen(to).await?),
+    };
 
     let instance = Uuid::now_v7();
     let leases = Leases::start(&coordinator, instance, &format!("{}/{address}", machine()))
@@ -203,9 +213,23 @@ pub async fn start_with(
     let (engine_to_tell, shards_to_sweep) = (Arc::clone(&engine), Arc::clone(&shards));
     tokio::spawn(sweep::keep(coordinator, engine_to_tell, shards_to_sweep, unbroken, progress, stop.clone()));
     let schedule = Schedule { leases, scheduler };
-    let api = Api { engine: Arc::clone(&engine), shards, vitals: Arc::new(vitals), config: config.clone() };
-    let serving = tokio::spawn(serve(api, listener, schedule, stop.clone()));
-    Ok(Running { address, engine, timers, stop, serving })
+    let (vitals, calls) = (Arc::new(vitals), Calls::new(tcc_proto::FILE_DESCRIPTOR_SET));
+    // It is watched to its very end, which is when whoever looks wants to know why.
+    let unwatched = CancellationToken::new();
+    let telemetry = telemetry.map(|(listener, address)| {
+        let sources =
+            Sources { engine: Arc::clone(&engine), shards: Arc::clone(&shards), vitals: Arc::clone(&vitals) };
+        let watched = Watched { gauges: Gauges::new(), calls: calls.clone(), sources };
+        tokio::spawn(telemetry::http::serve(listener, watched, unwatched.clone()));
+        address
+    });
+    let api = Api { engine: Arc::clone(&engine), shards, vitals, calls, config: config.clone() };
+    let (guard, stopped) = (unwatched.drop_guard(), stop.clone());
+    let serving = tokio::spawn(async move {
+        let _guard = guard;
+        serve(api, listener, schedule, stopped).await
+    });
+    Ok(Running { address, telemetry, engine, timers, stop, serving })
 }
 
 /// Prepares a shard that was not there at the start, once it is. Its executors refuse it until then.
@@ -235,6 +259,7 @@ struct Api {
     engine: Arc<Engine>,
     shards: Arc<Shards>,
     vitals: Arc<Vitals>,
+    calls: Calls,
     config: Config,
 }
 
@@ -250,7 +275,7 @@ async fn serve(
     schedule: Schedule,
     stop: CancellationToken,
 ) -> Result<(), ServeError> {
-    let Api { engine, shards, vitals, config } = api;
+    let Api { engine, shards, vitals, calls, config } = api;
     let (timers, clock) = (vitals.timers.clone(), engine.clock().clone());
     let (health, health_service) = tonic_health::server::health_reporter();
     set_health(&health, true).await;
@@ -263,15 +288,19 @@ async fn serve(
     let limits = &config.limits;
     let holds = Holds::new(Arc::clone(&engine), limits.clone());
     let ledger = Ledger::new(Arc::clone(&shards), Arc::clone(&engine), limits.clone());
+    let recovery = Recovery { engine: Arc::clone(&engine), shards: Arc::clone(&shards) };
+    let recoveries = Recoveries::new(recovery, Arc::clone(&vitals));
     let operator = Operator::new(Arc::clone(&engine), shards, vitals);
     let hang_up = CancellationToken::new();
     let server = Server::builder()
         .tcp_nodelay(true)
         .http2_keepalive_interval(Some(Duration::from_secs(20)))
         .max_concurrent_streams(1_024)
+        .layer(calls)
         .add_service(HoldServiceServer::new(holds).max_decoding_message_size(MAX_REQUEST))
         .add_service(LedgerServiceServer::new(ledger).max_decoding_message_size(MAX_REQUEST))
         .add_service(OperatorServiceServer::new(operator).max_decoding_message_size(MAX_REQUEST))
+        .add_service(RecoveryServiceServer::new(recoveries).max_decoding_message_size(MAX_PLAN))
         .add_service(health_service)
         .add_service(descriptors().build_v1()?)
         .add_service(descriptors().build_v1alpha()?)
@@ -317,9 +346,18 @@ async fn serve(
 async fn set_health(health: &HealthReporter, serving: bool) {
     let status =
         if serving { tonic_health::ServingStatus::Serving } else { tonic_health::ServingStatus::NotServing };
-    for service in ["", "tcc.v1.HoldService", "tcc.v1.LedgerService", "tcc.v1.OperatorService"] {
+    for service in
+        ["", "tcc.v1.HoldService", "tcc.v1.LedgerService", "tcc.v1.OperatorService", "tcc.v1.RecoveryService"]
+    {
         health.set_service_status(service, status).await;
     }
+}
+
+async fn listen(address: &str) -> Result<(TcpListener, SocketAddr), ServeError> {
+    let failed = |source| ServeError::Listen { address: address.to_owned(), source };
+    let listener = TcpListener::bind(address).await.map_err(failed)?;
+    let address = listener.local_addr().map_err(failed)?;
+    Ok((listener, address))
 }
 
 /// This machine's name.

@@ -13,6 +13,6 @@ mod schema;
 mod shard;
 
 pub use books::{Account, AccountState, PostingKind};
-pub use reads::{BranchRow, Branches, PostingRow, ReadError};
+pub use reads::{BranchRow, Branches, FenceRow, PostingRow, ReadError};
 pub use schema::{SchemaError, ensure_partitions, prepare};
 pub use shard::{Shard, ShardError};

@@ -5,13 +5,20 @@ use crate::{
     books::{Account, Answer, Op},
     executor::ShardExecutor,
     heads::Heads,
-    reads::{self, BranchRow, Branches, PostingRow, ReadError},
+    reads::{self, BranchRow, Branches, FenceRow, PostingRow, ReadError},
 };
 use deadpool_postgres::{
-    Manager, ManagerConfig, Object, Pool, PoolError, RecyclingMethod, Runtime, Timeouts,
+    Manager, ManagerConfig, Object, Pool, PoolError, RecyclingMethod, Runtime, Status, Timeouts,
 };
 use futures::future::BoxFuture;
-use std::{collections::HashSet, sync::Arc, time::Duration};
+use std::{
+    collections::HashSet,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 use tcc_core::{AccountId, Currency, Outcome, Timestamp, Transaction};
 use tcc_participant::{
     Batcher, Call, Participant,
@@ -29,6 +36,7 @@ pub struct Shard {
     reads: Pool,
     buckets: usize,
     heads: Heads,
+    drained: Arc<AtomicBool>,
 }
 
 /// Why an account could not be opened or issued to.
@@ -69,7 +77,7 @@ impl Shard {
             .timeouts(Timeouts { wait: patience, create: patience, recycle: patience })
             .build()
             .expect("a pool with a runtime and time-outs is complete");
-        Self { name: name.into(), operations, reads, buckets: served, heads }
+        Self { name: name.into(), operations, reads, buckets: served, heads, drained: Arc::default() }
     }
 
     /// Its name.
@@ -95,6 +103,23 @@ impl Shard {
             tracing::error!(shard = self.name(), what, "a shard has lost commits; work on it is stopped");
         }
         Ok(())
+    }
+
+    /// How its connections for reading are used.
+    #[must_use]
+    pub fn reading(&self) -> Status {
+        self.reads.status()
+    }
+
+    /// Whether an operator has stopped work on it.
+    #[must_use]
+    pub fn is_drained(&self) -> bool {
+        self.drained.load(Ordering::Relaxed)
+    }
+
+    /// An operator stops work on it, or lets it go on. What is under way ends as it would.
+    pub fn set_drained(&self, drained: bool) {
+        self.drained.store(drained, Ordering::Relaxed);
     }
 
     /// How many operations wait for their batch.
@@ -171,6 +196,33 @@ impl Shard {
     pub async fn branches(&self, which: Branches<'_>) -> Result<Vec<BranchRow>, ReadError> {
         let client = self.reader().await?;
         reads::branches(&client, which).await.map_err(|cause| self.unreachable(cause))
+    }
+
+    /// Reads a transaction's fences, in the order of its branches.
+    ///
+    /// # Errors
+    ///
+    /// [`ReadError`].
+    pub async fn fences(&self, transaction: Uuid) -> Result<Vec<FenceRow>, ReadError> {
+        let client = self.reader().await?;
+        reads::fences(&client, transaction).await.map_err(|cause| self.unreachable(cause))
+    }
+
+    /// Reads a transaction's postings on an account that were recorded within seconds of these times.
+    ///
+    /// # Errors
+    ///
+    /// [`ReadError`], also if that takes longer than two seconds.
+    pub async fn postings_near(
+        &self,
+        id: &AccountId,
+        transaction: Uuid,
+        times: [Timestamp; 2],
+    ) -> Result<Vec<PostingRow>, ReadError> {
+        let mut client = self.reader().await?;
+        reads::postings_near(&mut client, id, transaction, times)
+            .await
+            .map_err(|cause| self.unreachable(cause))
     }
 
     /// Checks the shard's books against themselves, in one consistent snapshot.
@@ -259,7 +311,7 @@ impl Participant for Shard {
     }
 
     fn is_reachable(&self) -> bool {
-        self.operations.is_reachable() && self.heads.lost().is_none()
+        self.operations.is_reachable() && self.heads.lost().is_none() && !self.is_drained()
     }
 
     fn call(&self, call: Call) -> BoxFuture<'_, Vec<Outcome>> {

@@ -4,11 +4,14 @@
 //! `tonic::Status`. The engine and the shards never see a prost type.
 
 mod convert;
+mod evidence;
 mod holds;
 mod ledger;
 mod operator;
 mod reason;
+mod recovery;
 
 pub use holds::Holds;
 pub use ledger::Ledger;
 pub use operator::Operator;
+pub use recovery::Recoveries;

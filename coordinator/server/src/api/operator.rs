@@ -1,6 +1,6 @@
 //! `OperatorService`: for `tccctl` and people on call.
 
-use super::{convert, reason};
+use super::{convert, evidence::evidence, reason};
 use crate::{
     audit::{self, AuditError, AuditEvent},
     engine::{Engine, EngineError},
@@ -50,6 +50,7 @@ impl OperatorService for Operator {
             buckets: shard.buckets() as i32,
             waiting: self.engine.waiting(index) as i64,
             lost: shard.heads().lost().unwrap_or_default(),
+            drained: shard.is_drained(),
         });
         let attention = attention.into_iter().map(|summary| v1::AttentionCount {
             attention: convert::attention(summary.kind).into(),
@@ -80,12 +81,21 @@ impl OperatorService for Operator {
         &self,
         request: Request<v1::ResumeShardRequest>,
     ) -> Result<Response<v1::ResumeShardResponse>, Status> {
-        let name = request.into_inner().name;
-        if self.engine.store().resume_shard(&name).await.map_err(EngineError::from)? {
-            tracing::warn!(shard = name, "an operator lets work go on with a shard that has lost commits");
-            return Ok(Response::new(v1::ResumeShardResponse {}));
+        let (reason, ticket) = (&request.get_ref().reason, &request.get_ref().ticket);
+        let evidence = evidence(&request, reason, ticket)?;
+        let name = &request.get_ref().name;
+        match self.engine.store().resume_shard(name, &evidence).await.map_err(EngineError::from)? {
+            Some(true) => {
+                tracing::warn!(
+                    shard = name,
+                    actor = evidence.actor,
+                    "an operator lets work on a shard go on"
+                );
+                self.engine.metrics().acted("resume-shard", "done");
+                Ok(Response::new(v1::ResumeShardResponse {}))
+            }
+            Some(false) | None => Err(reason::not_stopped(name)),
         }
-        Err(reason::not_stopped(&name))
     }
 
     type RunAuditStream = BoxStream<'static, Result<v1::RunAuditResponse, Status>>;

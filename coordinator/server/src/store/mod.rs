@@ -8,10 +8,13 @@
 //! `schedule`, nowhere else.
 
 pub mod advance;
+pub mod attention;
 pub mod begin;
 pub mod defer;
 pub mod get;
 pub mod heads;
+pub mod operate;
+pub mod plans;
 pub mod read;
 pub mod rebuild;
 pub mod record;
@@ -22,6 +25,7 @@ pub use advance::{Advance, Advanced};
 pub use begin::Begin;
 pub use defer::Defer;
 pub use get::Get;
+pub use operate::{Acted, Action, Evidence};
 pub use record::{Place, Record};
 pub use wake::Woken;
 

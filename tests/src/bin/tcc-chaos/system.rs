@@ -8,7 +8,7 @@ use tcc_coordinator::{
 };
 use tcc_proto::v1::{
     hold_service_client::HoldServiceClient, ledger_service_client::LedgerServiceClient,
-    operator_service_client::OperatorServiceClient,
+    operator_service_client::OperatorServiceClient, recovery_service_client::RecoveryServiceClient,
 };
 use tcc_tests::{
     Client,
@@ -101,6 +101,7 @@ fn client(url: &str) -> anyhow::Result<Client> {
     Ok(Client {
         holds: HoldServiceClient::new(channel.clone()),
         ledger: LedgerServiceClient::new(channel.clone()),
-        operator: OperatorServiceClient::new(channel),
+        operator: OperatorServiceClient::new(channel.clone()),
+        recovery: RecoveryServiceClient::new(channel),
     })
 }
