@@ -3,15 +3,19 @@
 #   make demo               schedule, cancel, pay, kill, recover: on three throw-away PostgreSQL servers
 #   make demo INPUT=FILE    the same on a CSV of orders (order,payer,payee,amount,...)
 #   make test               every test
+#   make conformance        the conformance kit against every participant here, and against five that are broken
 #   make model              the exhaustive search of the protocol
 #   make sim SEEDS=200      the engine in simulated worlds where everything fails (sim-nightly: a million transactions)
 #   make seeded-bugs        twelve mistakes that others have made, put into those worlds: each must be noticed
 #   make chaos SECONDS=60   real servers and processes in which everything fails (SEED=1: what, in which order)
+#   make recovery           how long it takes until all is as before, after one fault at a time
+#   make mutants            mistakes put into the protocol, the ledger's rules and their guards: a test must fail for each
 #   make bench              measures against plain PostgreSQL: target/bench/report.html (bench-quick: a part of it)
 #   make lint               formatting, clippy and documentation, warnings are errors
+#   make lint-proto         the proto files against buf's STANDARD rules: fetches buf by npm
 
 CARGO ?= cargo
-.PHONY: demo test model sim sim-nightly seeded-bugs chaos bench bench-quick lint setup
+.PHONY: demo test conformance model sim sim-nightly seeded-bugs chaos recovery mutants bench bench-quick lint lint-proto setup
 
 setup:
 	@coordinator/ops/ensure-postgres
@@ -23,8 +27,14 @@ demo: setup
 test: setup
 	@coordinator/ops/ensure-grpcurl
 	@coordinator/ops/ensure-promtool
+	@coordinator/ops/ensure-faketime
+	@coordinator/ops/ensure-python
 	$(CARGO) build --locked --workspace --bins
 	$(CARGO) test --locked --workspace
+
+conformance: setup
+	@coordinator/ops/ensure-python
+	@$(CARGO) run --locked --quiet -p tcc-tests --bin tcc-conformance
 
 model:
 	@$(CARGO) run --release --locked --quiet -p tcc-model
@@ -35,7 +45,7 @@ sim:
 	@$(CARGO) run --release --locked --quiet -p tcc-sim -- --seeds $(SEEDS) --first $(FIRST)
 
 sim-nightly:
-	@$(CARGO) run --release --locked --quiet -p tcc-sim -- --seeds 6000 --first $(FIRST) --no-empty-cell
+	@$(CARGO) run --release --locked --quiet -p tcc-sim -- --seeds 5200 --first $(FIRST) --no-empty-cell
 
 seeded-bugs:
 	@$(CARGO) run --release --locked --quiet -p tcc-sim -- --seeded-bugs
@@ -43,8 +53,18 @@ seeded-bugs:
 SECONDS ?= 60
 SEED ?= 1
 chaos: setup
+	@coordinator/ops/ensure-faketime
 	@$(CARGO) build --release --locked -p tcc-coordinator -p tcc-tests --bins
 	@target/release/tcc-chaos --seconds $(SECONDS) --seed $(SEED)
+
+recovery: setup
+	@$(CARGO) build --release --locked -p tcc-coordinator -p tcc-tests --bins
+	@target/release/tcc-chaos --recovery
+
+mutants: setup
+	@coordinator/ops/ensure-mutants
+	@PATH="$(CURDIR)/target/tools/bin:$$PATH" $(CARGO) mutants --output target/mutants
+	@tests/mutants/guards
 
 bench bench-quick: setup
 	@$(CARGO) build --release --locked -p tcc-coordinator -p tcc-tests --bins
@@ -54,3 +74,6 @@ lint:
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --no-deps --quiet
+
+lint-proto:
+	cd proto && npx --yes @bufbuild/buf@1 lint

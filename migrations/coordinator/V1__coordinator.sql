@@ -93,6 +93,27 @@ CREATE TABLE sweep (
     seen_until timestamptz NOT NULL
 );
 
+-- Up to when each shard was audited, by the shard's clock, and how many postings that were.
+CREATE TABLE audited (
+    shard text PRIMARY KEY REFERENCES shard,
+    until timestamptz NOT NULL,
+    postings bigint NOT NULL
+) WITH (fillfactor = 20);
+
+-- What the auditor in the background has found. Evidence: never changed, never deleted.
+CREATE TABLE finding (
+    number bigint GENERATED ALWAYS AS IDENTITY UNIQUE,
+    found_at timestamptz NOT NULL,
+    kind text NOT NULL,
+    -- Empty, if it is about none.
+    shard text NOT NULL,
+    transaction_id text NOT NULL,
+    account text NOT NULL,
+    expected text NOT NULL,
+    found text NOT NULL,
+    PRIMARY KEY (kind, shard, transaction_id, account)
+);
+
 -- Transactions that need looking at, and why.
 CREATE TABLE attention (
     transaction_id uuid PRIMARY KEY,
@@ -107,6 +128,17 @@ CREATE TABLE attention (
     acknowledged boolean NOT NULL DEFAULT false
 ) WITH (fillfactor = 50);
 
+-- The keys by which callers may ask again for what they created with one. Each fence keeps the key, too, so one that was lost
+-- is found again. A caller without a name is ''.
+CREATE TABLE idempotency (
+    caller text COLLATE "C" NOT NULL,
+    key text COLLATE "C" NOT NULL,
+    transaction_id uuid NOT NULL,
+    -- When to look whether it may be forgotten.
+    look_at timestamptz NOT NULL,
+    PRIMARY KEY (caller, key)
+);
+CREATE INDEX idempotency_by_look ON idempotency (look_at);
 -- What operators did: written in the transaction that did it, never changed, never deleted.
 CREATE TABLE operator_action (
     number bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,

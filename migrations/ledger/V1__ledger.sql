@@ -31,8 +31,8 @@ CREATE TABLE account (
 CREATE TABLE branch (
     transaction_id uuid NOT NULL,
     branch smallint NOT NULL,
-    -- 1 debit, 2 credit, 3 issue
-    role smallint NOT NULL CHECK (role BETWEEN 1 AND 3),
+    -- 1 debit, 2 credit; and at once, each a transaction of its own: 3 issue, 4 burn
+    role smallint NOT NULL CHECK (role BETWEEN 1 AND 4),
     -- 1 tried, 2 refused, 3 confirmed, 4 cancelled, 5 vetoed, 6 stopped
     state smallint NOT NULL CHECK (state BETWEEN 1 AND 6),
     decided_at timestamptz,
@@ -46,8 +46,9 @@ CREATE TABLE branch (
     PRIMARY KEY (transaction_id, branch)
 ) PARTITION BY RANGE (transaction_id);
 
--- For whoever looks at what is new. It costs next to nothing: rows stand in the order of this time.
-CREATE INDEX branch_by_time ON branch USING brin (fenced_at) WITH (pages_per_range = 32);
+-- For whoever looks at what is new, or for the fences of one account: of each 32 pages it keeps the times between which their rows
+-- were written, and a Bloom filter of their accounts. It costs next to nothing, since rows stand in the order of that time.
+CREATE INDEX branch_by_time ON branch USING brin (fenced_at, account text_bloom_ops) WITH (pages_per_range = 32);
 
 CREATE TABLE posting (
     version bigint NOT NULL CHECK (version > 0),
@@ -63,6 +64,8 @@ CREATE TABLE posting (
 ) PARTITION BY RANGE (recorded_at);
 -- Not unique: over partitions it could not be. That versions have no gap and no twin is the account row's guard.
 CREATE INDEX posting_by_account ON posting (account, version);
+-- As for fences.
+CREATE INDEX posting_by_time ON posting USING brin (recorded_at) WITH (pages_per_range = 32);
 
 -- Each kind of posting: which book it is taken from and which it is added to, and what it does to the account.
 CREATE TABLE posting_kind (

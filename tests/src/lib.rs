@@ -4,7 +4,9 @@
 //! The server of a test runs without fsync, since killing a coordinator does not need it; the demo and whatever crashes
 //! PostgreSQL keep it on.
 
+pub mod examples;
 pub mod gate;
+pub mod memory;
 pub mod process;
 pub mod program;
 pub mod proxy;
@@ -46,7 +48,7 @@ impl System {
     /// A system of so many shards, on a server with these settings.
     pub async fn with(shards: usize, settings: &[&str]) -> Self {
         let settings = settings.iter().map(|&setting| setting.to_owned()).collect();
-        let start = move || Cluster::start(&Options { data: None, settings });
+        let start = move || Cluster::start(&Options { settings, ..Options::default() });
         let cluster = tokio::task::spawn_blocking(start).await.unwrap().expect("PostgreSQL starts");
         let admin = connect(&cluster.url()).await;
         let url = |name: &str| cluster.url().replace("dbname=postgres", &format!("dbname={name}"));
@@ -160,7 +162,18 @@ impl Client {
     /// To a server's address.
     pub async fn connect(address: &str) -> Self {
         let endpoint = Channel::from_shared(address.to_owned()).expect("an address");
-        let channel = endpoint.connect().await.expect("the coordinator listens");
+        Self::on(endpoint.connect().await.expect("the coordinator listens"))
+    }
+
+    /// To the address of a server that may not be there.
+    #[must_use]
+    pub fn lazy(address: &str) -> Self {
+        let endpoint = Channel::from_shared(address.to_owned()).expect("an address");
+        let endpoint = endpoint.connect_timeout(Duration::from_secs(1)).timeout(Duration::from_secs(8));
+        Self::on(endpoint.connect_lazy())
+    }
+
+    fn on(channel: Channel) -> Self {
         Self {
             holds: HoldServiceClient::new(channel.clone()),
             ledger: LedgerServiceClient::new(channel.clone()),
@@ -197,13 +210,15 @@ impl Client {
 
     /// Cancels.
     pub async fn cancel(&mut self, id: &str) -> Result<v1::Hold, Status> {
-        let response = self.holds.cancel_hold(v1::CancelHoldRequest { id: id.into() }).await?;
+        let response =
+            self.holds.cancel_hold(v1::CancelHoldRequest { id: id.into(), etag: String::new() }).await?;
         Ok(response.into_inner().hold.expect("an answer has a hold"))
     }
 
     /// Confirms before its time.
     pub async fn confirm(&mut self, id: &str) -> Result<v1::Hold, Status> {
-        let response = self.holds.confirm_hold(v1::ConfirmHoldRequest { id: id.into() }).await?;
+        let response =
+            self.holds.confirm_hold(v1::ConfirmHoldRequest { id: id.into(), etag: String::new() }).await?;
         Ok(response.into_inner().hold.expect("an answer has a hold"))
     }
 
@@ -231,6 +246,19 @@ impl Client {
     /// Waits until a hold is final.
     pub async fn until_final(&mut self, id: &str) -> v1::Hold {
         self.until(id, &[v1::Phase::Confirmed, v1::Phase::Cancelled]).await
+    }
+
+    /// Waits until the orphan sweep has looked at everything: from then on new keys are taken.
+    pub async fn until_swept(&mut self) {
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        loop {
+            let status = self.operator.get_status(v1::GetStatusRequest {}).await;
+            if status.is_ok_and(|status| status.into_inner().unswept_shards == 0) {
+                return;
+            }
+            assert!(tokio::time::Instant::now() < deadline, "the sweep does not end");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
     }
 
     /// Runs an audit, which must come to its end. Answers its findings and its summary.
@@ -279,6 +307,7 @@ pub fn hold_due_in(payer: &str, payee: &str, value: i64, delay: SignedDuration) 
         amount: Some(amount(value)),
         due_at: Some(time(Timestamp::now() + delay)),
         on_maturity: v1::OnMaturity::Confirm.into(),
+        ..Default::default()
     }
 }
 
@@ -307,6 +336,12 @@ pub fn reason(status: &Status) -> String {
         .get_details_error_info()
         .map(|info| info.reason)
         .unwrap_or_else(|| format!("no reason: {status:?}"))
+}
+
+/// A detail of an error, by its key in the metadata of `ErrorInfo`.
+#[must_use]
+pub fn detail(status: &Status, key: &str) -> Option<String> {
+    status.get_details_error_info()?.metadata.remove(key)
 }
 
 /// Two account ids that live on different shards of a system of two, the first one on shard 0.

@@ -36,6 +36,8 @@ pub struct Tccd {
     folder: TempDir,
     url: String,
     child: Option<Child>,
+    crash_at: Option<String>,
+    environment: Vec<(String, String)>,
 }
 
 impl Tccd {
@@ -46,6 +48,15 @@ impl Tccd {
     ///
     /// If `tccd` is not built, or does not get ready within a minute; the error ends with its log.
     pub async fn start(config: &Config) -> anyhow::Result<Self> {
+        Self::start_in(config, Vec::new()).await
+    }
+
+    /// As [`Tccd::start`], with these environment variables at every start.
+    ///
+    /// # Errors
+    ///
+    /// As [`Tccd::start`].
+    pub async fn start_in(config: &Config, environment: Vec<(String, String)>) -> anyhow::Result<Self> {
         let mut config = config.clone();
         if let Some(host) = config.listen.strip_suffix(":0") {
             config.listen = free_address(host)?;
@@ -57,9 +68,29 @@ impl Tccd {
         let text = toml::to_string(&config).context("writing tccd's configuration")?;
         fs::write(folder.path().join("tccd.toml"), text).context("writing tccd's configuration")?;
         let url = format!("http://{}", config.listen);
-        let mut tccd = Self { program: find_program()?, folder, url, child: None };
+        let program = find_program()?;
+        let mut tccd = Self { program, folder, url, child: None, crash_at: None, environment };
         tccd.restart().await?;
         Ok(tccd)
+    }
+
+    /// From the next start on it dies when it gets to this point for the `nth` time; see [`tcc_participant::crash`].
+    pub fn crash_at(&mut self, point: Option<(&str, u32)>) {
+        self.crash_at = point.map(|(point, nth)| format!("{point} {nth}"));
+    }
+
+    /// Whether it has ended by itself; then it can be started again.
+    ///
+    /// # Errors
+    ///
+    /// If the system does not say.
+    pub fn has_ended(&mut self) -> anyhow::Result<bool> {
+        let Some(child) = &mut self.child else { return Ok(true) };
+        let has_ended = child.try_wait().context("looking for tccd")?.is_some();
+        if has_ended {
+            self.child = None;
+        }
+        Ok(has_ended)
     }
 
     /// Where its API is: `http://127.0.0.1:PORT`.
@@ -127,6 +158,8 @@ impl Tccd {
             .arg("serve")
             .arg("--config")
             .arg(self.folder.path().join("tccd.toml"))
+            .envs(self.environment.iter().map(|(name, value)| (name, value)))
+            .envs(self.crash_at.iter().map(|point| ("TCC_CRASH_AT", point)))
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(log)

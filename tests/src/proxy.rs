@@ -133,9 +133,10 @@ async fn connection(client: TcpStream, server: UnixStream, control: Arc<Control>
     let (from_client, to_client) = client.into_split();
     let (from_server, to_server) = server.into_split();
     let mut mode = control.mode.subscribe();
+    let is_cut = AtomicBool::new(false);
     tokio::select! {
-        _ = ask(from_client, to_server, &control, ended) => {}
-        _ = answer(from_server, to_client, &control) => {}
+        _ = ask(from_client, to_server, &control, &is_cut, ended) => {}
+        _ = answer(from_server, to_client, &control, &is_cut) => {}
         _ = mode.wait_for(|mode| *mode == Mode::Cut) => {}
     }
 }
@@ -145,6 +146,7 @@ async fn ask(
     mut from: impl AsyncRead + Unpin,
     mut to: impl AsyncWrite + Unpin,
     control: &Control,
+    is_cut: &AtomicBool,
     ended: &CancellationToken,
 ) -> io::Result<()> {
     let (mut said, mut has_begun, mut was_executed) = (Vec::new(), false, false);
@@ -168,8 +170,11 @@ async fn ask(
             end += length;
         }
         let whole: Vec<u8> = said.drain(..end).collect();
+        let cuts = commits && control.cuts_next_commit.swap(false, Ordering::SeqCst);
+        // Before the server has it: its answer must not slip through.
+        is_cut.store(cuts, Ordering::SeqCst);
         pass(&whole, &mut to, control).await?;
-        if commits && control.cuts_next_commit.swap(false, Ordering::SeqCst) {
+        if cuts {
             sleep(COMMITTING).await;
             ended.cancel();
         }
@@ -189,6 +194,7 @@ async fn answer(
     mut from: impl AsyncRead + Unpin,
     mut to: impl AsyncWrite + Unpin,
     control: &Control,
+    is_cut: &AtomicBool,
 ) -> io::Result<()> {
     let mut said = vec![0; 16 * 1024];
     let mut has_lost = false;
@@ -199,7 +205,7 @@ async fn answer(
         if length == 0 || (has_lost && mode != Mode::Deaf) {
             return Ok(());
         }
-        if mode == Mode::Deaf {
+        if mode == Mode::Deaf || is_cut.load(Ordering::SeqCst) {
             has_lost = true;
             continue;
         }

@@ -184,7 +184,8 @@ async fn an_answer_that_the_protocol_forbids_parks_the_hold_and_keeps_its_decisi
     let id = uuid::Uuid::parse_str(&request.id).unwrap();
     assert_eq!(sql.execute("DELETE FROM branch WHERE transaction_id = $1", &[&id]).await.unwrap(), 1);
 
-    let mut call = tonic::Request::new(v1::ConfirmHoldRequest { id: request.id.clone() });
+    let mut call =
+        tonic::Request::new(v1::ConfirmHoldRequest { id: request.id.clone(), etag: String::new() });
     call.set_timeout(Duration::from_secs(1));
     let asked = client.holds.confirm_hold(call).await.unwrap().into_inner().hold.unwrap();
 

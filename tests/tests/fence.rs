@@ -44,7 +44,7 @@ impl Ledger {
     /// One shard that serves every bucket, with alice who has 1,000,000 and bob who has nothing.
     async fn start() -> Self {
         let settings = ["fsync=off", "synchronous_commit=off"].map(str::to_owned).to_vec();
-        let start = move || Cluster::start(&Options { data: None, settings });
+        let start = move || Cluster::start(&Options { settings, ..Options::default() });
         let cluster = tokio::task::spawn_blocking(start).await.unwrap().unwrap();
         let url = cluster.url();
         let buckets: HashSet<u16> = (0..tcc_core::BUCKETS).collect();
@@ -70,7 +70,7 @@ impl Ledger {
     }
 
     async fn books_are_clean(&self) {
-        let findings = self.shard.audit().await.unwrap().findings;
+        let findings = self.shard.audit(|_, _| ()).await.unwrap().findings;
         assert!(findings.is_empty(), "{findings:#?}");
     }
 }
@@ -346,7 +346,7 @@ async fn the_audit_of_a_shard_finds_what_was_tampered_with() {
         .unwrap();
 
         sql.batch_execute(tamper).await.unwrap();
-        let findings = ledger.shard.audit().await.unwrap().findings;
+        let findings = ledger.shard.audit(|_, _| ()).await.unwrap().findings;
 
         assert!(findings.iter().any(|finding| finding.kind == expected), "{tamper}: {findings:#?}");
         sql.batch_execute(

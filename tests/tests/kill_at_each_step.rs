@@ -8,7 +8,7 @@ use tcc_core::{
     Event, Operation, TransactionId,
     descriptor::{CREDIT, DEBIT},
 };
-use tcc_proto::v1::{CreateHoldRequest, Phase};
+use tcc_proto::v1::{CreateHoldRequest, Phase, TransferRequest};
 use tcc_tests::{
     Client, Coordinator, System,
     gate::{Gate, Step, When},
@@ -20,6 +20,8 @@ use tcc_tests::{
 enum Wish {
     /// To be paid when due.
     Pay,
+    /// To be paid at once.
+    Transfer,
     /// To be cancelled by request.
     Cancel,
     /// More than the payer has.
@@ -39,6 +41,12 @@ fn steps() -> Vec<(Wish, Step)> {
         (Wish::Pay, Ask(Operation::Confirm, CREDIT)),
         (Wish::Pay, Ask(Operation::Confirm, DEBIT)),
         (Wish::Pay, Advance(Event::AllConfirmed)),
+        (Wish::Transfer, Begin),
+        (Wish::Transfer, Ask(Operation::Try, CREDIT)),
+        (Wish::Transfer, Advance(Event::Tried)),
+        (Wish::Transfer, Ask(Operation::Confirm, CREDIT)),
+        (Wish::Transfer, Ask(Operation::Confirm, DEBIT)),
+        (Wish::Transfer, Advance(Event::AllConfirmed)),
         (Wish::Cancel, Advance(Event::CancelRequested)),
         (Wish::Cancel, Ask(Operation::Cancel, CREDIT)),
         (Wish::Cancel, Ask(Operation::Cancel, DEBIT)),
@@ -57,7 +65,7 @@ fn end(wish: Wish, step: Step, when: When) -> Option<Phase> {
         (_, Begin, Before) => None,
         // The request never reached the row: it stays held.
         (Wish::Cancel, Advance(Event::CancelRequested), Before) => Some(Phase::Held),
-        (Wish::Pay, ..) => Some(Phase::Confirmed),
+        (Wish::Pay | Wish::Transfer, ..) => Some(Phase::Confirmed),
         (Wish::Cancel | Wish::Refuse, ..) => Some(Phase::Cancelled),
     }
 }
@@ -105,7 +113,7 @@ fn whatever_a_kill_interrupts_is_resumed_from_the_tables() {
                 let amount = if wish == Wish::Refuse { 1_000_000 } else { 10 };
                 let request = match wish {
                     Wish::Pay => hold_due_in(payer, payee, amount, SignedDuration::from_secs(6)),
-                    Wish::Cancel | Wish::Refuse => hold(payer, payee, amount),
+                    Wish::Transfer | Wish::Cancel | Wish::Refuse => hold(payer, payee, amount),
                 };
                 gate.stop(TransactionId::parse(&request.id).unwrap(), step, when);
                 cases.insert(request.id.clone(), (wish, step, when, request));
@@ -121,6 +129,12 @@ fn whatever_a_kill_interrupts_is_resumed_from_the_tables() {
         for (wish, _, _, request) in requests {
             let mut client = client.clone();
             tokio::spawn(async move {
+                if wish == Wish::Transfer {
+                    let CreateHoldRequest { id, payer, payee, amount, .. } = request;
+                    let transfer = TransferRequest { id, payer, payee, amount, ..Default::default() };
+                    let _ = client.holds.transfer(transfer).await;
+                    return;
+                }
                 let created = client.create(&request).await;
                 if wish == Wish::Cancel && created.is_ok() {
                     let _ = client.cancel(&request.id).await;

@@ -188,6 +188,78 @@ async fn what_has_fences_and_no_row_is_found_long_after_the_sweep_too() {
     client.audit_is_clean().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_that_the_database_forgot_stands_for_the_same_hold_after_the_sweep_and_for_none_before() {
+    let mut servers = servers().await;
+    let mut coordinator = serve_on(&servers).await;
+    let (alice, bob) = alice_and_bob(&mut coordinator.client).await;
+    let keyed = |key: &str| v1::CreateHoldRequest {
+        id: String::new(),
+        idempotency_key: key.to_owned(),
+        ..hold(&alice, &bob, 10)
+    };
+    coordinator.client.until_swept().await;
+    let known = keyed("known");
+    coordinator.client.create(&known).await.unwrap();
+    let backup = Backup::of(&mut servers.coordinator);
+    let forgotten = keyed("forgotten");
+    create(&coordinator.client, &forgotten).await;
+    let told = coordinator.client.create(&forgotten).await.unwrap().hold.unwrap();
+
+    coordinator.stop().await;
+    backup.restore(&mut servers.coordinator);
+    // As long as a shard is down its fences are not looked at.
+    servers.shards[1].crash().unwrap();
+    let mut client = serve_on(&servers).await.client;
+    until("a new key is refused because keys may be lost", || {
+        let (mut client, forgotten) = (client.clone(), forgotten.clone());
+        async move { client.create(&forgotten).await.is_err_and(|status| reason(&status) == "KEYS_NOT_READY") }
+    })
+    .await;
+    servers.shards[1].launch().unwrap();
+    client.until_swept().await;
+
+    for (request, is_same) in [(&forgotten, true), (&known, false)] {
+        let again = client.create(request).await.unwrap();
+        assert!(again.replayed);
+        assert_eq!(again.hold.unwrap().id == told.id, is_same);
+    }
+    assert_eq!(client.balances(&alice).await, (10_000 - 20, 20));
+    client.audit_is_clean().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_comes_to_light_late_under_a_key_that_stands_for_something_else_is_released() {
+    let system = System::start().await;
+    let Coordinator { mut client, .. } = system.coordinator().await;
+    let (alice, bob) = alice_and_bob(&mut client).await;
+    client.until_swept().await;
+    let keyed = v1::CreateHoldRequest {
+        id: String::new(),
+        idempotency_key: "order".into(),
+        ..hold(&alice, &bob, 10)
+    };
+
+    // As if its Try had come late, after its row and its key were lost and all fences were looked at.
+    let late = client.create(&keyed).await.unwrap().hold.unwrap();
+    let forget = "DELETE FROM transaction WHERE id = $1::text::uuid";
+    let sql = system.sql().await;
+    sql.batch_execute("DELETE FROM idempotency").await.unwrap();
+    let told = client.create(&keyed).await.unwrap();
+    sql.execute(forget, &[&late.id]).await.unwrap();
+
+    assert!(!told.replayed);
+    until("it is found", || {
+        let client = client.clone();
+        async move { status(&client).await.is_some_and(|status| status.rebuilt == 1) }
+    })
+    .await;
+    assert_eq!(client.until_final(&late.id).await.phase(), Phase::Cancelled);
+    assert_eq!(client.hold(&told.hold.unwrap().id).await.phase(), Phase::Held);
+    assert_eq!(client.balances(&alice).await, (10_000 - 10, 10));
+    client.audit_is_clean().await;
+}
+
 async fn shard_forgets(while_tccd_runs: bool) {
     let mut servers = servers().await;
     let mut coordinator = serve_on(&servers).await;

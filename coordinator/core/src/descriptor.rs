@@ -5,7 +5,10 @@
 //! protobuf with the fields of the private `wire` module: stable, compact (about 60 bytes), and the same bytes for the
 //! same transaction.
 
-use crate::{AccountId, Amount, Currency, MoneyError, Operation, Timestamp, TransactionId};
+use crate::{
+    AccountId, Amount, Currency, IdempotencyKey, LabelError, Labels, MoneyError, Operation, Timestamp,
+    TransactionId, caller::KeyError,
+};
 use prost::Message as _;
 
 /// One global transaction: its id, its descriptor, and the descriptor's bytes. Immutable.
@@ -30,6 +33,10 @@ pub struct Descriptor {
     pub due_at: Timestamp,
     /// What it does then.
     pub on_maturity: OnMaturity,
+    /// What its caller attached to it.
+    pub labels: Labels,
+    /// The key by which its caller may ask for it again, if it was created by one.
+    pub key: Option<IdempotencyKey>,
 }
 
 /// One participant's part: an amount on one account.
@@ -54,6 +61,8 @@ pub enum Role {
     Credit,
     /// Create units, at once: a transaction of its own.
     Issue,
+    /// Destroy units, likewise.
+    Burn,
 }
 
 /// What happens at the due time.
@@ -74,6 +83,12 @@ pub enum DescriptorError {
     /// An account, amount or currency out of its form.
     #[error("descriptor holds an invalid value: {0}")]
     Money(#[from] MoneyError),
+    /// Labels out of their form.
+    #[error("descriptor holds invalid labels: {0}")]
+    Labels(#[from] LabelError),
+    /// A key out of its form.
+    #[error("descriptor holds an invalid key: {0}")]
+    Key(#[from] KeyError),
     /// An unknown role or action, a pivot that is no branch, a time out of range.
     #[error("descriptor has no valid {0}")]
     Field(&'static str),
@@ -123,19 +138,44 @@ impl Descriptor {
     ) -> Self {
         let debit = Branch { role: Role::Debit, account: payer, amount, currency: currency.clone() };
         let credit = Branch { role: Role::Credit, account: payee, amount, currency };
-        Self { branches: vec![debit, credit], pivot: CREDIT, due_at, on_maturity }
+        Self { branches: vec![debit, credit], pivot: CREDIT, due_at, on_maturity, ..Self::at_once() }
+    }
+
+    /// A hold that is due by any clock when it is created. Its due time is no time of day: whoever repeats it must come to the
+    /// same descriptor.
+    #[must_use]
+    pub fn transfer(payer: AccountId, payee: AccountId, amount: Amount, currency: Currency) -> Self {
+        Self::hold(payer, payee, amount, currency, Timestamp::UNIX_EPOCH, OnMaturity::Confirm)
     }
 
     /// An issue of units on one account, which takes effect at once.
     #[must_use]
     pub fn issue(account: AccountId, amount: Amount, currency: Currency) -> Self {
-        let branch = Branch { role: Role::Issue, account, amount, currency };
+        Self { branches: vec![Branch { role: Role::Issue, account, amount, currency }], ..Self::at_once() }
+    }
+
+    /// The reverse of an issue.
+    #[must_use]
+    pub fn burn(account: AccountId, amount: Amount, currency: Currency) -> Self {
+        Self { branches: vec![Branch { role: Role::Burn, account, amount, currency }], ..Self::at_once() }
+    }
+
+    /// Nothing yet, without a due time.
+    fn at_once() -> Self {
         Self {
-            branches: vec![branch],
+            branches: Vec::new(),
             pivot: 0,
             due_at: Timestamp::UNIX_EPOCH,
             on_maturity: OnMaturity::Confirm,
+            labels: Labels::default(),
+            key: None,
         }
+    }
+
+    /// Whether it was due by any clock when it was created.
+    #[must_use]
+    pub fn is_due_at_once(&self) -> bool {
+        self.due_at == Timestamp::UNIX_EPOCH
     }
 
     /// The name of the first field in which two descriptors differ, as it is called in the API.
@@ -148,7 +188,7 @@ impl Descriptor {
             let account = match mine.role {
                 Role::Debit => "payer",
                 Role::Credit => "payee",
-                Role::Issue => "account",
+                Role::Issue | Role::Burn => "account",
             };
             let fields = [
                 ("branches", mine.role != theirs.role),
@@ -160,9 +200,13 @@ impl Descriptor {
                 return Some(name);
             }
         }
-        let times =
-            [("due_at", self.due_at != other.due_at), ("on_maturity", self.on_maturity != other.on_maturity)];
-        times.into_iter().find(|(_, differs)| *differs).map(|(name, _)| name)
+        let rest = [
+            ("due_at", self.due_at != other.due_at),
+            ("on_maturity", self.on_maturity != other.on_maturity),
+            ("labels", self.labels != other.labels),
+            ("idempotency_key", self.key != other.key),
+        ];
+        rest.into_iter().find(|(_, differs)| *differs).map(|(name, _)| name)
     }
 
     fn encode(&self) -> Vec<u8> {
@@ -171,6 +215,7 @@ impl Descriptor {
                 Role::Debit => 1,
                 Role::Credit => 2,
                 Role::Issue => 3,
+                Role::Burn => 4,
             },
             account: branch.account.as_str().to_owned(),
             amount: branch.amount.get(),
@@ -184,6 +229,9 @@ impl Descriptor {
                 OnMaturity::Confirm => 1,
                 OnMaturity::Cancel => 2,
             },
+            caller: self.key.as_ref().map(|key| key.caller().to_owned()).unwrap_or_default(),
+            key: self.key.as_ref().map(|key| key.key().to_owned()).unwrap_or_default(),
+            labels: self.labels.clone().into_map(),
         };
         descriptor.encode_to_vec()
     }
@@ -195,6 +243,7 @@ impl Descriptor {
                 1 => Role::Debit,
                 2 => Role::Credit,
                 3 => Role::Issue,
+                4 => Role::Burn,
                 _ => return Err(DescriptorError::Field("role")),
             };
             Ok(Branch {
@@ -217,7 +266,20 @@ impl Descriptor {
             due_at: Timestamp::from_microsecond(descriptor.due_at)
                 .map_err(|_| DescriptorError::Field("due_at"))?,
             on_maturity,
+            labels: Labels::new(descriptor.labels)?,
+            key: match descriptor.key.as_str() {
+                "" => None,
+                key => Some(IdempotencyKey::new(&descriptor.caller, key)?),
+            },
         })
+    }
+}
+
+impl Role {
+    /// Whether it takes effect at once, as a transaction of its own, which the coordinator has no row of.
+    #[must_use]
+    pub fn is_at_once(self) -> bool {
+        matches!(self, Self::Issue | Self::Burn)
     }
 }
 
@@ -253,6 +315,14 @@ mod wire {
         pub due_at: i64,
         #[prost(uint32, tag = "4")]
         pub on_maturity: u32,
+        /// Whose key it is; only with one.
+        #[prost(string, tag = "5")]
+        pub caller: String,
+        #[prost(string, tag = "6")]
+        pub key: String,
+        /// In the order of the keys, so that the bytes are the same for the same labels.
+        #[prost(btree_map = "string, string", tag = "7")]
+        pub labels: std::collections::BTreeMap<String, String>,
     }
 
     #[derive(Clone, PartialEq, prost::Message)]
@@ -312,6 +382,29 @@ mod tests {
             "0a1208011205616c69636518fa012204474f4c44\
              0a1008021203626f6218fa012204474f4c44\
              10011880c097d1edff96032001"
+        );
+    }
+
+    #[test]
+    fn the_encoding_of_what_a_caller_attached_is_pinned() {
+        let pairs = [("b".to_owned(), "2".to_owned()), ("a".to_owned(), "1".to_owned())];
+        let plain = hold("alice", "bob", 250, 1_790_000_000_000_000, OnMaturity::Confirm);
+        let descriptor = Descriptor {
+            labels: Labels::new(pairs).unwrap(),
+            key: Some(IdempotencyKey::new("shop", "k1").unwrap()),
+            ..plain.clone()
+        };
+
+        let encoded = descriptor.encode();
+
+        let attached: String =
+            encoded[plain.encode().len()..].iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(attached, "2a0473686f7032026b313a060a01611201313a060a0162120132");
+        assert_eq!(Descriptor::decode(&encoded).unwrap(), descriptor);
+        assert_eq!(plain.first_difference(&descriptor), Some("labels"));
+        assert_eq!(
+            plain.first_difference(&Descriptor { labels: Labels::default(), ..descriptor }),
+            Some("idempotency_key")
         );
     }
 

@@ -75,7 +75,7 @@ impl FenceState {
 
     /// Why it said no, if it did.
     #[must_use]
-    pub fn refusal(self) -> Option<Refusal> {
+    pub fn refusal(&self) -> Option<&Refusal> {
         match self {
             Self::Refused(refusal) | Self::Vetoed(refusal) => Some(refusal),
             _ => None,
@@ -205,7 +205,7 @@ mod tests {
                 FenceState::from_number(number, None).or(FenceState::from_number(number, Some(NO))).unwrap();
 
             assert_eq!(state.number(), number);
-            assert_eq!(FenceState::from_number(state.number(), state.refusal()), Some(state));
+            assert_eq!(FenceState::from_number(state.number(), state.refusal().copied()), Some(state));
         }
         assert_eq!(FenceState::from_number(0, None), None);
         assert_eq!(FenceState::from_number(2, None), None);

@@ -8,6 +8,7 @@
 //! randomness.
 
 pub mod bucket;
+pub mod caller;
 pub mod decision;
 pub mod descriptor;
 pub mod fence;
@@ -17,11 +18,12 @@ pub mod outcome;
 pub mod phase;
 
 pub use bucket::{BUCKETS, bucket_of};
+pub use caller::{IdempotencyKey, LabelError, Labels};
 pub use descriptor::{Branch, Descriptor, OnMaturity, Role, Transaction};
 pub use fence::{Admission, FenceState, Operation};
 pub use id::{IdError, TransactionId};
 pub use money::{AccountId, Amount, Currency, MoneyError};
-pub use outcome::{Outcome, Refusal};
+pub use outcome::{Outcome, Reason, Refusal};
 pub use phase::{Attention, Cause, Event, Phase};
 
 /// The time type used throughout. Stored times have microseconds; see [`round_up`].

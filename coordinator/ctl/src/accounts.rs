@@ -1,7 +1,7 @@
-//! `tccctl accounts`: open accounts, issue units, show books.
+//! `tccctl accounts`: open, block and close accounts, issue and burn units, show books.
 //!
-//! An issue creates money, so its id is made here, before anything is sent, and told whatever happens: whoever does not
-//! get an answer repeats the command with that id and cannot issue twice. It keeps out what the server decides: forms of
+//! An issue creates money and a burn destroys it, so their ids are made here, before anything is sent, and told whatever
+//! happens: whoever does not get an answer repeats the command with that id and cannot do it twice. It keeps out what the server decides: forms of
 //! account ids and currencies, limits of amounts.
 
 use crate::{
@@ -49,12 +49,7 @@ pub async fn issue(
     currency: String,
     id: Option<Uuid>,
 ) -> Result<Exit, Box<Failure>> {
-    let id = id.unwrap_or_else(|| {
-        let id = Uuid::now_v7();
-        // Before the request, so that it is known even if this process is killed.
-        output.remark(&format!("the id of this issue is {id}"));
-        id
-    });
+    let id = id.unwrap_or_else(|| tell_id(output, "issue"));
     let request = v1::IssueRequest {
         id: id.to_string(),
         account,
@@ -68,10 +63,97 @@ pub async fn issue(
     Ok(Exit::Done)
 }
 
+/// Destroys units of an account, once per id.
+pub async fn burn(
+    session: &Session,
+    output: &Output,
+    account: String,
+    amount: i64,
+    currency: String,
+    id: Option<Uuid>,
+) -> Result<Exit, Box<Failure>> {
+    let id = id.unwrap_or_else(|| tell_id(output, "burn"));
+    let amount = Some(v1::Amount { value: amount, currency });
+    let request = v1::BurnRequest { id: id.to_string(), account, amount };
+    let account = send_burn(session, request).await.map_err(|mut failure| {
+        failure.id = Some(id);
+        failure
+    })?;
+    output.show(&Burned { id: id.to_string(), account })?;
+    Ok(Exit::Done)
+}
+
+/// Makes an id, and tells it before the request, so that it is known even if this process is killed.
+fn tell_id(output: &Output, what: &str) -> Uuid {
+    let id = Uuid::now_v7();
+    output.remark(&format!("the id of this {what} is {id}"));
+    id
+}
+
+async fn send_burn(session: &Session, request: v1::BurnRequest) -> Result<Account, Box<Failure>> {
+    let mut client = LedgerServiceClient::new(session.connect().await?);
+    let answer = client.burn(session.request(request)).await;
+    Account::of_answer(answer.map_err(|status| session.failure(status))?.into_inner().account)
+}
+
 async fn send_issue(session: &Session, request: v1::IssueRequest) -> Result<Account, Box<Failure>> {
     let mut client = LedgerServiceClient::new(session.connect().await?);
     let answer = client.issue(session.request(request)).await;
     Account::of_answer(answer.map_err(|status| session.failure(status))?.into_inner().account)
+}
+
+/// Keeps an account out of new holds.
+pub async fn block(session: &Session, output: &Output, id: String) -> Result<Exit, Box<Failure>> {
+    let mut client = LedgerServiceClient::new(session.connect().await?);
+    let answer = client.block_account(session.request(v1::BlockAccountRequest { id })).await;
+    let answer = answer.map_err(|status| session.failure(status))?.into_inner();
+    output.show(&Account::of_answer(answer.account)?)?;
+    Ok(Exit::Done)
+}
+
+/// Takes a block back.
+pub async fn unblock(session: &Session, output: &Output, id: String) -> Result<Exit, Box<Failure>> {
+    let mut client = LedgerServiceClient::new(session.connect().await?);
+    let answer = client.unblock_account(session.request(v1::UnblockAccountRequest { id })).await;
+    let answer = answer.map_err(|status| session.failure(status))?.into_inner();
+    output.show(&Account::of_answer(answer.account)?)?;
+    Ok(Exit::Done)
+}
+
+/// Closes an account for good.
+pub async fn close(session: &Session, output: &Output, id: String) -> Result<Exit, Box<Failure>> {
+    let mut client = LedgerServiceClient::new(session.connect().await?);
+    let answer = client.close_account(session.request(v1::CloseAccountRequest { id })).await;
+    let answer = answer.map_err(|status| session.failure(status))?.into_inner();
+    output.show(&Account::of_answer(answer.account)?)?;
+    Ok(Exit::Done)
+}
+
+/// Shows what an account had at a time.
+pub async fn balance(
+    session: &Session,
+    output: &Output,
+    account: String,
+    at: Option<prost_types::Timestamp>,
+) -> Result<Exit, Box<Failure>> {
+    let mut client = LedgerServiceClient::new(session.connect().await?);
+    let answer = client.get_balance(session.request(v1::GetBalanceRequest { account, at })).await;
+    output.show(&Balance::from(answer.map_err(|status| session.failure(status))?.into_inner()))?;
+    Ok(Exit::Done)
+}
+
+/// Shows an account and the open holds in which its held units are.
+pub async fn holdings(session: &Session, output: &Output, account: String) -> Result<Exit, Box<Failure>> {
+    let mut client = LedgerServiceClient::new(session.connect().await?);
+    let answer = client.get_holdings(session.request(v1::GetHoldingsRequest { account })).await;
+    let answer = answer.map_err(|status| session.failure(status))?.into_inner();
+    let holds = answer.holds.into_iter().map(OpenHold::from).collect();
+    let truncated = answer.truncated;
+    output.show(&Holdings { account: Account::of_answer(answer.account)?, holds, truncated })?;
+    if truncated {
+        output.remark("there are more open holds than are shown");
+    }
+    Ok(Exit::Done)
 }
 
 /// Lists an account's postings, page by page, up to a limit.
@@ -90,6 +172,7 @@ pub async fn postings(
             account: account.clone(),
             after_version: found.next_after_version.0,
             page_size: left.min(PAGE) as i32,
+            ..Default::default()
         };
         let page = client.list_postings(session.request(request)).await;
         let page = page.map_err(|status| session.failure(status))?.into_inner();
@@ -167,6 +250,107 @@ impl fmt::Display for Issued {
             ("held", format!("{} {}", self.account.held, self.account.currency)),
             ("version", self.account.version.to_string()),
         ]))
+    }
+}
+
+#[derive(Debug, Serialize)]
+struct Burned {
+    id: String,
+    account: Account,
+}
+
+impl fmt::Display for Burned {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&fields([
+            ("burn", self.id.clone()),
+            ("account", self.account.id.clone()),
+            ("available", format!("{} {}", self.account.available, self.account.currency)),
+            ("held", format!("{} {}", self.account.held, self.account.currency)),
+            ("version", self.account.version.to_string()),
+        ]))
+    }
+}
+
+#[derive(Debug, Serialize)]
+struct Balance {
+    account: String,
+    currency: String,
+    available: Int64,
+    held: Int64,
+    version: Int64,
+    recorded_at: Option<String>,
+}
+
+impl From<v1::GetBalanceResponse> for Balance {
+    fn from(balance: v1::GetBalanceResponse) -> Self {
+        Self {
+            account: balance.account,
+            currency: balance.currency,
+            available: Int64(balance.available),
+            held: Int64(balance.held),
+            version: Int64(balance.version),
+            recorded_at: balance.recorded_at.as_ref().map(time),
+        }
+    }
+}
+
+impl fmt::Display for Balance {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&fields([
+            ("account", self.account.clone()),
+            ("available", format!("{} {}", self.available, self.currency)),
+            ("held", format!("{} {}", self.held, self.currency)),
+            ("version", self.version.to_string()),
+            ("recorded_at", or_dash(self.recorded_at.as_deref())),
+        ]))
+    }
+}
+
+#[derive(Debug, Serialize)]
+struct Holdings {
+    account: Account,
+    holds: Vec<OpenHold>,
+    truncated: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct OpenHold {
+    id: String,
+    payee: String,
+    amount: Option<Amount>,
+    due_at: Option<String>,
+    on_maturity: String,
+}
+
+impl From<v1::OpenHold> for OpenHold {
+    fn from(hold: v1::OpenHold) -> Self {
+        Self {
+            id: hold.id,
+            payee: hold.payee,
+            amount: hold.amount.map(Amount::from),
+            due_at: hold.due_at.as_ref().map(time),
+            on_maturity: name(hold.on_maturity, "ON_MATURITY_", v1::OnMaturity::as_str_name),
+        }
+    }
+}
+
+impl fmt::Display for Holdings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.account.fmt(f)?;
+        if self.holds.is_empty() {
+            return Ok(());
+        }
+        let lines = self.holds.iter().map(|hold| {
+            [
+                hold.id.clone(),
+                or_dash(hold.amount.as_ref().map(Amount::to_string).as_deref()),
+                hold.payee.clone(),
+                or_dash(hold.due_at.as_deref()),
+                or_dash(Some(&hold.on_maturity)),
+            ]
+        });
+        let header = ["HOLD", ">AMOUNT", "PAYEE", "DUE_AT", "ON_MATURITY"];
+        write!(f, "\n\n{}", rows(header, lines))
     }
 }
 
@@ -259,6 +443,27 @@ created_at  2026-09-21T14:13:20.000001Z";
         );
 
         assert_eq!(serde_json::to_string(&account()).unwrap(), expected);
+    }
+
+    #[test]
+    fn holdings_are_the_account_and_a_table_of_what_is_open() {
+        let hold = v1::OpenHold {
+            id: "019b2c3d-4e5f-7a6b-8c9d-0e1f2a3b4c5d".into(),
+            payee: "bob".into(),
+            amount: Some(v1::Amount { value: 100, currency: "GOLD".into() }),
+            due_at: Some(Timestamp { seconds: 1_790_000_000, nanos: 0 }),
+            on_maturity: v1::OnMaturity::Confirm.into(),
+        };
+        let holdings = Holdings { account: account(), holds: vec![hold.into()], truncated: false };
+
+        let text = holdings.to_string();
+
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!((lines[0], lines[6]), ("id          alice", ""));
+        assert_eq!(
+            lines[8],
+            "019b2c3d-4e5f-7a6b-8c9d-0e1f2a3b4c5d  100 GOLD  bob    2026-09-21T14:13:20.000000Z  CONFIRM"
+        );
     }
 
     #[test]

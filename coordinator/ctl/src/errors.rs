@@ -6,6 +6,7 @@
 
 use serde::Serialize;
 use std::{collections::BTreeMap, error::Error, io, process::ExitCode, time::Duration};
+use tcc_proto::reason::{Reason, code_name};
 use tonic::{Code, ConnectError, Status, TimeoutExpired};
 use tonic_types::StatusExt as _;
 use uuid::Uuid;
@@ -19,7 +20,7 @@ pub enum Exit {
     Failed = 1,
     /// The command line is wrong in a way that only the command knows.
     Usage = 2,
-    /// A check found something.
+    /// Something is wrong that was looked for.
     Findings = 3,
     /// The server cannot be reached, or the outcome is not known.
     Unknown = 4,
@@ -125,8 +126,13 @@ impl Failure {
     /// A person would have to say yes, and there is none, or it said no.
     pub fn declined(message: &str) -> Box<Self> {
         let mut failure = Self::new(Code::FailedPrecondition, message.to_owned());
-        (failure.exit, failure.reason) = (Exit::Declined, Some("DECLINED".to_owned()));
+        (failure.exit, failure.reason) = (Exit::Declined, Some(Reason::Declined.name().to_owned()));
         failure
+    }
+
+    /// What is not a server of tcc cannot be asked at all.
+    pub fn unusable(why: String) -> Box<Self> {
+        Self::new(Code::Unavailable, why)
     }
 
     /// Nobody reads what is printed.
@@ -217,28 +223,6 @@ fn code_of(status: &Status) -> Code {
 
 fn is_timeout(status: &Status) -> bool {
     status.code() == Code::Cancelled && status.message() == TimeoutExpired(()).to_string()
-}
-
-fn code_name(code: Code) -> &'static str {
-    match code {
-        Code::Ok => "OK",
-        Code::Cancelled => "CANCELLED",
-        Code::Unknown => "UNKNOWN",
-        Code::InvalidArgument => "INVALID_ARGUMENT",
-        Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
-        Code::NotFound => "NOT_FOUND",
-        Code::AlreadyExists => "ALREADY_EXISTS",
-        Code::PermissionDenied => "PERMISSION_DENIED",
-        Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
-        Code::FailedPrecondition => "FAILED_PRECONDITION",
-        Code::Aborted => "ABORTED",
-        Code::OutOfRange => "OUT_OF_RANGE",
-        Code::Unimplemented => "UNIMPLEMENTED",
-        Code::Internal => "INTERNAL",
-        Code::Unavailable => "UNAVAILABLE",
-        Code::DataLoss => "DATA_LOSS",
-        Code::Unauthenticated => "UNAUTHENTICATED",
-    }
 }
 
 /// The innermost error: "Connection refused", where the outer ones say "transport error".

@@ -1,4 +1,4 @@
-//! `tccctl holds`: show, watch and cancel a hold.
+//! `tccctl holds`: show, watch, list and cancel holds.
 //!
 //! A cancel is done when the answer says CANCELLED. CANCELLING means that the payee's shard has not answered yet and that
 //! the hold may still turn out to be paid, so it exits as an unknown outcome does. A watch polls, because holds may stand
@@ -7,11 +7,11 @@
 
 use crate::{
     errors::{Exit, Failure},
-    output::{Amount, Output, fields, name, or_dash, time},
+    output::{Amount, Output, fields, name, or_dash, rows, time},
     session::Session,
 };
 use serde::Serialize;
-use std::{fmt, time::Duration};
+use std::{collections::BTreeMap, fmt, time::Duration};
 use tcc_proto::v1::{self, Attention, Cause, OnMaturity, Phase, hold_service_client::HoldServiceClient};
 use tokio::time::Instant;
 use uuid::Uuid;
@@ -20,6 +20,8 @@ use uuid::Uuid;
 const POLL_FIRST: Duration = Duration::from_millis(100);
 /// up to this one.
 const POLL_LAST: Duration = Duration::from_secs(1);
+/// The most holds that the server gives at once.
+const PAGE: u32 = 1_000;
 
 /// Shows a hold.
 pub async fn get(session: &Session, output: &Output, id: Uuid) -> Result<Exit, Box<Failure>> {
@@ -68,10 +70,40 @@ pub async fn watch(session: &Session, output: &Output, id: Uuid) -> Result<Exit,
     }
 }
 
+/// Lists holds, page by page, up to a limit.
+pub async fn list(
+    session: &Session,
+    output: &Output,
+    mut request: v1::ListHoldsRequest,
+    limit: u32,
+) -> Result<Exit, Box<Failure>> {
+    let mut client = HoldServiceClient::new(session.connect().await?);
+    let mut found = List { holds: Vec::new(), more: false };
+    // A token is good for a page of any size.
+    loop {
+        let left = limit - found.holds.len() as u32;
+        request.page_size = left.min(PAGE) as i32;
+        let page = client.list_holds(session.request(request.clone())).await;
+        let page = page.map_err(|status| session.failure(status))?.into_inner();
+        found.holds.extend(page.holds.into_iter().map(Hold::from));
+        request.page_token = page.next_page_token;
+        if request.page_token.is_empty() || found.holds.len() as u32 >= limit {
+            break;
+        }
+    }
+    found.more = !request.page_token.is_empty();
+    output.show_list(&found, "holds")?;
+    if found.more {
+        output.remark("there may be more: raise --limit, or bound the list with --until");
+    }
+    Ok(Exit::Done)
+}
+
 /// Asks for the release of the funds.
 pub async fn cancel(session: &Session, output: &Output, id: Uuid) -> Result<Exit, Box<Failure>> {
     let mut client = HoldServiceClient::new(session.connect().await?);
-    let answer = client.cancel_hold(session.request(v1::CancelHoldRequest { id: id.to_string() })).await;
+    let request = v1::CancelHoldRequest { id: id.to_string(), etag: String::new() };
+    let answer = client.cancel_hold(session.request(request)).await;
     let answer = answer.map_err(|status| session.failure(status))?.into_inner();
     let hold = Hold::of_answer(answer.hold)?;
     output.show(&hold)?;
@@ -101,6 +133,8 @@ pub struct Hold {
     held_at: Option<String>,
     decided_at: Option<String>,
     settled_at: Option<String>,
+    labels: BTreeMap<String, String>,
+    etag: String,
 }
 
 impl Hold {
@@ -147,12 +181,15 @@ impl From<v1::Hold> for Hold {
             held_at: hold.held_at.as_ref().map(time),
             decided_at: hold.decided_at.as_ref().map(time),
             settled_at: hold.settled_at.as_ref().map(time),
+            labels: hold.labels.into_iter().collect(),
+            etag: hold.etag,
         }
     }
 }
 
 impl fmt::Display for Hold {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let labels: Vec<String> = self.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
         f.write_str(&fields([
             ("id", self.id.clone()),
             ("phase", self.phase.clone()),
@@ -168,7 +205,31 @@ impl fmt::Display for Hold {
             ("held_at", or_dash(self.held_at.as_deref())),
             ("decided_at", or_dash(self.decided_at.as_deref())),
             ("settled_at", or_dash(self.settled_at.as_deref())),
+            ("labels", or_dash(Some(&labels.join(" ")))),
         ]))
+    }
+}
+
+#[derive(Debug, Serialize)]
+struct List {
+    holds: Vec<Hold>,
+    /// There may be more.
+    more: bool,
+}
+
+impl fmt::Display for List {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let lines = self.holds.iter().map(|hold| {
+            [
+                hold.id.clone(),
+                hold.phase.clone(),
+                or_dash(hold.amount.as_ref().map(Amount::to_string).as_deref()),
+                hold.payer.clone(),
+                hold.payee.clone(),
+                or_dash(hold.due_at.as_deref()),
+            ]
+        });
+        f.write_str(&rows(["HOLD", "PHASE", ">AMOUNT", "PAYER", "PAYEE", "DUE_AT"], lines))
     }
 }
 
@@ -212,6 +273,8 @@ mod tests {
             held_at: None,
             decided_at: at(1),
             settled_at: at(2),
+            labels: [("order".to_owned(), "4711".to_owned())].into(),
+            etag: "12".into(),
         })
     }
 
@@ -231,7 +294,8 @@ reason       INSUFFICIENT_FUNDS
 created_at   2026-09-21T14:13:20.000000Z
 held_at      -
 decided_at   2026-09-21T14:13:21.000000Z
-settled_at   2026-09-21T14:13:22.000000Z";
+settled_at   2026-09-21T14:13:22.000000Z
+labels       order=4711";
 
         assert_eq!(refused().to_string(), expected);
     }
@@ -243,7 +307,8 @@ settled_at   2026-09-21T14:13:22.000000Z";
             r#""payer":"alice","payee":"bob","amount":{"value":"500","currency":"GOLD"},"on_maturity":"CONFIRM","#,
             r#""due_at":"2026-09-21T15:13:20.000000Z","cause":"REFUSED","reason":"INSUFFICIENT_FUNDS","#,
             r#""created_at":"2026-09-21T14:13:20.000000Z","held_at":null,"#,
-            r#""decided_at":"2026-09-21T14:13:21.000000Z","settled_at":"2026-09-21T14:13:22.000000Z"}"#
+            r#""decided_at":"2026-09-21T14:13:21.000000Z","settled_at":"2026-09-21T14:13:22.000000Z","#,
+            r#""labels":{"order":"4711"},"etag":"12"}"#
         );
 
         assert_eq!(serde_json::to_string(&refused()).unwrap(), expected);
@@ -260,6 +325,18 @@ settled_at   2026-09-21T14:13:22.000000Z";
             "2026-09-21T14:13:22.000000Z  CANCELLED  REFUSED  INSUFFICIENT_FUNDS"
         );
         assert_eq!(Step(&held).to_string(), "-  HELD");
+    }
+
+    #[test]
+    fn a_list_has_a_line_for_each_hold() {
+        let text = List { holds: vec![refused(), refused()], more: false }.to_string();
+
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines.len(), 3);
+        assert_eq!(
+            lines[1],
+            "019b2c3d-4e5f-7a6b-8c9d-0e1f2a3b4c5d  CANCELLED  500 GOLD  alice  bob    2026-09-21T15:13:20.000000Z"
+        );
     }
 
     #[test]

@@ -10,8 +10,10 @@ mod actions;
 mod attention;
 mod audit;
 mod errors;
+mod explain;
 mod holds;
 mod output;
+mod participants;
 mod plans;
 mod session;
 mod shards;
@@ -22,8 +24,11 @@ use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use errors::{Exit, Failure};
 use output::{Output, Style};
 use session::Session;
-use std::{process::ExitCode, time::Duration};
-use tcc_proto::v1::OperatorActionKind;
+use std::{collections::HashMap, process::ExitCode, time::Duration};
+use tcc_proto::{
+    Reason,
+    v1::{ListHoldsRequest, OperatorActionKind, Phase},
+};
 use tonic::transport::Uri;
 use uuid::Uuid;
 
@@ -32,9 +37,9 @@ Exit codes:
   0  done
   1  the server refused, or failed
   2  the command line is wrong
-  3  a check found something: `audit run`, and with --exit-code `status` and `stuck`
+  3  something was found: by an audit, by `participants verify`, and with --exit-code by `status` and `stuck`
   4  the server cannot be reached, or the outcome is not known: repeating the command is safe,
-     for `accounts issue` with the id it printed
+     for `accounts issue` and `accounts burn` with the id they printed
   8  a plan was done in part: some transactions had changed, or were refused
   9  nobody said yes, or there is no terminal to ask at";
 
@@ -63,7 +68,7 @@ struct Global {
     /// How to print, errors, too
     #[arg(short, long, global = true, value_enum, default_value_t = Style::Table)]
     output: Style,
-    /// How long to wait for an answer, 1 to 86400 [default: 10; audit run: as long as it takes]
+    /// How long to wait for an answer, 1 to 86400 [default: 10; audit run, audit replay: as long as it takes]
     #[arg(long, global = true, value_name = "SECONDS", value_parser = seconds)]
     timeout: Option<Duration>,
 }
@@ -90,15 +95,10 @@ enum Noun {
     /// Shows which processes serve
     #[command(subcommand)]
     Instances(Instances),
-    /// Prints completions for a shell
-    Completions {
-        /// Which
-        shell: clap_complete::Shell,
-    },
-    /// Opens accounts, issues units, shows books
+    /// Opens, blocks and closes accounts, issues and burns units, shows books
     #[command(subcommand)]
     Accounts(Accounts),
-    /// Shows, cancels and mends holds
+    /// Shows, lists, cancels and mends holds
     #[command(subcommand)]
     Holds(Holds),
     /// Checks the books
@@ -107,6 +107,20 @@ enum Noun {
     /// Decides about shards
     #[command(subcommand)]
     Shards(Shards),
+    /// Checks participants
+    #[command(subcommand)]
+    Participants(Participants),
+    /// Says what the reason of an error means and what to do; without a reason, of all of them (asks no server)
+    Explain {
+        /// Such as INSUFFICIENT_FUNDS
+        #[arg(value_parser = reason)]
+        reason: Option<Reason>,
+    },
+    /// Prints completions for a shell (asks no server)
+    Completions {
+        /// Which
+        shell: clap_complete::Shell,
+    },
     /// Makes a new id for a hold or an issue: a UUIDv7 (asks no server)
     Id,
 }
@@ -137,6 +151,47 @@ enum Accounts {
         /// The id of an issue whose outcome is not known, to repeat it; otherwise one is made and printed
         #[arg(long, value_name = "UUIDv7", value_parser = transaction_id)]
         id: Option<Uuid>,
+    },
+    /// Destroys available units of an account, once per id
+    Burn {
+        /// The account
+        account: String,
+        /// In minor units, 1 or more
+        #[arg(allow_negative_numbers = true, value_parser = clap::value_parser!(i64).range(1..))]
+        amount: i64,
+        /// The account's currency
+        currency: String,
+        /// The id of a burn whose outcome is not known, to repeat it; otherwise one is made and printed
+        #[arg(long, value_name = "UUIDv7", value_parser = transaction_id)]
+        id: Option<Uuid>,
+    },
+    /// Keeps an account out of new holds, and payments out of it; repeating it is safe
+    Block {
+        /// The account
+        id: String,
+    },
+    /// Takes a block back; repeating it is safe
+    Unblock {
+        /// The account
+        id: String,
+    },
+    /// Closes an empty account for good; repeating it is safe
+    Close {
+        /// The account
+        id: String,
+    },
+    /// Shows what an account had at a time
+    Balance {
+        /// The account
+        id: String,
+        /// When, such as 2026-11-21T12:00:00Z [default: now]
+        #[arg(long, value_name = "TIME", value_parser = moment)]
+        at: Option<prost_types::Timestamp>,
+    },
+    /// Shows an account and the open holds in which its held units are
+    Holdings {
+        /// The account
+        id: String,
     },
     /// Lists the postings of an account, oldest first
     Postings {
@@ -169,6 +224,30 @@ enum Holds {
         #[arg(value_parser = transaction_id)]
         id: Uuid,
     },
+    /// Lists holds of a payer or a payee, the newest first
+    List {
+        /// Holds that this account pays
+        #[arg(long, value_name = "ACCOUNT", required_unless_present = "payee")]
+        payer: Option<String>,
+        /// Holds that pay this account
+        #[arg(long, value_name = "ACCOUNT")]
+        payee: Option<String>,
+        /// Only those in this phase, such as HELD, or in one of several
+        #[arg(long, value_name = "PHASE", value_parser = phase)]
+        phase: Vec<Phase>,
+        /// Only those with this label, or with all of several
+        #[arg(long, value_name = "KEY=VALUE", value_parser = label)]
+        label: Vec<(String, String)>,
+        /// Only those created then or later
+        #[arg(long, value_name = "TIME", value_parser = moment)]
+        from: Option<prost_types::Timestamp>,
+        /// Only those created before then
+        #[arg(long, value_name = "TIME", value_parser = moment)]
+        until: Option<prost_types::Timestamp>,
+        /// At most so many
+        #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..))]
+        limit: u32,
+    },
     /// Tries now what has failed, instead of later
     Retry(Chosen),
     /// Stops trying, until it is resumed
@@ -189,6 +268,19 @@ enum Holds {
 enum Audit {
     /// Checks all books against themselves, each other and the coordinator; exits with 3 if it finds something
     Run,
+    /// Lists what the auditor in the background has found; exits with 3 if that is something
+    Show,
+    /// Prints how far the auditor in the background is, until it finds something; exits with 3 then
+    Watch,
+    /// Rebuilds every balance of a shard from its postings alone, and compares; exits with 3 if one differs
+    Replay {
+        /// The shard, as `status` names it
+        #[arg(long)]
+        shard: String,
+        /// Balances as they were then, such as 2026-11-21T12:00:00Z [default: as they are]
+        #[arg(long, value_name = "TIME", value_parser = moment)]
+        at: Option<prost_types::Timestamp>,
+    },
 }
 
 #[derive(Subcommand)]
@@ -289,6 +381,13 @@ enum Instances {
     List,
 }
 
+#[derive(Subcommand)]
+enum Participants {
+    /// Asks a participant all that a coordinator could ask, in any order, twice and at the same time (asks no coordinator);
+    /// exits with 3 if it does not keep to the fence table
+    Verify(participants::Verify),
+}
+
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
     let Cli { global, noun } = Cli::parse();
@@ -330,16 +429,20 @@ async fn run(noun: Noun, session: &Session, output: &Output) -> Result<Exit, Box
             actions::list(session, &output, after, target, plan, limit.unwrap_or(u32::MAX)).await
         }
         Noun::Instances(Instances::List) => actions::instances(session, output).await,
-        Noun::Completions { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "tccctl", &mut std::io::stdout());
-            Ok(Exit::Done)
-        }
         Noun::Accounts(verb) => match verb {
             Accounts::Create { id, currency } => accounts::create(session, output, id, currency).await,
             Accounts::Get { id } => accounts::get(session, output, id).await,
             Accounts::Issue { account, amount, currency, id } => {
                 accounts::issue(session, output, account, amount, currency, id).await
             }
+            Accounts::Burn { account, amount, currency, id } => {
+                accounts::burn(session, output, account, amount, currency, id).await
+            }
+            Accounts::Block { id } => accounts::block(session, output, id).await,
+            Accounts::Unblock { id } => accounts::unblock(session, output, id).await,
+            Accounts::Close { id } => accounts::close(session, output, id).await,
+            Accounts::Balance { id, at } => accounts::balance(session, output, id, at).await,
+            Accounts::Holdings { id } => accounts::holdings(session, output, id).await,
             Accounts::Postings { id, after, limit } => {
                 accounts::postings(session, output, id, after, limit).await
             }
@@ -348,19 +451,43 @@ async fn run(noun: Noun, session: &Session, output: &Output) -> Result<Exit, Box
             Holds::Get { id, watch: false } => holds::get(session, output, id).await,
             Holds::Get { id, watch: true } => holds::watch(session, output, id).await,
             Holds::Describe { id } => attention::describe(session, output, id).await,
+            Holds::List { payer, payee, phase, label, from, until, limit } => {
+                let request = ListHoldsRequest {
+                    payer: payer.unwrap_or_default(),
+                    payee: payee.unwrap_or_default(),
+                    phases: phase.into_iter().map(i32::from).collect(),
+                    labels: label.into_iter().collect::<HashMap<_, _>>(),
+                    created_from: from,
+                    created_until: until,
+                    ..Default::default()
+                };
+                holds::list(session, output, request, limit).await
+            }
             Holds::Retry(chosen) => act(session, output, OperatorActionKind::Retry, chosen).await,
             Holds::Pause(chosen) => act(session, output, OperatorActionKind::Pause, chosen).await,
             Holds::Resume(chosen) => act(session, output, OperatorActionKind::Resume, chosen).await,
             Holds::ForceCancel(chosen) => act(session, output, OperatorActionKind::ForceCancel, chosen).await,
             Holds::Cancel { id } => holds::cancel(session, output, id).await,
         },
-        Noun::Audit(Audit::Run) => audit::run(session, output).await,
+        Noun::Audit(verb) => match verb {
+            Audit::Run => audit::run(session, output).await,
+            Audit::Show => audit::show(session, output).await,
+            Audit::Watch => audit::watch(session, output).await,
+            Audit::Replay { shard, at } => audit::replay(session, output, shard, at).await,
+        },
         Noun::Shards(verb) => match verb {
             Shards::List => shards::list(session, output).await,
             Shards::Describe { name } => shards::describe(session, output, name).await,
             Shards::Drain { name, why } => shards::drain(session, output, name, why).await,
             Shards::Resume { name, why } => shards::resume(session, output, name, why).await,
         },
+        Noun::Participants(Participants::Verify(asked)) => participants::verify_one(output, asked).await,
+        Noun::Explain { reason: Some(reason) } => explain::one(output, reason),
+        Noun::Explain { reason: None } => explain::all(output),
+        Noun::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "tccctl", &mut std::io::stdout());
+            Ok(Exit::Done)
+        }
         Noun::Id => {
             println!("{}", Uuid::now_v7());
             Ok(Exit::Done)
@@ -390,6 +517,38 @@ fn seconds(text: &str) -> Result<Duration, String> {
 fn transaction_id(text: &str) -> Result<Uuid, String> {
     let id = Uuid::try_parse(text).ok().filter(|id| id.get_version_num() == 7);
     id.ok_or_else(|| "it is a UUID of version 7, such as 019b2c3d-4e5f-7a6b-8c9d-0e1f2a3b4c5d".to_owned())
+}
+
+/// Reads a reason.
+fn reason(text: &str) -> Result<Reason, String> {
+    text.to_uppercase()
+        .parse()
+        .map_err(|_| "there is no such reason; `tccctl explain` lists them all".to_owned())
+}
+
+/// Reads a phase.
+fn phase(text: &str) -> Result<Phase, String> {
+    let phase = Phase::from_str_name(&format!("PHASE_{}", text.to_uppercase()));
+    phase
+        .filter(|phase| *phase != Phase::Unspecified)
+        .ok_or_else(|| "it is TRYING, HELD, CONFIRMING, CONFIRMED, CANCELLING or CANCELLED".to_owned())
+}
+
+/// Reads a label.
+fn label(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text.split_once('=').ok_or_else(|| "write it as KEY=VALUE".to_owned())?;
+    Ok((key.to_owned(), value.to_owned()))
+}
+
+/// Reads a time.
+fn moment(text: &str) -> Result<prost_types::Timestamp, String> {
+    let time: jiff::Timestamp =
+        text.parse().map_err(|_| "write it as in RFC 3339, such as 2026-11-21T12:00:00Z".to_owned())?;
+    let nanos = time.as_nanosecond();
+    Ok(prost_types::Timestamp {
+        seconds: nanos.div_euclid(1_000_000_000) as i64,
+        nanos: nanos.rem_euclid(1_000_000_000) as i32,
+    })
 }
 
 #[cfg(test)]
@@ -443,10 +602,36 @@ mod tests {
     }
 
     #[test]
+    fn what_a_list_is_narrowed_by_is_read_as_people_write_it() {
+        assert_eq!(phase("held"), Ok(Phase::Held));
+        assert_eq!(label("order=a=b"), Ok(("order".to_owned(), "a=b".to_owned())));
+        let time = moment("1969-12-31T23:59:59.5Z").unwrap();
+        assert_eq!((time.seconds, time.nanos), (-1, 500_000_000));
+
+        assert!(phase("UNSPECIFIED").is_err() && phase("PAID").is_err());
+        assert!(label("order").is_err());
+        assert_eq!(error_of(&["holds", "list"]).0, ErrorKind::MissingRequiredArgument);
+    }
+
+    #[test]
+    fn a_reason_is_one_of_the_registry() {
+        assert_eq!(reason("insufficient_funds"), Ok(Reason::InsufficientFunds));
+        assert_eq!(error_of(&["explain", "NONSENSE"]).0, ErrorKind::ValueValidation);
+    }
+
+    #[test]
     fn a_timeout_is_a_whole_number_of_seconds() {
         assert_eq!(seconds("86400"), Ok(Duration::from_secs(86_400)));
         for wrong in ["0", "-1", "1.5", "86401", "10s"] {
             assert!(seconds(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_moment_says_its_offset() {
+        assert_eq!(moment("2026-11-21T13:00:00+01:00"), moment("2026-11-21T12:00:00Z"));
+        for wrong in ["yesterday", "2026-11-21", "2026-11-21T12:00:00", "12:00"] {
+            assert!(moment(wrong).is_err(), "{wrong}");
         }
     }
 

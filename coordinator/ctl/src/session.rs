@@ -82,9 +82,9 @@ impl Session {
 fn named<T>(message: T) -> Request<T> {
     let mut request = Request::new(message);
     let user = std::env::var("USER").or_else(|_| std::env::var("LOGNAME")).unwrap_or_default();
-    if let Ok(user) = user.parse::<MetadataValue<Ascii>>()
-        && !user.is_empty()
-    {
+    // What the server would not take as a name is not one.
+    let is_name = (1..=64).contains(&user.len()) && user.bytes().all(|byte| byte.is_ascii_graphic());
+    if let Some(user) = user.parse::<MetadataValue<Ascii>>().ok().filter(|_| is_name) {
         request.metadata_mut().insert("tcc-caller", user);
     }
     request

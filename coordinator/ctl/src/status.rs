@@ -46,6 +46,8 @@ struct Status {
     slots: i32,
     rebuilt: Int64,
     unswept_shards: i32,
+    findings: Int64,
+    first_finding_at: Option<String>,
     shards: Vec<Shard>,
     attention: Vec<Attention>,
 }
@@ -58,6 +60,8 @@ pub struct Shard {
     pub queued: Int64,
     pub waiting: Int64,
     pub buckets: i32,
+    pub audited_until: Option<String>,
+    pub audited_postings: Int64,
     #[serde(skip_serializing_if = "String::is_empty")]
     pub lost: String,
     #[serde(skip_serializing_if = "is_false")]
@@ -98,7 +102,8 @@ impl Shard {
 impl Status {
     /// Whether something does not mend itself.
     fn needs_somebody(&self) -> bool {
-        self.shards.iter().any(|shard| shard.state() != "WORKING")
+        self.findings.0 > 0
+            || self.shards.iter().any(|shard| shard.state() != "WORKING")
             || self.attention.iter().any(|count| matches!(count.attention.as_str(), "STUCK" | "PARKED"))
     }
 }
@@ -132,6 +137,8 @@ impl From<v1::GetStatusResponse> for Status {
             slots: status.slots,
             rebuilt: Int64(status.rebuilt),
             unswept_shards: status.unswept_shards,
+            findings: Int64(status.findings),
+            first_finding_at: status.first_finding_at.as_ref().map(time),
             shards: status.shards.into_iter().map(Shard::from).collect(),
             attention: status.attention.into_iter().map(Attention::from).collect(),
         }
@@ -146,6 +153,8 @@ impl From<v1::ShardStatus> for Shard {
             queued: Int64(shard.queued),
             waiting: Int64(shard.waiting),
             buckets: shard.buckets,
+            audited_until: shard.audited_until.as_ref().map(time),
+            audited_postings: Int64(shard.audited_postings),
             lost: shard.lost,
             drained: shard.drained,
         }
@@ -170,6 +179,10 @@ impl fmt::Display for Status {
         if let Some(behind) = self.behind {
             watermark.push_str(&format!(" (behind by {behind})"));
         }
+        let mut findings = self.findings.to_string();
+        if let Some(first) = &self.first_finding_at {
+            findings.push_str(&format!(" (the first at {first}; see tccctl audit show)"));
+        }
         f.write_str(&fields([
             ("version", or_dash(Some(&self.version))),
             ("instance", or_dash(Some(&self.instance))),
@@ -183,6 +196,7 @@ impl fmt::Display for Status {
             ("slots", self.slots.to_string()),
             ("rebuilt", self.rebuilt.to_string()),
             ("unswept_shards", self.unswept_shards.to_string()),
+            ("findings", findings),
         ]))?;
         let shards = self.shards.iter().map(|shard| {
             [
@@ -191,9 +205,11 @@ impl fmt::Display for Status {
                 shard.queued.to_string(),
                 shard.waiting.to_string(),
                 shard.buckets.to_string(),
+                or_dash(shard.audited_until.as_deref()),
             ]
         });
-        write!(f, "\n\n{}", rows(["SHARD", "REACHABLE", ">QUEUED", ">WAITING", ">BUCKETS"], shards))?;
+        let header = ["SHARD", "REACHABLE", ">QUEUED", ">WAITING", ">BUCKETS", "AUDITED UNTIL"];
+        write!(f, "\n\n{}", rows(header, shards))?;
         for shard in self.shards.iter().filter(|shard| !shard.lost.is_empty()) {
             write!(f, "\n\n{} HAS LOST COMMITS: {}", shard.name, shard.lost)?;
             write!(f, "\nno work is done on it; `tccctl audit run` tells which transactions are affected,")?;
@@ -254,8 +270,12 @@ mod tests {
                 buckets: 4096,
                 lost: String::new(),
                 drained: false,
+                audited_until: Some(Timestamp { seconds: 1_790_000_050, nanos: 0 }),
+                audited_postings: 5,
             }],
             attention: Vec::new(),
+            findings: 0,
+            first_finding_at: None,
         }
     }
 
@@ -274,9 +294,10 @@ missed          0
 slots           256
 rebuilt         0
 unswept_shards  0
+findings        0
 
-SHARD    REACHABLE  QUEUED  WAITING  BUCKETS
-shard-0  true            7        5     4096";
+SHARD    REACHABLE  QUEUED  WAITING  BUCKETS  AUDITED UNTIL
+shard-0  true            7        5     4096  2026-09-21T14:14:10.000000Z";
 
         assert_eq!(Status::from(answer()).to_string(), expected);
     }
@@ -294,6 +315,18 @@ shard-0 HAS LOST COMMITS: branch 1 of 019b2c3d was confirmed and is absent now
 no work is done on it; `tccctl audit run` tells which transactions are affected,
 `tccctl shards resume shard-0 --reason REASON` lets work go on with what there is";
         assert!(text.ends_with(expected), "{text}");
+    }
+
+    #[test]
+    fn findings_are_told_with_where_to_see_them() {
+        let mut answer = answer();
+        answer.findings = 3;
+        answer.first_finding_at = answer.started_at;
+
+        let text = Status::from(answer).to_string();
+
+        let expected = "findings        3 (the first at 2026-09-21T14:13:20.000000Z; see tccctl audit show)";
+        assert!(text.contains(expected), "{text}");
     }
 
     #[test]
@@ -317,7 +350,7 @@ STUCK                 2  12m 40s  019b2c3d-4e5f-7a6b-8c9d-0e1f2a3b4c5d  connecti
     }
 
     #[test]
-    fn a_drained_shard_and_what_is_parked_need_somebody_and_what_is_retried_does_not() {
+    fn a_drained_shard_what_is_parked_and_a_finding_need_somebody_and_what_is_retried_does_not() {
         let needs = |change: fn(&mut v1::GetStatusResponse)| {
             let mut answer = answer();
             change(&mut answer);
@@ -327,6 +360,7 @@ STUCK                 2  12m 40s  019b2c3d-4e5f-7a6b-8c9d-0e1f2a3b4c5d  connecti
         assert!(!needs(|_| {}));
         assert!(needs(|answer| answer.shards[0].drained = true));
         assert!(needs(|answer| answer.shards[0].reachable = false));
+        assert!(needs(|answer| answer.findings = 1));
         assert!(needs(|answer| {
             answer
                 .attention
@@ -345,7 +379,8 @@ STUCK                 2  12m 40s  019b2c3d-4e5f-7a6b-8c9d-0e1f2a3b4c5d  connecti
             r#"{"version":"0.1.0","instance":"tccd-1","started_at":"2026-09-21T14:13:20.000000Z","draining":false,"#,
             r#""database_time":"2026-09-21T14:14:20.000000Z","watermark":"2026-09-21T14:14:19.800000Z","#,
             r#""armed":"12","active":"3","missed":"0","slots":256,"rebuilt":"0","unswept_shards":0,"#,
-            r#""shards":[{"name":"shard-0","reachable":true,"queued":"7","waiting":"5","buckets":4096}],"attention":[]}"#
+            r#""findings":"0","first_finding_at":null,"shards":[{"name":"shard-0","reachable":true,"queued":"7","waiting":"5","#,
+            r#""buckets":4096,"audited_until":"2026-09-21T14:14:10.000000Z","audited_postings":"5"}],"attention":[]}"#
         );
 
         assert_eq!(serde_json::to_string(&Status::from(answer())).unwrap(), expected);

@@ -13,6 +13,7 @@ use tcc_proto::v1::{
     hold_service_server::{HoldService, HoldServiceServer},
     ledger_service_server::{LedgerService, LedgerServiceServer},
     operator_service_server::{OperatorService, OperatorServiceServer},
+    replay_shard_response,
     run_audit_response::Event,
 };
 use tokio::process::Command;
@@ -36,6 +37,8 @@ struct Prepared {
     audit: Vec<Result<Event, Code>>,
     /// And then it says nothing more, and does not end either.
     audit_hangs: bool,
+    /// What ListFindings answers: each from so many calls on.
+    found: Vec<(usize, v1::KeptFinding)>,
 }
 
 fn hold(phase: Phase, cause: Cause) -> v1::Hold {
@@ -48,6 +51,10 @@ fn hold(phase: Phase, cause: Cause) -> v1::Hold {
     }
 }
 
+fn of_state(id: String, state: v1::AccountState) -> Option<v1::Account> {
+    Some(v1::Account { id, state: state.into(), ..Default::default() })
+}
+
 fn refusal(code: Code, reason: &str, metadata: [(&str, &str); 1]) -> Status {
     let metadata: HashMap<_, _> = metadata.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
     Status::with_error_details(code, "no", ErrorDetails::with_error_info(reason, "tcc", metadata))
@@ -55,6 +62,43 @@ fn refusal(code: Code, reason: &str, metadata: [(&str, &str); 1]) -> Status {
 
 #[tonic::async_trait]
 impl HoldService for Prepared {
+    type WatchHoldStream = Pin<Box<dyn Stream<Item = Result<v1::WatchHoldResponse, Status>> + Send>>;
+
+    async fn batch_create_holds(
+        &self,
+        _: Request<v1::BatchCreateHoldsRequest>,
+    ) -> Result<Response<v1::BatchCreateHoldsResponse>, Status> {
+        Err(Status::unimplemented("tccctl creates no holds"))
+    }
+
+    async fn transfer(
+        &self,
+        _: Request<v1::TransferRequest>,
+    ) -> Result<Response<v1::TransferResponse>, Status> {
+        Err(Status::unimplemented("tccctl transfers nothing"))
+    }
+
+    async fn watch_hold(
+        &self,
+        _: Request<v1::WatchHoldRequest>,
+    ) -> Result<Response<Self::WatchHoldStream>, Status> {
+        Err(Status::unimplemented("tccctl polls"))
+    }
+
+    /// Pages of two, of five holds, as long as the token is the one from before.
+    async fn list_holds(
+        &self,
+        request: Request<v1::ListHoldsRequest>,
+    ) -> Result<Response<v1::ListHoldsResponse>, Status> {
+        let request = request.into_inner();
+        assert_eq!((request.payer.as_str(), request.phases.as_slice()), ("alice", [2].as_slice()));
+        let from: i64 = if request.page_token.is_empty() { 0 } else { request.page_token.parse().unwrap() };
+        let until = (from + i64::from(request.page_size).min(2)).min(5);
+        let next_page_token = if until < 5 { until.to_string() } else { String::new() };
+        let holds = (from..until).map(|_| hold(Phase::Held, Cause::Unspecified)).collect();
+        Ok(Response::new(v1::ListHoldsResponse { holds, next_page_token }))
+    }
+
     async fn create_hold(
         &self,
         _: Request<v1::CreateHoldRequest>,
@@ -128,6 +172,50 @@ impl LedgerService for Prepared {
         Ok(Response::new(v1::IssueResponse { account: Some(account) }))
     }
 
+    async fn burn(&self, request: Request<v1::BurnRequest>) -> Result<Response<v1::BurnResponse>, Status> {
+        let v1::BurnRequest { id, .. } = request.into_inner();
+        Ok(Response::new(v1::BurnResponse { account: Some(v1::Account { id, ..Default::default() }) }))
+    }
+
+    async fn block_account(
+        &self,
+        request: Request<v1::BlockAccountRequest>,
+    ) -> Result<Response<v1::BlockAccountResponse>, Status> {
+        let account = of_state(request.into_inner().id, v1::AccountState::Blocked);
+        Ok(Response::new(v1::BlockAccountResponse { account }))
+    }
+
+    async fn unblock_account(
+        &self,
+        request: Request<v1::UnblockAccountRequest>,
+    ) -> Result<Response<v1::UnblockAccountResponse>, Status> {
+        let account = of_state(request.into_inner().id, v1::AccountState::Open);
+        Ok(Response::new(v1::UnblockAccountResponse { account }))
+    }
+
+    async fn close_account(
+        &self,
+        _: Request<v1::CloseAccountRequest>,
+    ) -> Result<Response<v1::CloseAccountResponse>, Status> {
+        Err(refusal(Code::FailedPrecondition, "ACCOUNT_NOT_EMPTY", [("account", "alice")]))
+    }
+
+    async fn get_balance(
+        &self,
+        request: Request<v1::GetBalanceRequest>,
+    ) -> Result<Response<v1::GetBalanceResponse>, Status> {
+        let v1::GetBalanceRequest { account, at } = request.into_inner();
+        Ok(Response::new(v1::GetBalanceResponse { account, recorded_at: at, ..Default::default() }))
+    }
+
+    async fn get_holdings(
+        &self,
+        request: Request<v1::GetHoldingsRequest>,
+    ) -> Result<Response<v1::GetHoldingsResponse>, Status> {
+        let account = of_state(request.into_inner().account, v1::AccountState::Open);
+        Ok(Response::new(v1::GetHoldingsResponse { account, holds: Vec::new(), truncated: true }))
+    }
+
     async fn list_postings(
         &self,
         request: Request<v1::ListPostingsRequest>,
@@ -146,13 +234,69 @@ impl LedgerService for Prepared {
 #[tonic::async_trait]
 impl OperatorService for Prepared {
     type RunAuditStream = Pin<Box<dyn Stream<Item = Result<v1::RunAuditResponse, Status>> + Send>>;
+    type ReplayShardStream = Pin<Box<dyn Stream<Item = Result<v1::ReplayShardResponse, Status>> + Send>>;
 
     async fn get_status(
         &self,
         _: Request<v1::GetStatusRequest>,
     ) -> Result<Response<v1::GetStatusResponse>, Status> {
-        let answer = v1::GetStatusResponse { version: "0.1.0".into(), missed: 7, ..Default::default() };
+        let shard = v1::ShardStatus {
+            name: "shard-0".into(),
+            audited_until: Some(prost_types::Timestamp { seconds: 1_790_000_000, nanos: 0 }),
+            audited_postings: 5,
+            ..Default::default()
+        };
+        let answer = v1::GetStatusResponse {
+            version: "0.1.0".into(),
+            missed: 7,
+            shards: vec![shard],
+            ..Default::default()
+        };
         Ok(Response::new(answer))
+    }
+
+    /// One account, of which it says whether there is anything wrong with it: if there is a shard of the name.
+    async fn replay_shard(
+        &self,
+        request: Request<v1::ReplayShardRequest>,
+    ) -> Result<Response<Self::ReplayShardStream>, Status> {
+        use replay_shard_response::Event;
+        let v1::ReplayShardRequest { shard, at } = request.into_inner();
+        let mut events = match shard.as_str() {
+            "right" => vec![],
+            "wrong" => {
+                vec![Event::Finding(v1::AuditFinding {
+                    kind: "REPLAY_MISMATCH".into(),
+                    ..Default::default()
+                })]
+            }
+            name => return Err(refusal(Code::NotFound, "SHARD_NOT_FOUND", [("shard", name)])),
+        };
+        // So that the time that was asked for can be seen.
+        let postings = at.map_or(-1, |at| at.seconds);
+        let findings = events.len() as i64;
+        events.push(Event::Summary(v1::ReplaySummary {
+            accounts: 1,
+            postings,
+            findings,
+            ..Default::default()
+        }));
+        let events = events.into_iter().map(|event| Ok(v1::ReplayShardResponse { event: Some(event) }));
+        Ok(Response::new(Box::pin(tokio_stream::iter(events.collect::<Vec<_>>()))))
+    }
+
+    async fn list_findings(
+        &self,
+        request: Request<v1::ListFindingsRequest>,
+    ) -> Result<Response<v1::ListFindingsResponse>, Status> {
+        let after = request.get_ref().after_number;
+        let call = self.asked.fetch_add(1, Ordering::Relaxed);
+        let found = self.found.iter().filter(|(from, kept)| *from <= call && kept.number > after);
+        let mut findings: Vec<_> = found.map(|(_, kept)| kept.clone()).collect();
+        // One at a time, so that whoever wants all must turn pages.
+        let next_after_number = if findings.len() > 1 { findings[0].number } else { 0 };
+        findings.truncate(1);
+        Ok(Response::new(v1::ListFindingsResponse { findings, next_after_number }))
     }
 
     async fn resume_shard(
@@ -310,6 +454,58 @@ async fn an_issue_without_an_answer_is_to_be_repeated_with_its_id() {
 }
 
 #[tokio::test]
+async fn a_burn_is_sent_with_the_id_that_is_told() {
+    let server = serve(Prepared::default());
+
+    let output = tccctl(&server, &["accounts", "burn", "alice", "5", "GOLD", "-o", "json", "--id", ID]).await;
+
+    assert_eq!(json_lines(&output.stdout)[0]["account"]["id"], ID);
+}
+
+#[tokio::test]
+async fn an_account_is_blocked_and_unblocked_and_not_closed_while_it_has_units() {
+    let server = serve(Prepared::default());
+
+    for (verb, state) in [("block", "BLOCKED"), ("unblock", "OPEN")] {
+        let output = tccctl(&server, &["accounts", verb, "alice", "-o", "json"]).await;
+        assert_eq!(json_lines(&output.stdout)[0]["state"], state);
+    }
+    let refused = tccctl(&server, &["accounts", "close", "alice"]).await;
+
+    assert_eq!(refused.status.code(), Some(1));
+    assert_eq!(text(&refused.stderr), "tccctl: no (ACCOUNT_NOT_EMPTY)\n");
+}
+
+#[tokio::test]
+async fn a_balance_is_asked_for_at_a_time_and_holdings_say_when_there_are_more() {
+    let server = serve(Prepared::default());
+
+    let at = "2026-11-21T12:00:00.250000Z";
+    let balance = tccctl(&server, &["accounts", "balance", "alice", "--at", at, "-o", "json"]).await;
+    let holdings = tccctl(&server, &["accounts", "holdings", "alice"]).await;
+
+    assert_eq!(json_lines(&balance.stdout)[0]["recorded_at"], at);
+    assert_eq!(holdings.status.code(), Some(0));
+    assert_eq!(text(&holdings.stderr), "tccctl: there are more open holds than are shown\n");
+}
+
+#[tokio::test]
+async fn a_list_of_holds_is_read_page_by_page_up_to_the_limit() {
+    let server = serve(Prepared::default());
+
+    let list = ["holds", "list", "--payer", "alice", "--phase", "held"];
+    let all = tccctl(&server, &[list.as_slice(), &["-o", "json"]].concat()).await;
+    let some = tccctl(&server, &[list.as_slice(), &["--limit", "3", "-o", "json"]].concat()).await;
+    let table = tccctl(&server, &[list.as_slice(), &["--limit", "3"]].concat()).await;
+
+    let (all, some) = (&json_lines(&all.stdout)[0], &json_lines(&some.stdout)[0]);
+    assert_eq!((all["holds"].as_array().unwrap().len(), all["more"].as_bool()), (5, Some(false)));
+    assert_eq!((some["holds"].as_array().unwrap().len(), some["more"].as_bool()), (3, Some(true)));
+    assert_eq!(text(&table.stdout).lines().count(), 1 + 3);
+    assert!(text(&table.stderr).starts_with("tccctl: there may be more"));
+}
+
+#[tokio::test]
 async fn postings_are_read_page_by_page_up_to_the_limit() {
     let server = serve(Prepared::default());
 
@@ -423,6 +619,59 @@ async fn an_audit_that_does_not_reach_its_summary_is_never_ok() {
     }
 }
 
+fn kept(number: i64) -> v1::KeptFinding {
+    let finding = v1::AuditFinding { kind: format!("KIND_{number}"), ..Default::default() };
+    v1::KeptFinding { number, finding: Some(finding), ..Default::default() }
+}
+
+#[tokio::test]
+async fn what_was_found_in_the_background_is_shown_and_exits_with_3() {
+    let none = serve(Prepared::default());
+    let some = serve(Prepared { found: vec![(0, kept(4)), (0, kept(7))], ..Default::default() });
+
+    let nothing = tccctl(&none, &["audit", "show"]).await;
+    let table = tccctl(&some, &["audit", "show"]).await;
+    let json = tccctl(&some, &["audit", "show", "-o", "json"]).await;
+
+    assert_eq!((nothing.status.code(), text(&nothing.stdout)), (Some(0), "no findings\n"));
+    assert_eq!((table.status.code(), json.status.code()), (Some(3), Some(3)));
+    let lines: Vec<&str> = text(&table.stdout).lines().collect();
+    assert!(lines[1].contains("KIND_4") && lines[2].contains("KIND_7"), "{lines:?}");
+    assert_eq!(json_lines(&json.stdout)[0]["findings"][1]["number"], "7");
+}
+
+#[tokio::test]
+async fn a_watch_of_the_audit_ends_with_the_first_thing_that_is_found_from_then_on() {
+    let server = serve(Prepared { found: vec![(0, kept(4)), (3, kept(7))], ..Default::default() });
+
+    let output = tccctl(&server, &["audit", "watch"]).await;
+
+    assert_eq!(output.status.code(), Some(3));
+    let lines: Vec<&str> = text(&output.stdout).lines().collect();
+    assert_eq!(lines[0], "2026-09-21T14:13:20.000000Z  shard-0  5 postings audited");
+    assert!(lines[1].starts_with("FOUND_AT") && lines[2].contains("KIND_7") && lines.len() == 3, "{lines:?}");
+    assert!(text(&output.stderr).contains("there are 1 findings"), "{output:?}");
+}
+
+#[tokio::test]
+async fn a_replay_exits_with_3_if_a_balance_differs() {
+    let server = serve(Prepared::default());
+
+    let right = tccctl(&server, &["audit", "replay", "--shard", "right"]).await;
+    let then = ["audit", "replay", "--shard", "right", "--at", "1970-01-01T00:01:00Z"];
+    let then = tccctl(&server, &then).await;
+    let wrong = tccctl(&server, &["audit", "replay", "--shard", "wrong", "-o", "json"]).await;
+    let unknown = tccctl(&server, &["audit", "replay", "--shard", "other"]).await;
+
+    assert_eq!(right.status.code(), Some(0));
+    assert_eq!(text(&right.stdout), "replay: ok accounts=1 postings=-1 findings=0\n");
+    assert_eq!(text(&then.stdout), "replay: ok accounts=1 postings=60 findings=0\n");
+    assert_eq!((wrong.status.code(), unknown.status.code()), (Some(3), Some(1)));
+    let lines = json_lines(&wrong.stdout);
+    assert_eq!(lines[0]["finding"]["kind"], "REPLAY_MISMATCH");
+    assert_eq!(lines[1]["summary"]["findings"], "1");
+}
+
 #[tokio::test]
 async fn status_is_one_object_for_scripts() {
     let server = serve(Prepared::default());
@@ -432,4 +681,52 @@ async fn status_is_one_object_for_scripts() {
     let status = &json_lines(&output.stdout)[0];
     assert_eq!(output.status.code(), Some(0));
     assert_eq!((&status["version"], &status["missed"]), (&Value::from("0.1.0"), &Value::from("7")));
+}
+
+/// A participant that says DONE to everything.
+struct Obliging;
+
+impl tcc_participant::serve::Served for Obliging {
+    fn describe(&self) -> tcc_participant::wire::Description {
+        tcc_participant::wire::Description::of("obliging", false)
+    }
+
+    fn answer(
+        &self,
+        _: tcc_participant::Step,
+    ) -> std::pin::Pin<Box<dyn Future<Output = tcc_participant::Outcome> + Send + '_>> {
+        Box::pin(std::future::ready(tcc_participant::Outcome::Done))
+    }
+}
+
+#[tokio::test]
+async fn a_participant_that_breaks_the_fence_table_exits_with_3_and_its_mistakes_are_named() {
+    let running = tcc_participant::serve::start(std::sync::Arc::new(Obliging), "127.0.0.1:0").await.unwrap();
+    let address = format!("http://{}", running.address);
+    let verify = ["participants", "verify", &address, "--payload", "unit-%n", "--schedules", "1"];
+
+    let table = tccctl("http://127.0.0.1:1", &verify).await;
+    let json = tccctl("http://127.0.0.1:1", &[&verify[..], &["-o", "json"]].concat()).await;
+
+    assert_eq!((table.status.code(), json.status.code()), (Some(3), Some(3)));
+    let told = text(&table.stdout);
+    assert!(told.contains("  schedule: Cancel A/0, then Try A/0\n"), "{told}");
+    let report = &json_lines(&json.stdout)[0];
+    assert_eq!((&report["participant"], &report["ok"]), (&"obliging".into(), &false.into()));
+    let mistakes: Vec<&str> = report["findings"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|finding| finding["mistake"].as_str().unwrap())
+        .collect();
+    assert_eq!(
+        mistakes,
+        [
+            "LATE_TRY_SUCCEEDS",
+            "OTHER_BODY_ACCEPTED",
+            "CONFIRMED_AFTER_CANCEL",
+            "CANCELLED_AFTER_CONFIRM",
+            "WRONG_ANSWER"
+        ]
+    );
 }

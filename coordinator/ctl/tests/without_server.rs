@@ -51,6 +51,17 @@ fn every_command_exits_with_4_and_says_where_nobody_listens() {
 }
 
 #[test]
+fn a_participant_that_does_not_answer_exits_with_4() {
+    let address = deserted();
+
+    let output = tccctl("http://127.0.0.1:1", &["participants", "verify", &address, "--payload", "x"]);
+
+    assert_eq!(output.status.code(), Some(4));
+    assert!(output.stdout.is_empty());
+    assert!(stderr(&output).contains(&format!("the participant at {address} does not answer")));
+}
+
+#[test]
 fn an_issue_tells_its_id_whatever_happens() {
     let output = tccctl(&deserted(), &["accounts", "issue", "alice", "5", "GOLD"]);
 

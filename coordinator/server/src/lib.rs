@@ -2,9 +2,10 @@
 //!
 //! Calls go down, values come back up: [`api`] turns requests into domain types, [`engine`] lives transactions' lives,
 //! [`store`] keeps them, [`schedule`] wakes them. Three tasks watch over what they rest on: [`audit`] checks the books,
-//! [`sweep`] rebuilds what the coordinator's database has lost, [`heads`] notices what a shard has lost. [`serve`] puts it all together, [`dev`] starts the servers that it needs
-//! on a developer's machine, [`telemetry`] tells whoever watches, and [`recovery`] what is
-//! wrong with a single transaction. The rules are not here: phases, fences and decisions stand in `tcc-core`, the ledger in
+//! [`sweep`] rebuilds what the coordinator's database has lost, [`heads`] notices what a shard has lost. A fourth, [`keys`],
+//! forgets what nobody may ask for any more. [`telemetry`] tells whoever watches how it goes, and [`recovery`] what is wrong
+//! with a single transaction. [`serve`] puts it all together, [`dev`] starts the servers that it needs on a developer's
+//! machine. The rules are not here: phases, fences and decisions stand in `tcc-core`, the ledger in
 //! `tcc-ledger`.
 
 pub mod api;
@@ -13,6 +14,7 @@ pub mod config;
 pub mod dev;
 pub mod engine;
 pub mod heads;
+pub mod keys;
 pub mod recovery;
 pub mod schedule;
 pub mod serve;

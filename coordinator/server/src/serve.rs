@@ -3,13 +3,14 @@
 
 use crate::{
     api::{Holds, Ledger, Operator, Recoveries},
+    audit::follow,
     config::Config,
     engine::{Engine, Participants},
-    heads,
+    heads, keys,
     recovery::Recovery,
     schedule::{Leases, Scheduler, Timers, fire, partitions},
     shards::Shards,
-    store::{self, Store},
+    store::{self, Store, keys::Keys},
     sweep::{self, Progress},
     telemetry::{self, Calls, Gauges, gauges::Sources, http::Watched},
 };
@@ -36,6 +37,8 @@ const HANG_UP: Duration = Duration::from_secs(2);
 const FIRE_ON: Duration = Duration::from_secs(2);
 /// Requests are small: an id, two accounts, an amount.
 const MAX_REQUEST: usize = 64 * 1024;
+/// A batch has up to 1,000 of them.
+const MAX_BATCH: usize = 2 * 1024 * 1024;
 /// A plan may name 10,000 ids.
 const MAX_PLAN: usize = 1024 * 1024;
 
@@ -207,9 +210,17 @@ pub async fn start_with(
     let store = change_store(Store::start(&coordinator));
     let engine = Engine::new(store, participants, timers.clone(), clock.clone(), unbroken.clone());
     let shards = Arc::new(Shards::new(shards, &map));
+    let keys = Keys::start(&coordinator, engine.store().clone());
 
+    tokio::spawn(keys::keep(keys.clone(), timers.clone(), stop.clone()));
     tokio::spawn(partitions::keep(coordinator.clone(), timers.clone(), Arc::clone(&shards), stop.clone()));
     tokio::spawn(heads::keep(engine.store().clone(), Arc::clone(&shards), instance, stop.clone()));
+    tokio::spawn(follow::keep(
+        coordinator.clone(),
+        engine.store().clone(),
+        Arc::clone(&shards),
+        stop.clone(),
+    ));
     let (engine_to_tell, shards_to_sweep) = (Arc::clone(&engine), Arc::clone(&shards));
     tokio::spawn(sweep::keep(coordinator, engine_to_tell, shards_to_sweep, unbroken, progress, stop.clone()));
     let schedule = Schedule { leases, scheduler };
@@ -223,7 +234,7 @@ pub async fn start_with(
         tokio::spawn(telemetry::http::serve(listener, watched, unwatched.clone()));
         address
     });
-    let api = Api { engine: Arc::clone(&engine), shards, vitals, calls, config: config.clone() };
+    let api = Api { engine: Arc::clone(&engine), shards, keys, vitals, calls, config: config.clone() };
     let (guard, stopped) = (unwatched.drop_guard(), stop.clone());
     let serving = tokio::spawn(async move {
         let _guard = guard;
@@ -258,6 +269,7 @@ async fn prepare_late(
 struct Api {
     engine: Arc<Engine>,
     shards: Arc<Shards>,
+    keys: Keys,
     vitals: Arc<Vitals>,
     calls: Calls,
     config: Config,
@@ -275,7 +287,7 @@ async fn serve(
     schedule: Schedule,
     stop: CancellationToken,
 ) -> Result<(), ServeError> {
-    let Api { engine, shards, vitals, calls, config } = api;
+    let Api { engine, shards, keys, vitals, calls, config } = api;
     let (timers, clock) = (vitals.timers.clone(), engine.clock().clone());
     let (health, health_service) = tonic_health::server::health_reporter();
     set_health(&health, true).await;
@@ -286,7 +298,8 @@ async fn serve(
             .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
     };
     let limits = &config.limits;
-    let holds = Holds::new(Arc::clone(&engine), limits.clone());
+    let sweep = vitals.sweep.clone();
+    let holds = Holds::new(Arc::clone(&engine), Arc::clone(&shards), keys, sweep, limits.clone());
     let ledger = Ledger::new(Arc::clone(&shards), Arc::clone(&engine), limits.clone());
     let recovery = Recovery { engine: Arc::clone(&engine), shards: Arc::clone(&shards) };
     let recoveries = Recoveries::new(recovery, Arc::clone(&vitals));
@@ -297,7 +310,7 @@ async fn serve(
         .http2_keepalive_interval(Some(Duration::from_secs(20)))
         .max_concurrent_streams(1_024)
         .layer(calls)
-        .add_service(HoldServiceServer::new(holds).max_decoding_message_size(MAX_REQUEST))
+        .add_service(HoldServiceServer::new(holds).max_decoding_message_size(MAX_BATCH))
         .add_service(LedgerServiceServer::new(ledger).max_decoding_message_size(MAX_REQUEST))
         .add_service(OperatorServiceServer::new(operator).max_decoding_message_size(MAX_REQUEST))
         .add_service(RecoveryServiceServer::new(recoveries).max_decoding_message_size(MAX_PLAN))

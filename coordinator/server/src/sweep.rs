@@ -22,12 +22,12 @@ use crate::{
 use std::{
     collections::{BTreeMap, HashSet},
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
-use tcc_core::{Cause, FenceState, Role, Timestamp, Transaction, TransactionId, decision::rebuilt};
+use tcc_core::{Cause, FenceState, Timestamp, Transaction, TransactionId, decision::rebuilt};
 use tcc_ledger::{BranchRow, Branches, ReadError, Shard};
 use tcc_participant::Failure;
 use tokio_postgres::Config;
@@ -57,6 +57,7 @@ enum SweepError {
 pub struct Progress {
     rebuilt: Arc<AtomicU64>,
     unfinished: Arc<AtomicU64>,
+    swept_on: Arc<Mutex<Option<Timestamp>>>,
 }
 
 impl Progress {
@@ -70,6 +71,17 @@ impl Progress {
     #[must_use]
     pub fn unfinished(&self) -> u64 {
         self.unfinished.load(Ordering::Relaxed)
+    }
+
+    /// When the server of the coordinator's database started of which every shard has been swept: nothing is missing on it that
+    /// a client was told of.
+    #[must_use]
+    pub fn swept_on(&self) -> Option<Timestamp> {
+        *self.swept_on.lock().expect("no holder panics")
+    }
+
+    fn set_swept_on(&self, server: Option<Timestamp>) {
+        *self.swept_on.lock().expect("no holder panics") = server;
     }
 }
 
@@ -87,11 +99,14 @@ pub async fn keep(
         Sweep { rebuilder, engine, shards, progress, unswept: HashSet::new(), failing: HashSet::new() };
     sweep.start_again();
     while !stop.is_cancelled() {
-        let since = unbroken.borrow_and_update().since;
+        let continuity = *unbroken.borrow_and_update();
         let is_done = tokio::select! {
-            is_done = sweep.all(since) => is_done,
+            is_done = sweep.all(continuity.since) => is_done,
             () = stop.cancelled() => return,
         };
+        if is_done {
+            sweep.progress.set_swept_on(Some(continuity.server));
+        }
         sweep.rebuilder.disconnect();
         tokio::select! {
             changed = unbroken.changed() => match changed {
@@ -119,6 +134,7 @@ impl Sweep {
     fn start_again(&mut self) {
         self.unswept = self.shards.all().iter().map(|shard| shard.name().to_owned()).collect();
         self.progress.unfinished.store(self.unswept.len() as u64, Ordering::Relaxed);
+        self.progress.set_swept_on(None);
     }
 
     /// Whether all shards have been swept since then, by this instance or another.
@@ -217,7 +233,7 @@ impl Sweep {
         let mut fences: BTreeMap<TransactionId, Vec<BranchRow>> = BTreeMap::new();
         for shard in self.shards.all() {
             for row in shard.branches(Branches::Of(&ids)).await? {
-                if row.role != Role::Issue {
+                if !row.role.is_at_once() {
                     fences.entry(row.transaction).or_default().push(row);
                 }
             }

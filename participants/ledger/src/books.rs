@@ -77,7 +77,9 @@ pub enum Op {
     Call(Call),
     /// Open an account.
     Open(AccountId, Currency),
-    /// Create units: a transaction of one branch, which takes effect at once.
+    /// Block, unblock or close an account.
+    SetState(AccountId, AccountState),
+    /// Create or destroy units: a transaction of one branch, which takes effect at once.
     Issue(Arc<Transaction>),
 }
 
@@ -88,6 +90,8 @@ pub enum Answer {
     Outcomes(Vec<Outcome>),
     /// To [`Op::Open`]: the account, new or as it was. Its currency may be another one.
     Account(Account),
+    /// To [`Op::SetState`]: the account as it is now, if there is one. If it is not in the state that was asked for, it cannot be.
+    Stands(Option<Account>),
     /// To [`Op::Issue`]: the outcome, and the account after it unless there is none.
     Issued(Outcome, Option<Account>),
     /// The operation cannot be done here: the account belongs to another shard, or the books contradict themselves.
@@ -115,11 +119,11 @@ pub struct Posting {
     pub available_after: i64,
     /// See above.
     pub held_after: i64,
-    /// When it was made: after the account's row was locked, and not before the account's posting before it.
+    /// The time of its fence's change, with which it is committed; or that of the account's posting before it, if that is later.
     pub recorded_at: Timestamp,
 }
 
-/// The branch number of an issue's fence: one that no branch of a hold has, so that an id of both is no clash.
+/// The branch number of an issue's or a burn's fence: one that no branch of a hold has, so that an id of both is no clash.
 pub const ISSUE: u16 = i16::MAX as u16;
 
 /// Identifies a fence.
@@ -130,7 +134,7 @@ pub type FenceKey = (TransactionId, u16);
 pub struct Books {
     /// Which buckets of accounts this shard serves.
     buckets: Arc<HashSet<u16>>,
-    /// The server's clock, read after the rows were locked.
+    /// The time of the batch, by the server's clock.
     now: Timestamp,
     accounts: BTreeMap<AccountId, Entry<Account>>,
     fences: BTreeMap<FenceKey, FenceEntry>,
@@ -164,8 +168,8 @@ pub struct Writes {
     pub moved_fences: Vec<(FenceKey, FenceState)>,
     /// Accounts that were absent, in the order of their ids.
     pub new_accounts: Vec<(AccountId, Account)>,
-    /// Accounts that changed, each with the version that was read.
-    pub changed_accounts: Vec<(AccountId, Account, i64)>,
+    /// Accounts that changed, each as it is now and as it was read.
+    pub changed_accounts: Vec<(AccountId, Account, Account)>,
     /// New lines of the journal.
     pub postings: Vec<Posting>,
 }
@@ -186,7 +190,7 @@ pub struct NewFence {
 }
 
 impl Books {
-    /// Books of a shard that serves these buckets, with no row read yet. `now` is the server's clock after the locks.
+    /// Books of a shard that serves these buckets, with no row read yet. `now` is the time of the batch, by the server's clock.
     #[must_use]
     pub fn new(buckets: Arc<HashSet<u16>>, now: Timestamp) -> Self {
         Self { buckets, now, accounts: BTreeMap::new(), fences: BTreeMap::new(), postings: Vec::new() }
@@ -207,6 +211,7 @@ impl Books {
         match op {
             Op::Call(call) => self.call(call),
             Op::Open(id, currency) => self.open(id, currency),
+            Op::SetState(id, state) => self.set_state(id, *state),
             Op::Issue(transaction) => self.issue(transaction),
         }
     }
@@ -225,9 +230,7 @@ impl Books {
         for (id, entry) in self.accounts {
             match entry.read {
                 None => writes.new_accounts.push((id, entry.now)),
-                Some(read) if read != entry.now => {
-                    writes.changed_accounts.push((id, entry.now, read.version))
-                }
+                Some(read) if read != entry.now => writes.changed_accounts.push((id, entry.now, read)),
                 Some(_) => {}
             }
         }
@@ -299,16 +302,15 @@ impl Books {
 
     /// Try. The outer error is broken books, the inner one a refusal, before which nothing was changed.
     fn reserve(&mut self, branch: &Branch, key: FenceKey) -> Result<Result<(), Refusal>, String> {
-        let account = match self.usable(branch) {
-            Ok(account) => account,
-            Err(refusal) => return Ok(Err(refusal)),
-        };
+        if let Some(refusal) = self.refusal(branch) {
+            return Ok(Err(refusal));
+        }
         match branch.role {
-            Role::Debit if account.available < branch.amount.get() => Ok(Err(Refusal::InsufficientFunds)),
             Role::Debit => self.post(branch, key, PostingKind::Hold).map(Ok),
-            Role::Credit if overflows(account, branch) => Ok(Err(Refusal::BalanceOverflow)),
             Role::Credit => Ok(Ok(())),
-            Role::Issue => Err("an issue takes effect at once; it cannot be tried".into()),
+            Role::Issue | Role::Burn => {
+                Err("an issue or a burn takes effect at once; it cannot be tried".into())
+            }
         }
     }
 
@@ -322,12 +324,8 @@ impl Books {
         if branch.role == Role::Debit {
             return self.post(branch, key, PostingKind::Settle).map(Ok);
         }
-        if is_pivot {
-            match self.usable(branch) {
-                Err(refusal) => return Ok(Err(refusal)),
-                Ok(account) if overflows(account, branch) => return Ok(Err(Refusal::BalanceOverflow)),
-                Ok(_) => {}
-            }
+        if is_pivot && let Some(refusal) = self.refusal(branch) {
+            return Ok(Err(refusal));
         }
         self.post(branch, key, PostingKind::Pay).map(Ok)
     }
@@ -336,7 +334,7 @@ impl Books {
         match branch.role {
             Role::Debit => self.post(branch, key, PostingKind::Release),
             // A credit reserved nothing.
-            Role::Credit | Role::Issue => Ok(()),
+            Role::Credit | Role::Issue | Role::Burn => Ok(()),
         }
     }
 
@@ -360,6 +358,25 @@ impl Books {
         Answer::Account(entry.now.clone())
     }
 
+    /// What is closed stays closed, and is closed only when it is empty: nothing could ever leave it.
+    fn set_state(&mut self, id: &AccountId, state: AccountState) -> Answer {
+        if let Err(broken) = self.check_bucket(id) {
+            return Answer::Broken(broken);
+        }
+        Answer::Stands(self.accounts.get_mut(id).map(|entry| {
+            let account = &mut entry.now;
+            let is_empty = account.available == 0 && account.held == 0;
+            let may_change = match state {
+                AccountState::Closed => is_empty,
+                AccountState::Open | AccountState::Blocked => true,
+            };
+            if account.state != AccountState::Closed && may_change {
+                account.state = state;
+            }
+            account.clone()
+        }))
+    }
+
     fn issue(&mut self, transaction: &Transaction) -> Answer {
         let branch = transaction.branch(0);
         if let Err(broken) = self.check_bucket(&branch.account) {
@@ -372,40 +389,27 @@ impl Books {
                 FenceState::Refused(refusal) => Outcome::Refused(refusal),
                 _ => Outcome::Done,
             },
-            None => {
-                let decided = self.usable(branch).and_then(|account| {
-                    if overflows(account, branch) { Err(Refusal::BalanceOverflow) } else { Ok(()) }
-                });
-                match decided {
-                    Ok(()) => match self.post(branch, key, PostingKind::Issue) {
-                        Ok(()) => {
-                            self.set_fence(transaction, branch, ISSUE, FenceState::Confirmed);
-                            Outcome::Done
-                        }
-                        Err(broken) => return Answer::Broken(broken),
-                    },
-                    Err(refusal) => {
-                        self.set_fence(transaction, branch, ISSUE, FenceState::Refused(refusal));
-                        Outcome::Refused(refusal)
-                    }
+            None => match self.refusal(branch) {
+                Some(refusal) => {
+                    self.set_fence(transaction, branch, ISSUE, FenceState::Refused(refusal));
+                    Outcome::Refused(refusal)
                 }
-            }
+                None => {
+                    let kind = if branch.role == Role::Burn { PostingKind::Burn } else { PostingKind::Issue };
+                    if let Err(broken) = self.post(branch, key, kind) {
+                        return Answer::Broken(broken);
+                    }
+                    self.set_fence(transaction, branch, ISSUE, FenceState::Confirmed);
+                    Outcome::Done
+                }
+            },
         };
         Answer::Issued(outcome, self.accounts.get(&branch.account).map(|entry| entry.now.clone()))
     }
 
-    /// The account, if it exists, has the branch's currency and is open.
-    fn usable(&self, branch: &Branch) -> Result<&Account, Refusal> {
-        let account =
-            self.accounts.get(&branch.account).map(|entry| &entry.now).ok_or(Refusal::AccountNotFound)?;
-        if account.currency != branch.currency {
-            return Err(Refusal::CurrencyMismatch);
-        }
-        match account.state {
-            AccountState::Open => Ok(account),
-            AccountState::Blocked => Err(Refusal::AccountBlocked),
-            AccountState::Closed => Err(Refusal::AccountClosed),
-        }
+    /// Why the account says no to a branch, if it does.
+    fn refusal(&self, branch: &Branch) -> Option<Refusal> {
+        refusal(self.accounts.get(&branch.account).map(|entry| &entry.now), branch)
     }
 
     /// Moves the branch's amount and writes the line for it. Changes nothing if that is impossible.
@@ -420,13 +424,7 @@ impl Books {
         let entry =
             self.accounts.get_mut(&branch.account).ok_or_else(|| broken("there is no such account"))?;
         let amount = branch.amount.get();
-        let (available_change, held_change) = match kind {
-            PostingKind::Issue | PostingKind::Pay => (amount, 0),
-            PostingKind::Burn => (-amount, 0),
-            PostingKind::Hold => (-amount, amount),
-            PostingKind::Release => (amount, -amount),
-            PostingKind::Settle => (0, -amount),
-        };
+        let (available_change, held_change) = kind.change(amount);
         let add = |balance: i64, change: i64| balance.checked_add(change).filter(|sum| *sum >= 0);
         let available =
             add(entry.now.available, available_change).ok_or_else(|| broken("available out of range"))?;
@@ -469,10 +467,31 @@ impl Books {
     }
 }
 
-fn overflows(account: &Account, branch: &Branch) -> bool {
-    // In i128, where the sum of three i64 always fits.
-    i128::from(account.available) + i128::from(account.held) + i128::from(branch.amount.get())
-        > i128::from(BALANCE_LIMIT)
+/// Why an account says no to a branch, if it does: it does not exist, has another currency, is not open, has less than is to
+/// be taken, or would own more than an account can.
+#[must_use]
+pub fn refusal(account: Option<&Account>, branch: &Branch) -> Option<Refusal> {
+    let Some(account) = account else { return Some(Refusal::AccountNotFound) };
+    if account.currency != branch.currency {
+        return Some(Refusal::CurrencyMismatch);
+    }
+    match account.state {
+        AccountState::Open => {}
+        AccountState::Blocked => return Some(Refusal::AccountBlocked),
+        AccountState::Closed => return Some(Refusal::AccountClosed),
+    }
+    let amount = branch.amount.get();
+    match branch.role {
+        Role::Debit | Role::Burn if account.available < amount => Some(Refusal::InsufficientFunds),
+        // In i128, where the sum of three i64 always fits.
+        Role::Credit | Role::Issue
+            if i128::from(account.available) + i128::from(account.held) + i128::from(amount)
+                > i128::from(BALANCE_LIMIT) =>
+        {
+            Some(Refusal::BalanceOverflow)
+        }
+        _ => None,
+    }
 }
 
 impl AccountState {
@@ -492,6 +511,18 @@ impl AccountState {
 impl PostingKind {
     /// Every kind, in the order of its number in the tables.
     pub const ALL: [Self; 6] = [Self::Issue, Self::Burn, Self::Hold, Self::Release, Self::Settle, Self::Pay];
+
+    /// What it does to what the account has available, and to what it holds. The table `posting_kind` says the same.
+    #[must_use]
+    pub fn change(self, amount: i64) -> (i64, i64) {
+        match self {
+            Self::Issue | Self::Pay => (amount, 0),
+            Self::Burn => (-amount, 0),
+            Self::Hold => (-amount, amount),
+            Self::Release => (amount, -amount),
+            Self::Settle => (0, -amount),
+        }
+    }
 
     /// The reverse of the number in the tables.
     #[must_use]

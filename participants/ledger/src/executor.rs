@@ -73,17 +73,19 @@ SELECT id FROM account WHERE id = ANY ($1::text[])";
 /// Without a lock: the version and the state that are read guard the write.
 const READ_ACCOUNTS: &str = "\
 -- read_accounts
-SELECT id, currency, available, held, state, version, posted_at, created_at, clock_timestamp() AS now
+SELECT id, currency, available, held, state, version, posted_at, created_at, transaction_timestamp() AS now
 FROM account
 WHERE id = ANY ($1::text[])";
 
 /// It says whether it worked, to those that follow it unseen: if it fails, they would each commit by themselves.
 const BEGIN: &str = "BEGIN; SET LOCAL tcc.batch = 'begun'";
 
-/// Moves fences on the assumption that they are `tried` (1), and answers those that were.
+/// Moves fences on the assumption that they are `tried` (1), and answers those that were. A fence and its posting are stamped
+/// alike, by which the audit tells that they belong together: so here and where accounts are read or changed with it, it is
+/// the time at which the transaction began.
 const TAKE_FENCES: &str = "\
 -- take_fences
-UPDATE branch b SET state = i.state, decided_at = clock_timestamp()
+UPDATE branch b SET state = i.state, decided_at = transaction_timestamp()
 FROM unnest($1::uuid[], $2::int2[], $3::int2[]) AS i (transaction_id, branch, state)
 WHERE b.transaction_id = i.transaction_id AND b.branch = i.branch AND b.state = 1
   AND current_setting('tcc.batch', true) = 'begun'
@@ -127,6 +129,17 @@ WITH changed AS (
     RETURNING 1
 )
 SELECT expect_rows(count(*), cardinality($1::text[]), 'accounts') FROM changed";
+
+/// After the balances, so that the version is the one that this batch wrote.
+const SET_STATES: &str = "\
+-- set_states
+WITH changed AS (
+    UPDATE account a SET state = i.state
+    FROM unnest($1::text[], $2::int2[], $3::int8[], $4::int2[]) AS i (id, state, version, state_read)
+    WHERE a.id = i.id AND a.version = i.version AND a.state = i.state_read
+    RETURNING 1
+)
+SELECT expect_rows(count(*), cardinality($1::text[]), 'states of accounts') FROM changed";
 
 const INSERT_POSTINGS: &str = "\
 -- insert_postings
@@ -380,16 +393,28 @@ impl ShardExecutor {
         self.execute(INSERT_ACCOUNTS, accounts.len(), &rows).await
     }
 
-    async fn change_accounts(&self, accounts: &[(AccountId, Account, i64)]) -> Result<(), Failure> {
+    async fn change_accounts(&self, accounts: &[(AccountId, Account, Account)]) -> Result<(), Failure> {
         let id: Vec<&str> = accounts.iter().map(|(id, _, _)| id.as_str()).collect();
-        let available: Vec<i64> = accounts.iter().map(|(_, a, _)| a.available).collect();
-        let held: Vec<i64> = accounts.iter().map(|(_, a, _)| a.held).collect();
-        let version: Vec<i64> = accounts.iter().map(|(_, a, _)| a.version).collect();
-        let posted: Vec<Timestamp> = accounts.iter().map(|(_, a, _)| a.posted_at).collect();
-        let read: Vec<i64> = accounts.iter().map(|(_, _, read)| *read).collect();
-        let state: Vec<i16> = accounts.iter().map(|(_, a, _)| a.state.number()).collect();
-        let rows = [&id as Parameter, &available, &held, &version, &posted, &read, &state];
-        self.execute(CHANGE_ACCOUNTS, accounts.len(), &rows).await
+        let available: Vec<i64> = accounts.iter().map(|(_, now, _)| now.available).collect();
+        let held: Vec<i64> = accounts.iter().map(|(_, now, _)| now.held).collect();
+        let version: Vec<i64> = accounts.iter().map(|(_, now, _)| now.version).collect();
+        let posted: Vec<Timestamp> = accounts.iter().map(|(_, now, _)| now.posted_at).collect();
+        let version_read: Vec<i64> = accounts.iter().map(|(_, _, read)| read.version).collect();
+        let state_read: Vec<i16> = accounts.iter().map(|(_, _, read)| read.state.number()).collect();
+        let rows = [&id as Parameter, &available, &held, &version, &posted, &version_read, &state_read];
+        let balances = self.execute(CHANGE_ACCOUNTS, accounts.len(), &rows);
+        // In this order, as in `write`.
+        let (changed, set) = join(balances, self.set_states(accounts)).await;
+        changed.and(set)
+    }
+
+    async fn set_states(&self, accounts: &[(AccountId, Account, Account)]) -> Result<(), Failure> {
+        let set: Vec<_> = accounts.iter().filter(|(_, now, read)| now.state != read.state).collect();
+        let id: Vec<&str> = set.iter().map(|(id, _, _)| id.as_str()).collect();
+        let state: Vec<i16> = set.iter().map(|(_, now, _)| now.state.number()).collect();
+        let version: Vec<i64> = set.iter().map(|(_, now, _)| now.version).collect();
+        let state_read: Vec<i16> = set.iter().map(|(_, _, read)| read.state.number()).collect();
+        self.execute(SET_STATES, set.len(), &[&id, &state, &version, &state_read]).await
     }
 
     async fn insert_postings(&self, postings: &[Posting]) -> Result<(), Failure> {
@@ -425,7 +450,7 @@ impl ShardExecutor {
 /// A parameter of a statement: mostly an array, one element for each row.
 type Parameter<'a> = &'a (dyn ToSql + Sync);
 
-const STATEMENTS: [&str; 15] = [
+const STATEMENTS: [&str; 16] = [
     IDENTIFY,
     TAKE_FENCES,
     READ_ACCOUNTS,
@@ -440,6 +465,7 @@ const STATEMENTS: [&str; 15] = [
     MOVE_FENCES,
     INSERT_ACCOUNTS,
     CHANGE_ACCOUNTS,
+    SET_STATES,
     INSERT_POSTINGS,
 ];
 
@@ -550,8 +576,8 @@ fn usual_moves(ops: &[Op]) -> Option<Moves> {
                     return None;
                 }
             }
-            // If the account is there, its answer is a read, and needs the lock.
-            Op::Open(..) => return None,
+            // If the account is there, or stands as asked, the answer is a read, and needs the lock.
+            Op::Open(..) | Op::SetState(..) => return None,
         }
     }
     tried.iter().all(|key| !moves.contains_key(key)).then_some(moves)
@@ -569,7 +595,7 @@ fn touched(ops: &[Op]) -> (Vec<Uuid>, Vec<&str>) {
                     call.branches.iter().map(|index| call.transaction.branch(*index).account.as_str()),
                 );
             }
-            Op::Open(id, _) => {
+            Op::Open(id, _) | Op::SetState(id, _) => {
                 accounts.insert(id.as_str());
             }
             Op::Issue(transaction) => {
@@ -612,17 +638,18 @@ pub(crate) fn read_account(row: &Row) -> Result<Account, Failure> {
     })
 }
 
-fn role_number(role: Role) -> i16 {
+pub(crate) fn role_number(role: Role) -> i16 {
     match role {
         Role::Debit => 1,
         Role::Credit => 2,
         Role::Issue => 3,
+        Role::Burn => 4,
     }
 }
 
 /// The reverse of the number in the tables.
 pub(crate) fn role_from_number(number: i16) -> Option<Role> {
-    [Role::Debit, Role::Credit, Role::Issue].into_iter().find(|role| role_number(*role) == number)
+    [Role::Debit, Role::Credit, Role::Issue, Role::Burn].into_iter().find(|role| role_number(*role) == number)
 }
 
 /// A row that no version of this program has written.

@@ -12,7 +12,9 @@ mod reads;
 mod schema;
 mod shard;
 
-pub use books::{Account, AccountState, PostingKind};
-pub use reads::{BranchRow, Branches, FenceRow, PostingRow, ReadError};
+pub use books::{Account, AccountState, PostingKind, refusal};
+pub use reads::{
+    BalanceRow, BranchRow, Branches, FenceRow, Holdings, Listing, PostingRow, Postings, ReadError,
+};
 pub use schema::{SchemaError, ensure_partitions, prepare};
 pub use shard::{Shard, ShardError};

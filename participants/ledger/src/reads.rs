@@ -2,10 +2,16 @@
 
 use crate::{
     books::{Account, PostingKind},
-    executor::{CONNECTION, read_account, role_from_number},
+    executor::{CONNECTION, read_account, role_from_number, role_number},
+    schema::BRANCH,
 };
-use tcc_core::{AccountId, FenceState, Refusal, Role, Timestamp, TransactionId};
-use tokio_postgres::Client;
+use jiff::SignedDuration;
+use tcc_core::{AccountId, FenceState, Refusal, Role, Timestamp, Transaction, TransactionId};
+use tcc_participant::{
+    partitions::{WEEK, first_id},
+    session::BY_ID,
+};
+use tokio_postgres::{Client, GenericClient, IsolationLevel};
 use uuid::Uuid;
 
 /// Why a read failed.
@@ -134,16 +140,33 @@ pub(crate) async fn account(client: &Client, id: &AccountId) -> Result<Option<Ac
     row.map(|row| read_account(&row).map_err(|e| e.to_string())).transpose()
 }
 
+/// Which postings of an account are read.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Postings {
+    /// Those with a greater version.
+    pub after: i64,
+    /// Those recorded then or later.
+    pub from: Option<Timestamp>,
+    /// Those recorded before then.
+    pub until: Option<Timestamp>,
+    /// At most so many.
+    pub limit: i64,
+}
+
 pub(crate) async fn postings(
     client: &Client,
     id: &AccountId,
-    after: i64,
-    limit: i64,
+    which: Postings,
 ) -> Result<Vec<PostingRow>, String> {
     let sql = "-- postings
         SELECT version, transaction_id, kind, amount, available_after, held_after, recorded_at
-        FROM posting WHERE account = $1 AND version > $2 ORDER BY version LIMIT $3";
-    let rows = client.query(sql, &[&id.as_str(), &after, &limit]).await.map_err(|e| e.to_string())?;
+        FROM posting
+        WHERE account = $1 AND version > $2
+          AND recorded_at >= coalesce($3::timestamptz, '-infinity') AND recorded_at < coalesce($4::timestamptz, 'infinity')
+        ORDER BY version LIMIT $5";
+    let Postings { after, from, until, limit } = which;
+    let rows = client.query(sql, &[&id.as_str(), &after, &from, &until, &limit]).await;
+    let rows = rows.map_err(|e| e.to_string())?;
     rows.iter()
         .map(|row| read_posting(row).ok_or_else(|| "a posting has an unknown id or kind".to_owned()))
         .collect()
@@ -161,6 +184,172 @@ fn read_posting(row: &tokio_postgres::Row) -> Option<PostingRow> {
     })
 }
 
+/// What an account had at a time, and by which posting.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BalanceRow {
+    /// Of the last posting at that time or before it.
+    pub version: i64,
+    /// The balance after it.
+    pub available: i64,
+    /// The frozen part after it.
+    pub held: i64,
+    /// When it was recorded, by the shard's clock.
+    pub recorded_at: Timestamp,
+}
+
+/// The last posting of an account at a time or before it.
+pub(crate) async fn balance_at(
+    client: &Client,
+    id: &AccountId,
+    at: Timestamp,
+) -> Result<Option<BalanceRow>, String> {
+    let sql = "-- balance_at
+        SELECT version, available_after, held_after, recorded_at
+        FROM posting WHERE account = $1 AND recorded_at <= $2 ORDER BY version DESC LIMIT 1";
+    let row = client.query_opt(sql, &[&id.as_str(), &at]).await.map_err(|e| e.to_string())?;
+    Ok(row.map(|row| BalanceRow {
+        version: row.get("version"),
+        available: row.get("available_after"),
+        held: row.get("held_after"),
+        recorded_at: row.get("recorded_at"),
+    }))
+}
+
+/// An account, and the open debits that make up what it holds.
+#[derive(Debug, Clone)]
+pub struct Holdings {
+    /// The account.
+    pub account: Account,
+    /// The newest ids first.
+    pub open: Vec<Transaction>,
+    /// There are more of them than were asked for.
+    pub is_truncated: bool,
+}
+
+/// An account and at most so many of its open debits, in one snapshot. Looks no further than until their sum is what it holds.
+pub(crate) async fn holdings(
+    client: &mut Client,
+    id: &AccountId,
+    limit: usize,
+) -> Result<Option<Holdings>, String> {
+    let text = |e: tokio_postgres::Error| e.to_string();
+    let snapshot = client.build_transaction().isolation_level(IsolationLevel::RepeatableRead).read_only(true);
+    let snapshot = snapshot.start().await.map_err(text)?;
+    let sql = "-- account_of_holdings
+        SELECT id, currency, available, held, state, version, posted_at, created_at FROM account WHERE id = $1";
+    let Some(row) = snapshot.query_opt(sql, &[&id.as_str()]).await.map_err(text)? else { return Ok(None) };
+    let account = read_account(&row).map_err(|e| e.to_string())?;
+    let (mut open, mut missing) = (Vec::new(), account.held);
+    by_summaries(&snapshot).await.map_err(text)?;
+    for leaf in leaves(&snapshot).await.map_err(text)? {
+        if missing <= 0 || open.len() >= limit {
+            break;
+        }
+        let sql = format!(
+            "-- open_debits
+             SELECT transaction_id, amount, descriptor FROM {} WHERE account = $1 AND role = 1 AND state = 1
+             ORDER BY transaction_id DESC LIMIT $2",
+            leaf.name
+        );
+        let left = (limit - open.len()) as i64;
+        for row in snapshot.query(&sql, &[&id.as_str(), &left]).await.map_err(text)? {
+            missing -= row.get::<_, i64>("amount");
+            let transaction = TransactionId::from_uuid(row.get("transaction_id"))
+                .map_err(|e| e.to_string())
+                .and_then(|id| Transaction::decode(id, row.get("descriptor")).map_err(|e| e.to_string()));
+            open.push(transaction?);
+        }
+    }
+    snapshot.commit().await.map_err(text)?;
+    Ok(Some(Holdings { account, open, is_truncated: missing > 0 }))
+}
+
+/// Which transactions of an account are listed: those in which it has this role, with ids from one up to another, which is
+/// not among them.
+#[derive(Debug, Clone, Copy)]
+pub struct Listing<'a> {
+    /// Whose.
+    pub account: &'a AccountId,
+    /// What they do to it.
+    pub role: Role,
+    /// Their ids were made then or later.
+    pub from: Timestamp,
+    /// Their ids are smaller.
+    pub before: Uuid,
+    /// At most so many.
+    pub limit: i64,
+}
+
+/// A fence is not written earlier than this before the time in its id, which may lie five minutes ahead, by another clock.
+const CLOCKS: SignedDuration = SignedDuration::from_hours(1);
+/// Of each partition the last hour is looked at first, then eight times as much, and so on: an account with very many
+/// transactions is listed from its newest ones, without a look at all of them.
+const WINDOW: (SignedDuration, i32) = (SignedDuration::from_hours(1), 8);
+
+/// The transactions of an account, the newest ids first. Fewer than the limit: there are no more.
+pub(crate) async fn listed(client: &mut Client, which: Listing<'_>) -> Result<Vec<Uuid>, String> {
+    let text = |e: tokio_postgres::Error| e.to_string();
+    let snapshot = client.build_transaction().read_only(true).start().await.map_err(text)?;
+    by_summaries(&snapshot).await.map_err(text)?;
+    let first = first_id(which.from);
+    let mut found: Vec<Uuid> = Vec::new();
+    for leaf in leaves(&snapshot).await.map_err(text)? {
+        let floor = first_id(leaf.low).max(first);
+        let mut before = first_id(leaf.high).min(which.before);
+        let mut width = WINDOW.0;
+        // The conditions on the id are written so that the primary key cannot serve them: it would, by reading everything.
+        let sql = format!(
+            "-- listed
+             SELECT transaction_id FROM {}
+             WHERE account = $1 AND role = $2 AND fenced_at >= $3
+               AND (transaction_id >= $4) IS TRUE AND (transaction_id < $5) IS TRUE
+             ORDER BY transaction_id DESC LIMIT $6",
+            leaf.name
+        );
+        while before > floor && (found.len() as i64) < which.limit {
+            let low = time_of(before) - width;
+            let after = first_id(low).max(floor);
+            let (role, left) = (role_number(which.role), which.limit - found.len() as i64);
+            let written_from = time_of(after) - CLOCKS;
+            let account = which.account.as_str();
+            let rows = snapshot.query(&sql, &[&account, &role, &written_from, &after, &before, &left]).await;
+            found.extend(rows.map_err(text)?.iter().map(|row| row.get::<_, Uuid>(0)));
+            before = after;
+            width *= WINDOW.1;
+        }
+    }
+    snapshot.commit().await.map_err(text)?;
+    Ok(found)
+}
+
+/// When an id was made, by its own account.
+fn time_of(id: Uuid) -> Timestamp {
+    let millis = (id.as_u128() >> 80) as i64;
+    Timestamp::from_millisecond(millis).unwrap_or(Timestamp::MAX)
+}
+
+/// A partition of the fences.
+struct Leaf {
+    name: String,
+    low: Timestamp,
+    high: Timestamp,
+}
+
+/// The partitions of the fences, the newest first. A read that names one of them is planned for it alone.
+async fn leaves(client: &impl GenericClient) -> Result<Vec<Leaf>, tokio_postgres::Error> {
+    let sql = "-- leaves
+        SELECT c.relname::text FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
+        WHERE i.inhparent = 'branch'::regclass ORDER BY c.relname DESC";
+    let rows = client.query(sql, &[]).await?;
+    let leaf = |name: String| BRANCH.range(&name).map(|(low, high)| Leaf { name, low, high });
+    Ok(rows.iter().filter_map(|row| leaf(row.get(0))).collect())
+}
+
+/// Has reads of one account's fences go by the index that summarizes pages, which the planner takes to be worse than it is.
+async fn by_summaries(client: &impl GenericClient) -> Result<(), tokio_postgres::Error> {
+    client.batch_execute("SET LOCAL enable_seqscan = off; SET LOCAL enable_indexscan = off").await
+}
+
 /// Which fences are read.
 #[derive(Debug, Clone, Copy)]
 pub enum Branches<'a> {
@@ -173,22 +362,43 @@ pub enum Branches<'a> {
 /// A time, by the shard's clock, from which on fences may be written that are not visible yet: every executor that is writing
 /// has begun after it.
 pub(crate) async fn horizon(client: &Client) -> Result<Timestamp, String> {
+    // The clock is read before the list: who begins between the two is not in it, and has a later time.
     let sql = "-- horizon
-        SELECT least(clock_timestamp(), min(xact_start)) FROM pg_stat_activity
-        WHERE datname = current_database() AND application_name = $1";
+        SELECT least(n.now, min(a.xact_start))
+        FROM (SELECT clock_timestamp() AS now) AS n
+        LEFT JOIN pg_stat_activity a ON a.datname = current_database() AND a.application_name = $1
+        GROUP BY n.now";
     Ok(client.query_one(sql, &[&CONNECTION]).await.map_err(|e| e.to_string())?.get(0))
+}
+
+/// The shard's clock.
+pub(crate) async fn now(client: &Client) -> Result<Timestamp, String> {
+    Ok(client.query_one("SELECT clock_timestamp()", &[]).await.map_err(|e| e.to_string())?.get(0))
+}
+
+/// Takes what was written since a time into the summaries of a table's index by time: then few pages are read. The older
+/// partitions, into which nothing is written, are left out: looking for what is new in one takes time, too.
+pub(crate) async fn summarize(
+    client: &Client,
+    table: &str,
+    since: Timestamp,
+) -> Result<(), tokio_postgres::Error> {
+    let sql = "-- summarize
+        SELECT brin_summarize_new_values(i.inhrelid)
+        FROM pg_inherits i JOIN pg_index x ON x.indexrelid = i.inhrelid JOIN pg_class c ON c.oid = x.indrelid
+        WHERE i.inhparent = ($1::text || '_by_time')::regclass AND c.relname::text COLLATE \"C\" > $2";
+    // A partition covers a week from the hour in its name on, and what is written may have an id of a day before.
+    let before = since - WEEK - SignedDuration::from_hours(25);
+    let last = format!("{table}_{}", before.strftime("%Y%m%d%H"));
+    client.query(sql, &[&table, &last]).await.map(drop)
 }
 
 /// The transactions of fences that were written from a time on.
 pub(crate) async fn fenced_since(client: &mut Client, since: Timestamp) -> Result<Vec<Uuid>, String> {
-    // What is new has to be in the summaries first; then few pages are read.
-    let summarize = "-- summarize_branches
-        SELECT brin_summarize_new_values(x.inhrelid)
-        FROM pg_inherits x WHERE x.inhparent = 'branch_by_time'::regclass";
     let sql = "-- fenced_since
-        SELECT transaction_id FROM branch WHERE fenced_at >= $1 AND role <> 3";
+        SELECT transaction_id FROM branch WHERE fenced_at >= $1 AND role < 3";
     let rows = async {
-        client.query(summarize, &[]).await?;
+        summarize(client, "branch", since).await?;
         let reading = client.transaction().await?;
         reading.batch_execute("SET LOCAL enable_seqscan = off").await?;
         let rows = reading.query(sql, &[&since]).await?;
@@ -201,21 +411,21 @@ pub(crate) async fn fenced_since(client: &mut Client, since: Timestamp) -> Resul
 /// The transactions of fences with ids below one, the highest first: at most `limit`, one for each fence.
 pub(crate) async fn fenced_before(client: &Client, until: Uuid, limit: i64) -> Result<Vec<Uuid>, String> {
     let sql = "-- fenced_before
-        SELECT transaction_id FROM branch WHERE transaction_id < $1 AND role <> 3
+        SELECT transaction_id FROM branch WHERE transaction_id < $1 AND role < 3
         ORDER BY transaction_id DESC LIMIT $2";
     let rows = client.query(sql, &[&until, &limit]).await.map_err(|e| e.to_string())?;
     Ok(rows.iter().map(|row| row.get(0)).collect())
 }
 
 /// Fences in the order of their keys.
-pub(crate) async fn branches(client: &Client, which: Branches<'_>) -> Result<Vec<BranchRow>, String> {
+pub(crate) async fn branches(client: &mut Client, which: Branches<'_>) -> Result<Vec<BranchRow>, String> {
     let columns = "b.transaction_id, b.branch, b.role, b.state, b.account, b.amount, b.refusal, b.descriptor,
         (extract(epoch FROM clock_timestamp() - b.fenced_at) * 1000000)::int8 AS age_us";
     let rows = match which {
         Branches::Between(after, until) => {
             let sql = format!(
                 "-- branches_between
-                 SELECT {columns} FROM branch b WHERE transaction_id > $1 AND transaction_id <= $2 AND role <> 3
+                 SELECT {columns} FROM branch b WHERE transaction_id > $1 AND transaction_id <= $2 AND role < 3
                  ORDER BY transaction_id, branch"
             );
             client.query(&sql, &[&after, &until]).await
@@ -226,7 +436,14 @@ pub(crate) async fn branches(client: &Client, which: Branches<'_>) -> Result<Vec
                  SELECT {columns} FROM unnest($1::uuid[]) AS i (id) JOIN branch b ON b.transaction_id = i.id
                  ORDER BY b.transaction_id, b.branch"
             );
-            client.query(&sql, &[&ids]).await
+            let found = async {
+                let reading = client.transaction().await?;
+                reading.batch_execute(BY_ID).await?;
+                let rows = reading.query(&sql, &[&ids]).await?;
+                reading.commit().await?;
+                Ok(rows)
+            };
+            found.await
         }
     };
     let branch = |row: &tokio_postgres::Row| {

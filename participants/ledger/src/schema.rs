@@ -2,7 +2,10 @@
 
 use std::collections::HashSet;
 use tcc_core::Timestamp;
-use tcc_participant::partitions::{Key, Scheme, WEEK};
+use tcc_participant::{
+    crash,
+    partitions::{Key, Scheme, WEEK},
+};
 use tokio_postgres::Client;
 
 mod embedded {
@@ -36,9 +39,18 @@ pub enum SchemaError {
 /// The advisory lock that keeps two migrations apart.
 const MIGRATION_LOCK: i64 = 0x7463_635f_6c64_6772;
 
-const BRANCH: Scheme = Scheme { parent: "branch", key: Key::Id, width: WEEK, fillfactor: 70, index: None };
-const POSTING: Scheme =
+/// The fences.
+pub(crate) const BRANCH: Scheme =
+    Scheme { parent: "branch", key: Key::Id, width: WEEK, fillfactor: 70, index: None };
+/// The journal, by the time at which it was written.
+pub(crate) const POSTING: Scheme =
     Scheme { parent: "posting", key: Key::Time, width: WEEK, fillfactor: 100, index: None };
+
+/// Written once.
+const NAME_SHARD: &str = "\
+-- name_shard
+WITH named AS (INSERT INTO shard (name) SELECT $1 WHERE NOT EXISTS (SELECT FROM shard) RETURNING 1)
+INSERT INTO bucket SELECT unnest($2::int2[]) WHERE EXISTS (SELECT FROM named)";
 
 /// Migrates the database, and makes sure that it is this shard and serves these buckets. Safe to run by several at once.
 ///
@@ -59,14 +71,8 @@ async fn prepare_locked(client: &mut Client, name: &str, buckets: &HashSet<u16>)
 
     let mut numbers: Vec<i16> = buckets.iter().map(|bucket| *bucket as i16).collect();
     numbers.sort_unstable();
-    client
-        .execute(
-            "-- name_shard
-             WITH named AS (INSERT INTO shard (name) SELECT $1 WHERE NOT EXISTS (SELECT FROM shard) RETURNING 1)
-             INSERT INTO bucket SELECT unnest($2::int2[]) WHERE EXISTS (SELECT FROM named)",
-            &[&name, &numbers],
-        )
-        .await?;
+    crash::statement(NAME_SHARD);
+    client.execute(NAME_SHARD, &[&name, &numbers]).await?;
     let found: String = client.query_one("SELECT name FROM shard", &[]).await?.get(0);
     if found != name {
         return Err(SchemaError::OtherShard { expected: name.to_owned(), found });

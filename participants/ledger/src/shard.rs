@@ -1,11 +1,13 @@
 //! The handle of one shard: what the engine, the API and the audit call.
 
 use crate::{
-    audit::{self, ShardAudit},
-    books::{Account, Answer, Op},
+    audit::{self, Moved, Replay, ShardAudit, ShardFinding, Slice},
+    books::{Account, AccountState, Answer, Op},
     executor::ShardExecutor,
     heads::Heads,
-    reads::{self, BranchRow, Branches, FenceRow, PostingRow, ReadError},
+    reads::{
+        self, BalanceRow, BranchRow, Branches, FenceRow, Holdings, Listing, PostingRow, Postings, ReadError,
+    },
 };
 use deadpool_postgres::{
     Manager, ManagerConfig, Object, Pool, PoolError, RecyclingMethod, Runtime, Status, Timeouts,
@@ -28,6 +30,10 @@ use tcc_participant::{
 use tokio_postgres::{Config, NoTls};
 use uuid::Uuid;
 
+/// How often a read of a balance looks whether what was under way is written, and how long it waits in between.
+const HORIZON_LOOKS: u32 = 400;
+const HORIZON_PAUSE: Duration = Duration::from_millis(5);
+
 /// One shard, in-process. Clones share it.
 #[derive(Clone)]
 pub struct Shard {
@@ -39,7 +45,7 @@ pub struct Shard {
     drained: Arc<AtomicBool>,
 }
 
-/// Why an account could not be opened or issued to.
+/// Why an account could not be changed.
 #[derive(Debug, thiserror::Error)]
 pub enum ShardError {
     /// It may have happened; do it again.
@@ -147,7 +153,21 @@ impl Shard {
         }
     }
 
-    /// Issues units to an account, once for the transaction's id. Answers the account as it is after that.
+    /// Blocks, unblocks or closes an account, and answers it as it stands then: if that is in another state, it cannot be in this
+    /// one. `None`: there is no such account.
+    ///
+    /// # Errors
+    ///
+    /// [`ShardError`].
+    pub async fn set_state(&self, id: AccountId, state: AccountState) -> Result<Option<Account>, ShardError> {
+        match self.operations.call(Op::SetState(id, state)).await? {
+            Answer::Stands(account) => Ok(account),
+            Answer::LeftOut => Err(self.left_out()),
+            other => Err(self.broken(other)),
+        }
+    }
+
+    /// Issues units to an account or burns them, once for the transaction's id. Answers the account as it is after that.
     ///
     /// # Errors
     ///
@@ -173,19 +193,58 @@ impl Shard {
         reads::account(&client, id).await.map_err(|cause| self.unreachable(cause))
     }
 
-    /// Reads postings of an account with a version greater than `after`, at most `limit`, oldest first.
+    /// Reads postings of an account, oldest first.
     ///
     /// # Errors
     ///
     /// [`ReadError`].
-    pub async fn postings(
+    pub async fn postings(&self, id: &AccountId, which: Postings) -> Result<Vec<PostingRow>, ReadError> {
+        let client = self.reader().await?;
+        reads::postings(&client, id, which).await.map_err(|cause| self.unreachable(cause))
+    }
+
+    /// What an account had at a time, by the shard's clock, for good: waits until nothing can be recorded any more at that time
+    /// or before it. The inner `None`: there was no posting. The outer one: something that began before that time is still being
+    /// written, or the time has not come.
+    ///
+    /// # Errors
+    ///
+    /// [`ReadError`].
+    pub async fn balance_at(
         &self,
         id: &AccountId,
-        after: i64,
-        limit: i64,
-    ) -> Result<Vec<PostingRow>, ReadError> {
+        at: Timestamp,
+    ) -> Result<Option<Option<BalanceRow>>, ReadError> {
         let client = self.reader().await?;
-        reads::postings(&client, id, after, limit).await.map_err(|cause| self.unreachable(cause))
+        let mut looks = 0;
+        while reads::horizon(&client).await.map_err(|cause| self.unreachable(cause))? <= at {
+            looks += 1;
+            if looks > HORIZON_LOOKS {
+                return Ok(None);
+            }
+            tokio::time::sleep(HORIZON_PAUSE).await;
+        }
+        reads::balance_at(&client, id, at).await.map(Some).map_err(|cause| self.unreachable(cause))
+    }
+
+    /// Reads an account and at most `limit` of the open debits that make up what it holds, in one snapshot.
+    ///
+    /// # Errors
+    ///
+    /// [`ReadError`].
+    pub async fn holdings(&self, id: &AccountId, limit: usize) -> Result<Option<Holdings>, ReadError> {
+        let mut client = self.reader().await?;
+        reads::holdings(&mut client, id, limit).await.map_err(|cause| self.unreachable(cause))
+    }
+
+    /// Lists the transactions of an account, the newest ids first. Fewer than the limit: there are no more.
+    ///
+    /// # Errors
+    ///
+    /// [`ReadError`].
+    pub async fn listed(&self, which: Listing<'_>) -> Result<Vec<Uuid>, ReadError> {
+        let mut client = self.reader().await?;
+        reads::listed(&mut client, which).await.map_err(|cause| self.unreachable(cause))
     }
 
     /// Reads fences, in the order of their keys.
@@ -194,8 +253,8 @@ impl Shard {
     ///
     /// [`ReadError`].
     pub async fn branches(&self, which: Branches<'_>) -> Result<Vec<BranchRow>, ReadError> {
-        let client = self.reader().await?;
-        reads::branches(&client, which).await.map_err(|cause| self.unreachable(cause))
+        let mut client = self.reader().await?;
+        reads::branches(&mut client, which).await.map_err(|cause| self.unreachable(cause))
     }
 
     /// Reads a transaction's fences, in the order of its branches.
@@ -225,17 +284,96 @@ impl Shard {
             .map_err(|cause| self.unreachable(cause))
     }
 
-    /// Checks the shard's books against themselves, in one consistent snapshot.
+    /// Checks the shard's books against themselves, in one consistent snapshot. Tells how many of how many checks are done.
     ///
     /// # Errors
     ///
     /// [`ReadError`].
-    pub async fn audit(&self) -> Result<ShardAudit, ReadError> {
+    pub async fn audit(&self, told: impl Fn(usize, usize)) -> Result<ShardAudit, ReadError> {
         let mut client = self.reader().await?;
-        audit::run(&mut client).await.map_err(|cause| self.unreachable(cause.to_string()))
+        audit::run(&mut client, told).await.map_err(|cause| self.unreachable(cause.to_string()))
     }
 
-    /// A time, by the shard's clock, from which on fences may be written that are not visible yet.
+    /// A time before the first posting.
+    ///
+    /// # Errors
+    ///
+    /// [`ReadError`].
+    pub async fn first_posting(&self) -> Result<Timestamp, ReadError> {
+        let client = self.reader().await?;
+        audit::start(&client).await.map_err(|cause| self.unreachable(cause))
+    }
+
+    /// How many postings and fences were written after one time, up to another, by the shard's clock.
+    ///
+    /// # Errors
+    ///
+    /// [`ReadError`].
+    pub async fn count_moved(&self, from: Timestamp, until: Timestamp) -> Result<i64, ReadError> {
+        let mut client = self.reader().await?;
+        audit::count(&mut client, from, until).await.map_err(|cause| self.unreachable(cause))
+    }
+
+    /// Checks what moved in a slice of time that lies behind the [horizon](Self::horizon).
+    ///
+    /// # Errors
+    ///
+    /// [`ReadError`].
+    pub async fn audit_moved(&self, slice: Slice) -> Result<Moved, ReadError> {
+        let mut client = self.reader().await?;
+        audit::moved(&mut client, slice).await.map_err(|cause| self.unreachable(cause))
+    }
+
+    /// Checks accounts against their newest postings and the map of buckets.
+    ///
+    /// # Errors
+    ///
+    /// [`ReadError`].
+    pub async fn audit_accounts(&self, ids: &[String]) -> Result<Vec<ShardFinding>, ReadError> {
+        let mut client = self.reader().await?;
+        audit::accounts(&mut client, ids).await.map_err(|cause| self.unreachable(cause))
+    }
+
+    /// Rebuilds every balance as it was at a time, or as it is now, from postings alone, and compares. Tells how many of how
+    /// many accounts are done.
+    ///
+    /// # Errors
+    ///
+    /// [`ReadError`].
+    pub async fn replay(
+        &self,
+        at: Option<Timestamp>,
+        told: impl Fn(usize, usize),
+    ) -> Result<Replay, ReadError> {
+        let mut client = self.reader().await?;
+        audit::replay(&mut client, at, told).await.map_err(|cause| self.unreachable(cause))
+    }
+
+    /// Makes reads of what was written since a time read few pages.
+    ///
+    /// # Errors
+    ///
+    /// [`ReadError`].
+    pub async fn summarize(&self, since: Timestamp) -> Result<(), ReadError> {
+        let client = self.reader().await?;
+        let summarized = async {
+            reads::summarize(&client, "posting", since).await?;
+            reads::summarize(&client, "branch", since).await
+        };
+        summarized.await.map_err(|e| self.unreachable(e.to_string()))
+    }
+
+    /// The shard's clock.
+    ///
+    /// # Errors
+    ///
+    /// [`ReadError`].
+    pub async fn now(&self) -> Result<Timestamp, ReadError> {
+        let client = self.reader().await?;
+        reads::now(&client).await.map_err(|cause| self.unreachable(cause))
+    }
+
+    /// A time, by the shard's clock, from which on fences and postings may be written that are not visible yet.
     ///
     /// # Errors
     ///

@@ -3,6 +3,7 @@
 //! `CREATE TABLE … PARTITION OF` takes an exclusive lock on the parent and waits behind every reader; a table made apart
 //! and attached does not. There is never a default partition: it would forbid detaching concurrently later.
 
+use crate::crash;
 use jiff::{SignedDuration, Timestamp};
 use tokio_postgres::GenericClient;
 use uuid::Uuid;
@@ -74,6 +75,7 @@ impl Scheme {
     ) -> Result<usize, tokio_postgres::Error> {
         client.batch_execute("BEGIN").await?;
         let made = self.create_missing(client, now, before, after).await;
+        crash::point("create_partitions");
         client.batch_execute(if made.is_ok() { "COMMIT" } else { "ROLLBACK" }).await?;
         made
     }
@@ -147,7 +149,8 @@ impl Scheme {
 }
 
 /// The smallest UUID whose time is `time`.
-fn first_id(time: Timestamp) -> Uuid {
+#[must_use]
+pub fn first_id(time: Timestamp) -> Uuid {
     let millis = u128::try_from(time.as_millisecond()).unwrap_or(0);
     Uuid::from_u128(millis << 80)
 }

@@ -5,7 +5,7 @@
 //! is unknown. It sends no cancel requests, since one that meets a COMMIT produces exactly that warning. Whatever goes
 //! wrong is sorted into the [`Failure`]s that a batch can have.
 
-use crate::batch::Failure;
+use crate::{batch::Failure, crash};
 use std::{
     collections::HashMap,
     future::poll_fn,
@@ -30,10 +30,14 @@ pub enum Plans {
     Generic,
     /// For range reads over partitioned tables: plan each time, so that the planner sees the bounds and locks one partition.
     Custom,
+    /// For statements of somebody else's: as PostgreSQL decides.
+    Usual,
 }
 
 /// One connection, opened when asked, with its prepared statements.
 pub struct Session {
+    /// The crash point between a commit and its answer.
+    committed: String,
     config: Config,
     plans: Plans,
     live: Option<Live>,
@@ -44,6 +48,14 @@ struct Live {
     statements: HashMap<&'static str, Statement>,
     in_doubt: Arc<AtomicBool>,
 }
+
+/// For one transaction that looks many ids up over partitioned tables: each by itself, whatever the planner takes the tables for.
+pub const BY_ID: &str = "\
+SET LOCAL enable_seqscan = off;
+SET LOCAL enable_hashjoin = off;
+SET LOCAL enable_mergejoin = off;
+SET LOCAL max_parallel_workers_per_gather = 0;
+SET LOCAL jit = off";
 
 /// Bounds every connection: 2 s to connect, 10 s for a peer that does not acknowledge.
 #[must_use]
@@ -63,7 +75,7 @@ impl Session {
         let mut config = bounded(config.clone(), application_name);
         // A server that became a standby takes no writes: look for the one that does.
         config.target_session_attrs(TargetSessionAttrs::ReadWrite);
-        Self { config, plans, live: None }
+        Self { committed: format!("{application_name} committed"), config, plans, live: None }
     }
 
     /// Opens the connection, dropping the one there was, and prepares the statements.
@@ -96,6 +108,7 @@ impl Session {
                  SET enable_mergejoin = off;"
             }
             Plans::Custom => "SET plan_cache_mode = force_custom_plan;",
+            Plans::Usual => "",
         };
         client
             .batch_execute(&format!(
@@ -148,6 +161,7 @@ impl Session {
     ///
     /// If the statement was not among those given to [`Session::connect`].
     pub fn statement(&self, sql: &'static str) -> Result<&Statement, Failure> {
+        crash::statement(sql);
         Ok(self.live()?.statements.get(sql).expect("prepared when the session connected"))
     }
 
@@ -163,6 +177,7 @@ impl Session {
                 "the server could not say whether a commit is replicated".into(),
             ));
         }
+        crash::point(&self.committed);
         Ok(())
     }
 

@@ -131,7 +131,7 @@ impl Promise {
     async fn cancel(&mut self, world: &Arc<World>) {
         self.asked_cancel = true;
         let Some(instance) = world.any_instance() else { return };
-        match instance.engine.cancel(self.transaction.id, PATIENCE).await {
+        match instance.engine.cancel(self.transaction.id, None, PATIENCE).await {
             Ok(record) => self.hear(world, &record),
             Err(EngineError::TooLate { record, .. }) => self.hear(world, &record),
             Err(_) => sleep(Duration::from_millis(1)).await,
@@ -141,7 +141,7 @@ impl Promise {
     async fn confirm(&mut self, world: &Arc<World>) {
         self.asked_confirm = true;
         let Some(instance) = world.any_instance() else { return };
-        match instance.engine.confirm_now(self.transaction.id, PATIENCE).await {
+        match instance.engine.confirm_now(self.transaction.id, None, PATIENCE).await {
             Ok(record) => self.hear(world, &record),
             Err(EngineError::TooLate { record, .. }) => self.hear(world, &record),
             Err(_) => sleep(Duration::from_millis(1)).await,

@@ -263,7 +263,8 @@ impl Statement for Advance {
             Event::Tried | Event::TimedOut => self.server == Some(db.server),
             _ => true,
         };
-        if !may || (flip && before.flipped) {
+        let is_elsewhere = self.only_from.is_some_and(|phase| phase != before.phase);
+        if !may || is_elsewhere || (flip && before.flipped) {
             return None;
         }
         let matured = (target != Phase::Held).then_some(Cause::Matured);

@@ -1,31 +1,31 @@
 //! Who asks for an action, from where, and why: what is recorded with it.
 
-use super::reason::invalid;
+use super::{
+    convert::caller,
+    reason::{Violation, wrong},
+};
 use crate::store::Evidence;
+use tcc_proto::Reason;
 use tonic::{Request, Status};
 
 /// The longest reason, in bytes.
 const MAX_REASON: usize = 500;
 /// The longest ticket.
 const MAX_TICKET: usize = 100;
-/// The longest name of an actor.
-const MAX_ACTOR: usize = 100;
+/// How somebody without a name is recorded.
+const UNNAMED: &str = "unnamed";
 
-/// What is recorded of whoever makes a request. Until callers are authenticated they name themselves, in the metadata
-/// `tcc-caller`.
+/// What is recorded of whoever makes a request.
 pub fn evidence<T>(request: &Request<T>, reason: &str, ticket: &str) -> Result<Evidence, Status> {
     let reason = reason.trim();
     if reason.is_empty() {
-        return Err(invalid("reason", "FIELD_REQUIRED", "is required: say why, it is recorded"));
+        let message = "is required: say why, it is recorded";
+        return Err(wrong("reason", Reason::FieldRequired, message).into());
     }
-    if reason.len() > MAX_REASON {
-        return Err(invalid("reason", "FIELD_INVALID", format!("must have at most {MAX_REASON} bytes")));
-    }
-    if ticket.len() > MAX_TICKET {
-        return Err(invalid("ticket", "FIELD_INVALID", format!("must have at most {MAX_TICKET} bytes")));
-    }
+    at_most("reason", reason, MAX_REASON)?;
+    at_most("ticket", ticket, MAX_TICKET)?;
     Ok(Evidence {
-        actor: actor(request),
+        actor: actor(request)?,
         address: request.remote_addr().map_or(String::new(), |address| address.to_string()),
         reason: reason.to_owned(),
         ticket: ticket.trim().to_owned(),
@@ -33,11 +33,18 @@ pub fn evidence<T>(request: &Request<T>, reason: &str, ticket: &str) -> Result<E
     })
 }
 
-/// Who makes a request.
-pub fn actor<T>(request: &Request<T>) -> String {
-    let named = request.metadata().get("tcc-caller").and_then(|value| value.to_str().ok());
-    let named = named.filter(|name| !name.is_empty() && name.len() <= MAX_ACTOR);
-    named.unwrap_or("unnamed").to_owned()
+/// Who makes a request, for people.
+pub fn actor<T>(request: &Request<T>) -> Result<String, Status> {
+    let name = caller(request)?;
+    Ok(if name.is_empty() { UNNAMED.to_owned() } else { name })
+}
+
+/// Whether a text is as short as it must be.
+pub fn at_most(field: &str, text: &str, most: usize) -> Result<(), Violation> {
+    if text.len() > most {
+        return Err(wrong(field, Reason::FieldInvalid, format!("must have at most {most} bytes")));
+    }
+    Ok(())
 }
 
 #[cfg(test)]

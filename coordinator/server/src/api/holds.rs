@@ -1,74 +1,265 @@
 //! `HoldService`: scheduled transfers, for applications.
+//!
+//! Every creation goes the same way, whichever call it came by: [`Holds::create`]. What is known already is answered whatever its
+//! times are; only what is new must have fresh ones.
 
-use super::{convert, reason};
+use super::{
+    convert::{self, Asked, Name},
+    reason::{self, wrong},
+};
 use crate::{
     config::Limits,
     engine::{Created, Engine, EngineError},
-    store::Record,
+    shards::Shards,
+    store::{
+        Record, Seen, StoreError,
+        keys::{Claim, Keys},
+    },
+    sweep::Progress,
 };
-use std::sync::Arc;
-use tcc_core::{Cause, Transaction, TransactionId};
-use tcc_proto::v1::{self, hold_service_server::HoldService};
+use futures::{
+    future::join_all,
+    stream::{self, BoxStream},
+};
+use std::{sync::Arc, time::Duration};
+use tcc_core::{Attention, Cause, IdempotencyKey, Transaction, TransactionId};
+use tcc_proto::{
+    Reason,
+    v1::{self, hold_service_server::HoldService},
+};
+use tokio::time::Instant;
 use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
-/// Serves holds.
+/// How many holds a batch may have.
+const BATCH: usize = 1_000;
+/// How many holds are looked at for one page, if few of them are as asked for. Then the page is short, and not the last one.
+const LOOKED_AT: usize = 4_000;
+/// So many are read at a time.
+const CHUNK: (usize, usize) = (100, 1_000);
+/// A watch looks after this time, doubled each time until something changes,
+const LOOK_FIRST: Duration = Duration::from_millis(100);
+/// up to this one.
+const LOOK_LAST: Duration = Duration::from_secs(1);
+
+/// Serves holds. Clones share everything.
+#[derive(Clone)]
 pub struct Holds {
     engine: Arc<Engine>,
+    shards: Arc<Shards>,
+    keys: Keys,
+    sweep: Progress,
     limits: Limits,
 }
 
+/// Who creates, and how long it waits.
+#[derive(Debug, Clone)]
+struct Creator {
+    caller: String,
+    lane: u8,
+    deadline: Instant,
+}
+
+impl Creator {
+    fn of<T>(request: &Request<T>) -> Result<Self, Status> {
+        let caller = convert::caller(request)?;
+        let deadline = Instant::now() + convert::patience(request);
+        Ok(Self { lane: convert::lane(&caller), caller, deadline })
+    }
+
+    fn patience(&self) -> Duration {
+        self.deadline.saturating_duration_since(Instant::now())
+    }
+}
+
 impl Holds {
-    /// On an engine, within limits.
+    /// On an engine and the shards with its accounts, within limits.
     #[must_use]
-    pub fn new(engine: Arc<Engine>, limits: Limits) -> Self {
-        Self { engine, limits }
+    pub fn new(
+        engine: Arc<Engine>,
+        shards: Arc<Shards>,
+        keys: Keys,
+        sweep: Progress,
+        limits: Limits,
+    ) -> Self {
+        Self { engine, shards, keys, sweep, limits }
+    }
+
+    /// Creates what is asked for, or answers what there is under its name. A refusal is an error.
+    async fn create(&self, creator: &Creator, asked: Asked) -> Result<Created, Status> {
+        let now = self.engine.clock().now();
+        let fresh = asked.fresh(now, &self.limits).map_err(Status::from);
+        let Asked { name, descriptor, .. } = asked;
+        let id = match &name {
+            Name::None => {
+                fresh?;
+                mint(now)
+            }
+            Name::Id(id) => {
+                if let Err(stale) = fresh
+                    && self.get(*id).await?.is_none()
+                {
+                    return Err(stale);
+                }
+                *id
+            }
+            Name::Key(key) => match fresh {
+                Err(stale) => self.known(key).await?.ok_or(stale)?.id(),
+                Ok(()) => self.claim(key, descriptor.due_at, mint(now)).await?,
+            },
+        };
+        let transaction = Transaction::new(id, descriptor);
+        let created = self.engine.create(transaction, creator.lane, creator.patience()).await;
+        let created = created.map_err(|error| of_name(&name, error))?;
+        refuse(&created.record, created.replayed)?;
+        Ok(created)
+    }
+
+    /// Checks what is asked for, and creates nothing. Answers the hold that there is under its name, if there is one.
+    async fn validate(&self, asked: Asked) -> Result<v1::CreateHoldResponse, Status> {
+        let known = match &asked.name {
+            Name::None => None,
+            Name::Id(id) => self.get(*id).await?,
+            Name::Key(key) => self.known(key).await?,
+        };
+        if let Some(record) = known {
+            if let Some(field) = asked.descriptor.first_difference(&record.transaction.descriptor) {
+                return Err(of_name(&asked.name, EngineError::IdReused { id: record.id(), field }));
+            }
+            refuse(&record, true)?;
+            return Ok(response(&record, true));
+        }
+        asked.fresh(self.engine.clock().now(), &self.limits)?;
+        let id = match asked.name {
+            Name::Id(id) => id.to_string(),
+            Name::Key(_) | Name::None => String::new(),
+        };
+        for branch in &asked.descriptor.branches {
+            let account = self.shards.of(&branch.account).account(&branch.account).await;
+            if let Some(refusal) = tcc_ledger::refusal(account.map_err(reason::of_read)?.as_ref(), branch) {
+                return Err(reason::refused(refusal.code(), id, false));
+            }
+        }
+        let hold = v1::Hold { id, ..convert::asked_view(&asked.descriptor) };
+        Ok(v1::CreateHoldResponse { hold: Some(hold), replayed: false })
+    }
+
+    /// The id that a key stands for: the given one, if the key is new.
+    async fn claim(
+        &self,
+        key: &IdempotencyKey,
+        due_at: tcc_core::Timestamp,
+        id: TransactionId,
+    ) -> Result<TransactionId, Status> {
+        // A key that is known stands for what it stands for, whatever else was lost.
+        let claimed = match self.sweep.swept_on() {
+            Some(server) => {
+                let claim = Claim { key: key.clone(), id, due_at, server: Some(server) };
+                self.keys.claim(claim).await.map_err(EngineError::from)?
+            }
+            None => self.keys.find(key).await.map_err(EngineError::from)?,
+        };
+        claimed.ok_or_else(|| {
+            let message =
+                "it is not known yet whether keys were lost; nothing was done, repeat with the same key";
+            reason::unavailable(Reason::KeysNotReady, message)
+        })
+    }
+
+    /// The transaction that was created by a key.
+    async fn known(&self, key: &IdempotencyKey) -> Result<Option<Record>, Status> {
+        match self.keys.find(key).await.map_err(EngineError::from)? {
+            Some(id) => self.get(id).await,
+            None => Ok(None),
+        }
+    }
+
+    async fn get(&self, id: TransactionId) -> Result<Option<Record>, Status> {
+        Ok(self.engine.store().get(id).await.map_err(EngineError::from)?)
     }
 
     /// The hold that an id names, if it is one.
     async fn find(&self, id: TransactionId) -> Result<Record, Status> {
-        let found = self.engine.store().get(id).await.map_err(EngineError::from)?;
-        found.ok_or_else(|| EngineError::NotFound(id).into())
+        self.get(id).await?.ok_or_else(|| EngineError::NotFound(id).into())
     }
 
-    /// What is known already is answered whatever its times are; only what is new must have fresh ones.
-    async fn check_times(&self, id: TransactionId, transaction: &Transaction) -> Result<(), Status> {
-        let now = self.engine.clock().now();
-        let fresh = convert::fresh_id(id, now)
-            .and_then(|()| convert::fresh_due(transaction.descriptor.due_at, now, &self.limits));
-        match fresh {
-            Ok(()) => Ok(()),
-            Err(stale) => match self.engine.store().get(id).await.map_err(EngineError::from)? {
-                Some(_) => Ok(()),
-                None => Err(stale),
-            },
+    /// What an etag says about a hold; nothing, if it is empty.
+    async fn seen(&self, id: TransactionId, etag: &str) -> Result<Option<Seen>, Status> {
+        match (etag, convert::seen(etag)) {
+            ("", _) => Ok(None),
+            (_, Some(seen)) => Ok(Some(seen)),
+            // No hold ever has it.
+            (_, None) => Err(reason::changed(&self.find(id).await?)),
         }
+    }
+
+    async fn create_item(
+        &self,
+        creator: &Creator,
+        request: v1::CreateHoldRequest,
+    ) -> Result<v1::CreateHoldResponse, Status> {
+        let asked = convert::item(request, &creator.caller, &self.limits)?;
+        if asked.validate_only {
+            return self.validate(asked).await;
+        }
+        let Created { record, replayed } = self.create(creator, asked).await?;
+        Ok(response(&record, replayed))
     }
 }
 
 #[tonic::async_trait]
 impl HoldService for Holds {
+    type WatchHoldStream = BoxStream<'static, Result<v1::WatchHoldResponse, Status>>;
+
     async fn create_hold(
         &self,
         request: Request<v1::CreateHoldRequest>,
     ) -> Result<Response<v1::CreateHoldResponse>, Status> {
-        let (patience, lane) = (convert::patience(&request), convert::lane(&request));
-        let request = request.into_inner();
-        let id = match request.id.as_str() {
-            "" => mint(self.engine.clock().now()),
-            text => convert::id(text)?,
-        };
-        let transaction = Transaction::new(id, convert::hold(&request, &self.limits)?);
-        self.check_times(id, &transaction).await?;
-
-        let Created { record, replayed } = self.engine.create(transaction, lane, patience).await?;
-        if record.standing.cause == Some(Cause::Refused) {
-            return Err(reason::refused(
-                record.standing.reason.as_deref().unwrap_or("REFUSED"),
-                id.to_string(),
-            ));
+        let creator = Creator::of(&request)?;
+        let asked = convert::hold(request.into_inner(), &creator.caller, &self.limits)?;
+        if asked.validate_only {
+            return Ok(Response::new(self.validate(asked).await?));
         }
-        Ok(Response::new(v1::CreateHoldResponse { hold: Some(convert::hold_view(&record)), replayed }))
+        let Created { record, replayed } = self.create(&creator, asked).await?;
+        Ok(Response::new(response(&record, replayed)))
+    }
+
+    async fn batch_create_holds(
+        &self,
+        request: Request<v1::BatchCreateHoldsRequest>,
+    ) -> Result<Response<v1::BatchCreateHoldsResponse>, Status> {
+        use v1::batch_create_holds_outcome::Outcome;
+        let creator = Creator::of(&request)?;
+        let holds = request.into_inner().holds;
+        match holds.len() {
+            0 => return Err(wrong("holds", Reason::FieldRequired, "is required").into()),
+            1..=BATCH => {}
+            _ => {
+                let message = format!("must be at most {BATCH}");
+                return Err(wrong("holds", Reason::TooManyItems, message).into());
+            }
+        }
+        let creator = &creator;
+        let outcomes = join_all(holds.into_iter().map(|hold| async move {
+            let outcome = match self.create_item(creator, hold).await {
+                Ok(created) => Outcome::Created(created),
+                Err(status) => Outcome::Error(reason::item(&status)),
+            };
+            v1::BatchCreateHoldsOutcome { outcome: Some(outcome) }
+        }));
+        Ok(Response::new(v1::BatchCreateHoldsResponse { outcomes: outcomes.await }))
+    }
+
+    async fn transfer(
+        &self,
+        request: Request<v1::TransferRequest>,
+    ) -> Result<Response<v1::TransferResponse>, Status> {
+        let creator = Creator::of(&request)?;
+        let asked = convert::transfer(request.into_inner(), &creator.caller, &self.limits)?;
+        let Created { record, replayed } = self.create(&creator, asked).await?;
+        let record = self.engine.until_final(record.id(), creator.patience()).await?;
+        refuse(&record, replayed)?;
+        Ok(Response::new(v1::TransferResponse { hold: Some(convert::hold_view(&record)), replayed }))
     }
 
     async fn get_hold(
@@ -79,12 +270,58 @@ impl HoldService for Holds {
         Ok(Response::new(v1::GetHoldResponse { hold: Some(convert::hold_view(&record)) }))
     }
 
+    async fn list_holds(
+        &self,
+        request: Request<v1::ListHoldsRequest>,
+    ) -> Result<Response<v1::ListHoldsResponse>, Status> {
+        let caller = convert::caller(&request)?;
+        let asked = convert::listing(request.into_inner(), &caller, self.engine.clock().now())?;
+        let shard = self.shards.of(&asked.account);
+        let mut page = Page { holds: Vec::new(), looked_at: 0, before: asked.before };
+        let limit = (2 * asked.size).clamp(CHUNK.0, CHUNK.1);
+        let next_page_token = loop {
+            let which = tcc_ledger::Listing {
+                account: &asked.account,
+                role: asked.role,
+                from: asked.ids_from,
+                before: page.before,
+                limit: limit as i64,
+            };
+            let ids = shard.listed(which).await.map_err(reason::of_read)?;
+            if self.fill(&mut page, &ids, &asked).await? {
+                break asked.filter.seal(page.before);
+            }
+            if ids.len() < limit {
+                break String::new();
+            }
+        };
+        Ok(Response::new(v1::ListHoldsResponse { holds: page.holds, next_page_token }))
+    }
+
+    async fn watch_hold(
+        &self,
+        request: Request<v1::WatchHoldRequest>,
+    ) -> Result<Response<Self::WatchHoldStream>, Status> {
+        let v1::WatchHoldRequest { id, etag } = request.into_inner();
+        let record = self.find(convert::id(&id)?).await?;
+        let told = convert::seen(&etag).map(|seen| (seen, record.standing.attention));
+        let watch = Watch { holds: self.clone(), id: record.id(), told, is_over: false };
+        let stream = stream::unfold(watch, |mut watch| async move {
+            let told = watch.next().await?;
+            Some((told, watch))
+        });
+        Ok(Response::new(Box::pin(stream)))
+    }
+
     async fn cancel_hold(
         &self,
         request: Request<v1::CancelHoldRequest>,
     ) -> Result<Response<v1::CancelHoldResponse>, Status> {
-        let id = convert::id(&request.get_ref().id)?;
-        let record = self.engine.cancel(id, convert::patience(&request)).await?;
+        let patience = convert::patience(&request);
+        let v1::CancelHoldRequest { id, etag } = request.into_inner();
+        let id = convert::id(&id)?;
+        let seen = self.seen(id, &etag).await?;
+        let record = self.engine.cancel(id, seen, patience).await?;
         Ok(Response::new(v1::CancelHoldResponse { hold: Some(convert::hold_view(&record)) }))
     }
 
@@ -92,9 +329,108 @@ impl HoldService for Holds {
         &self,
         request: Request<v1::ConfirmHoldRequest>,
     ) -> Result<Response<v1::ConfirmHoldResponse>, Status> {
-        let id = convert::id(&request.get_ref().id)?;
-        let record = self.engine.confirm_now(id, convert::patience(&request)).await?;
+        let patience = convert::patience(&request);
+        let v1::ConfirmHoldRequest { id, etag } = request.into_inner();
+        let id = convert::id(&id)?;
+        let seen = self.seen(id, &etag).await?;
+        let record = self.engine.confirm_now(id, seen, patience).await?;
         Ok(Response::new(v1::ConfirmHoldResponse { hold: Some(convert::hold_view(&record)) }))
+    }
+}
+
+/// A page of a list while it is filled.
+struct Page {
+    holds: Vec<v1::Hold>,
+    looked_at: usize,
+    /// Everything from here on has been looked at.
+    before: Uuid,
+}
+
+impl Holds {
+    /// Looks at holds in their order. Whether the page ends here, although there may be more.
+    async fn fill(&self, page: &mut Page, ids: &[Uuid], asked: &convert::Listing) -> Result<bool, Status> {
+        let known = ids.iter().filter_map(|id| TransactionId::from_uuid(*id).ok());
+        let records = join_all(known.map(|id| self.engine.store().get(id))).await;
+        let records: Result<Vec<Option<Record>>, StoreError> = records.into_iter().collect();
+        for record in records.map_err(EngineError::from)?.into_iter().flatten() {
+            page.before = record.id().uuid();
+            if asked.has(&record) {
+                page.holds.push(convert::hold_view(&record));
+                if page.holds.len() == asked.size {
+                    return Ok(true);
+                }
+            }
+        }
+        page.before = ids.last().copied().unwrap_or(page.before);
+        page.looked_at += ids.len();
+        Ok(page.looked_at >= LOOKED_AT)
+    }
+}
+
+/// One client's watch of one hold. It polls, whichever instance changes it; less and less often while nothing happens.
+struct Watch {
+    holds: Holds,
+    id: TransactionId,
+    /// As the client was told last.
+    told: Option<(Seen, Attention)>,
+    is_over: bool,
+}
+
+impl Watch {
+    /// The next change; `None` after the last one, or after an error.
+    async fn next(&mut self) -> Option<Result<v1::WatchHoldResponse, Status>> {
+        let mut pause = LOOK_FIRST;
+        while !self.is_over {
+            if self.holds.engine.is_draining() {
+                self.is_over = true;
+                return Some(Err(EngineError::Draining.into()));
+            }
+            let record = match self.holds.find(self.id).await {
+                Ok(record) => record,
+                Err(status) => {
+                    self.is_over = true;
+                    return Some(Err(status));
+                }
+            };
+            self.is_over = record.standing.phase.is_final();
+            let now = (record.standing.seen(), record.standing.attention);
+            if self.told.replace(now) != Some(now) {
+                return Some(Ok(v1::WatchHoldResponse { hold: Some(convert::hold_view(&record)) }));
+            }
+            if !self.is_over {
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(LOOK_LAST);
+            }
+        }
+        None
+    }
+}
+
+fn response(record: &Record, replayed: bool) -> v1::CreateHoldResponse {
+    v1::CreateHoldResponse { hold: Some(convert::hold_view(record)), replayed }
+}
+
+/// A hold that was refused, or a transfer that was vetoed, is an error.
+fn refuse(record: &Record, is_replayed: bool) -> Result<(), Status> {
+    let standing = &record.standing;
+    let is_vetoed = standing.phase.is_final()
+        && standing.cause == Some(Cause::Vetoed)
+        && record.transaction.descriptor.is_due_at_once();
+    if standing.cause != Some(Cause::Refused) && !is_vetoed {
+        return Ok(());
+    }
+    Err(reason::refused(standing.reason.as_deref().unwrap_or_default(), record.id().to_string(), is_replayed))
+}
+
+/// An error of the engine, in the words of whoever named the hold by a key.
+fn of_name(name: &Name, error: EngineError) -> Status {
+    match (name, error) {
+        (Name::Key(key), EngineError::IdReused { id, field }) => {
+            let message = format!("key {} was used before with another {field}", key.key());
+            let metadata = [("id", id.to_string()), ("field", field.to_owned())];
+            reason::status(Reason::IdempotencyKeyReused, message, metadata)
+        }
+        (_, error) => error.into(),
     }
 }
 

@@ -1,13 +1,14 @@
 //! The gRPC API: requests become domain types at once, answers leave as late as possible.
 //!
 //! Nothing is decided here. `convert` is the only place that reads requests, `reason` the only one that builds a
-//! `tonic::Status`. The engine and the shards never see a prost type.
+//! `tonic::Status`, from the registry in `tcc-proto`. The engine and the shards never see a prost type.
 
 mod convert;
 mod evidence;
 mod holds;
 mod ledger;
 mod operator;
+mod page;
 mod reason;
 mod recovery;
 

@@ -2,17 +2,24 @@
 
 use super::{convert, evidence::evidence, reason};
 use crate::{
-    audit::{self, AuditError, AuditEvent},
+    audit::{self, AuditError, AuditEvent, Finding},
     engine::{Engine, EngineError},
     serve::Vitals,
     shards::Shards,
 };
 use futures::stream::BoxStream;
 use std::sync::Arc;
+use tcc_ledger::audit::Total;
 use tcc_participant::Participant as _;
-use tcc_proto::v1::{self, operator_service_server::OperatorService, run_audit_response::Event};
-use tokio::sync::mpsc;
+use tcc_proto::{
+    Reason,
+    v1::{self, operator_service_server::OperatorService, replay_shard_response, run_audit_response},
+};
+use tokio::{sync::mpsc, task::JoinHandle};
 use tonic::{Request, Response, Status};
+
+/// How many findings a page has by default, and at most.
+const PAGE: (usize, usize) = (100, 1_000);
 
 /// Serves operators.
 pub struct Operator {
@@ -43,14 +50,22 @@ impl OperatorService for Operator {
         };
         let watermark = watermark_us.and_then(|us| tcc_core::Timestamp::from_microsecond(us).ok());
         let watermark = watermark.map(convert::proto_time);
-        let shards = self.shards.all().iter().enumerate().map(|(index, shard)| v1::ShardStatus {
-            name: shard.name().to_owned(),
-            reachable: shard.is_reachable(),
-            queued: shard.queued() as i64,
-            buckets: shard.buckets() as i32,
-            waiting: self.engine.waiting(index) as i64,
-            lost: shard.heads().lost().unwrap_or_default(),
-            drained: shard.is_drained(),
+        let audits = self.engine.store().audits().await.map_err(EngineError::from)?;
+        let (findings, first_finding_at) =
+            self.engine.store().count_findings().await.map_err(EngineError::from)?;
+        let shards = self.shards.all().iter().enumerate().map(|(index, shard)| {
+            let audited = audits.iter().find(|audited| audited.shard == shard.name());
+            v1::ShardStatus {
+                name: shard.name().to_owned(),
+                reachable: shard.is_reachable(),
+                queued: shard.queued() as i64,
+                buckets: shard.buckets() as i32,
+                waiting: self.engine.waiting(index) as i64,
+                lost: shard.heads().lost().unwrap_or_default(),
+                drained: shard.is_drained(),
+                audited_until: audited.map(|audited| convert::proto_time(audited.until)),
+                audited_postings: audited.map_or(0, |audited| audited.postings),
+            }
         });
         let attention = attention.into_iter().map(|summary| v1::AttentionCount {
             attention: convert::attention(summary.kind).into(),
@@ -74,6 +89,8 @@ impl OperatorService for Operator {
             attention: attention.collect(),
             rebuilt: self.vitals.sweep.rebuilt() as i64,
             unswept_shards: self.vitals.sweep.unfinished() as i32,
+            findings,
+            first_finding_at: first_finding_at.map(convert::proto_time),
         }))
     }
 
@@ -81,9 +98,8 @@ impl OperatorService for Operator {
         &self,
         request: Request<v1::ResumeShardRequest>,
     ) -> Result<Response<v1::ResumeShardResponse>, Status> {
-        let (reason, ticket) = (&request.get_ref().reason, &request.get_ref().ticket);
+        let v1::ResumeShardRequest { name, reason, ticket } = request.get_ref();
         let evidence = evidence(&request, reason, ticket)?;
-        let name = &request.get_ref().name;
         match self.engine.store().resume_shard(name, &evidence).await.map_err(EngineError::from)? {
             Some(true) => {
                 tracing::warn!(
@@ -107,41 +123,93 @@ impl OperatorService for Operator {
         let (events, told) = mpsc::channel(64);
         let (engine, shards) = (Arc::clone(&self.engine), Arc::clone(&self.shards));
         let audit = tokio::spawn(async move { audit::run(engine.store(), &shards, events).await });
-        // First what it tells; when that ends, whether it came to its end.
-        let stream = futures::stream::unfold((told, Some(audit)), |(mut told, audit)| async move {
-            if let Some(event) = told.recv().await {
-                return Some((Ok(v1::RunAuditResponse { event: Some(view(event)) }), (told, audit)));
+        Ok(Response::new(stream(told, audit, |event| v1::RunAuditResponse {
+            event: Some(audit_event(event)),
+        })))
+    }
+
+    type ReplayShardStream = BoxStream<'static, Result<v1::ReplayShardResponse, Status>>;
+
+    async fn replay_shard(
+        &self,
+        request: Request<v1::ReplayShardRequest>,
+    ) -> Result<Response<Self::ReplayShardStream>, Status> {
+        let v1::ReplayShardRequest { shard: name, at } = request.into_inner();
+        let at = at.map(|at| convert::time("at", at)).transpose()?;
+        let shard = self.shards.all().iter().find(|shard| shard.name() == name);
+        let shard = shard.cloned().ok_or_else(|| reason::shard_not_found(&name))?;
+        let (events, told) = mpsc::channel(64);
+        let replay = tokio::spawn(async move {
+            let tell = |done: usize, all: usize| {
+                let progress = progress(format!("accounts of {}", shard.name()), done as u64, all as u64);
+                // Whoever is slow to listen misses a step.
+                let _ = events.try_send(replay_shard_response::Event::Progress(progress));
+            };
+            let replay = shard.replay(at, tell).await?;
+            let summary = v1::ReplaySummary {
+                accounts: replay.accounts,
+                postings: replay.postings,
+                findings: replay.findings.len() as i64,
+                totals: replay.totals.into_iter().map(total).collect(),
+            };
+            let findings = replay.findings.into_iter().map(|found| {
+                replay_shard_response::Event::Finding(finding(audit::of_shard(shard.name(), found)))
+            });
+            for event in findings.chain([replay_shard_response::Event::Summary(summary)]) {
+                events.send(event).await.map_err(|_| AuditError::GivenUp)?;
             }
-            match audit?.await {
-                Ok(Ok(()) | Err(AuditError::GivenUp)) => None,
-                Ok(Err(error)) => {
-                    let message = format!("the audit could not be finished: {error}");
-                    Some((Err(reason::unavailable("AUDIT_INCOMPLETE", message)), (told, None)))
-                }
-                Err(_) => {
-                    let message = "the audit stopped unexpectedly";
-                    Some((Err(reason::unavailable("AUDIT_INCOMPLETE", message)), (told, None)))
-                }
-            }
+            Ok::<(), AuditError>(())
         });
-        Ok(Response::new(Box::pin(stream)))
+        Ok(Response::new(stream(told, replay, |event| v1::ReplayShardResponse { event: Some(event) })))
+    }
+
+    async fn list_findings(
+        &self,
+        request: Request<v1::ListFindingsRequest>,
+    ) -> Result<Response<v1::ListFindingsResponse>, Status> {
+        let v1::ListFindingsRequest { after_number, page_size } = request.into_inner();
+        let size = convert::page_size(page_size, PAGE.0, PAGE.1)? as i64;
+        let mut kept =
+            self.engine.store().findings(after_number, size + 1).await.map_err(EngineError::from)?;
+        let more = kept.len() as i64 > size;
+        kept.truncate(size as usize);
+        let next_after_number = if more { kept.last().map_or(0, |kept| kept.number) } else { 0 };
+        let findings = kept.into_iter().map(|kept| v1::KeptFinding {
+            number: kept.number,
+            found_at: Some(convert::proto_time(kept.found_at)),
+            finding: Some(finding(kept.finding)),
+        });
+        Ok(Response::new(v1::ListFindingsResponse { findings: findings.collect(), next_after_number }))
     }
 }
 
-fn view(event: AuditEvent) -> Event {
-    match event {
-        AuditEvent::Progress { step, done } => {
-            Event::Progress(v1::AuditProgress { step, done: done as i64, total: 0 })
+/// First what an audit tells; when that ends, whether it came to its end.
+fn stream<E: Send + 'static, R: Send + 'static>(
+    told: mpsc::Receiver<E>,
+    audit: JoinHandle<Result<(), AuditError>>,
+    view: impl Fn(E) -> R + Send + 'static,
+) -> BoxStream<'static, Result<R, Status>> {
+    let stream = futures::stream::unfold((told, Some(audit), view), |(mut told, audit, view)| async move {
+        if let Some(event) = told.recv().await {
+            return Some((Ok(view(event)), (told, audit, view)));
         }
-        AuditEvent::Finding(finding) => Event::Finding(v1::AuditFinding {
-            kind: finding.kind.to_owned(),
-            shard: finding.shard,
-            transaction_id: finding.transaction,
-            account: finding.account,
-            expected: finding.expected,
-            found: finding.found,
-        }),
-        AuditEvent::Summary(summary) => Event::Summary(v1::AuditSummary {
+        let message = match audit?.await {
+            Ok(Ok(()) | Err(AuditError::GivenUp)) => return None,
+            Ok(Err(error)) => format!("the audit could not be finished: {error}"),
+            Err(_) => "the audit stopped unexpectedly".to_owned(),
+        };
+        Some((Err(reason::unavailable(Reason::AuditIncomplete, message)), (told, None, view)))
+    });
+    Box::pin(stream)
+}
+
+fn audit_event(event: AuditEvent) -> run_audit_response::Event {
+    match event {
+        AuditEvent::Progress { step, done, total } => {
+            run_audit_response::Event::Progress(progress(step, done, total))
+        }
+        AuditEvent::Finding(found) => run_audit_response::Event::Finding(finding(found)),
+        AuditEvent::Summary(summary) => run_audit_response::Event::Summary(v1::AuditSummary {
             transactions: summary.transactions as i64,
             branches: summary.branches as i64,
             accounts: summary.accounts as i64,
@@ -154,4 +222,24 @@ fn view(event: AuditEvent) -> Event {
                 .collect(),
         }),
     }
+}
+
+fn progress(step: String, done: u64, total: u64) -> v1::AuditProgress {
+    v1::AuditProgress { step, done: done as i64, total: total as i64 }
+}
+
+fn finding(finding: Finding) -> v1::AuditFinding {
+    v1::AuditFinding {
+        kind: finding.kind,
+        shard: finding.shard,
+        transaction_id: finding.transaction,
+        account: finding.account,
+        expected: finding.expected,
+        found: finding.found,
+    }
+}
+
+fn total(total: Total) -> v1::CurrencyTotal {
+    let int64 = |sum: i128| sum.clamp(i64::MIN.into(), i64::MAX.into()) as i64;
+    v1::CurrencyTotal { currency: total.currency, available: int64(total.available), held: int64(total.held) }
 }

@@ -1,120 +1,195 @@
-//! Every error of the API: its reason, its gRPC code, and what to do.
+//! Where errors become statuses: what happened, as a [`Reason`] of the registry with its details.
 
-use crate::{engine::EngineError, store::Record};
-use std::time::Duration;
+use super::convert;
+use crate::{
+    engine::{ALREADY_CANCELLED, EngineError},
+    store::Record,
+};
+use std::{collections::HashMap, time::Duration};
 use tcc_core::{Attention, Event, Phase, Refusal};
 use tcc_ledger::{ReadError, ShardError};
-use tonic::{Code, Status};
+use tcc_proto::{
+    reason::{DOMAIN, Reason},
+    v1,
+};
+use tonic::Status;
 use tonic_types::{ErrorDetails, StatusExt as _};
-
-/// The `domain` of every `google.rpc.ErrorInfo`.
-pub const DOMAIN: &str = "tcc";
 
 /// How long a client should wait before it repeats what was not even begun.
 const RETRY_DELAY: Duration = Duration::from_millis(250);
 
 /// A status with `ErrorInfo`.
 pub fn status<'a>(
-    code: Code,
-    reason: &str,
+    reason: Reason,
     message: impl Into<String>,
     metadata: impl IntoIterator<Item = (&'a str, String)>,
 ) -> Status {
-    Status::with_error_details(code, message, info(reason, metadata))
+    Status::with_error_details(reason.code(), message, info(reason, metadata))
 }
 
-/// A field of the request that is wrong: INVALID_ARGUMENT with the field named.
-pub fn invalid(field: &str, reason: &str, message: impl Into<String>) -> Status {
-    let message = format!("{field}: {}", message.into());
-    let mut details = info(reason, [("field", field.to_owned())]);
-    details.add_bad_request_violation(field, &message);
-    Status::with_error_details(Code::InvalidArgument, message, details)
+/// A field of a request that is wrong.
+#[derive(Debug)]
+pub struct Violation {
+    /// Which, as the proto names it.
+    pub field: String,
+    /// What is wrong with it, for programs.
+    pub reason: Reason,
+    /// And for people.
+    pub message: String,
+    /// What it may be, if that is not the same everywhere.
+    pub bound: Option<(&'static str, String)>,
 }
 
-/// A refusal: FAILED_PRECONDITION, final.
-pub fn refused(reason: &str, id: String) -> Status {
-    let message = match reason.parse::<Refusal>() {
-        Ok(refusal) => explain(refusal).to_owned(),
-        Err(_) => format!("refused: {reason}"),
+/// A field that is wrong.
+pub fn wrong(field: &str, reason: Reason, message: impl Into<String>) -> Violation {
+    Violation { field: field.to_owned(), reason, message: message.into(), bound: None }
+}
+
+/// INVALID_ARGUMENT with every field named that is wrong, and the reason of the first.
+pub fn invalid(violations: &[Violation]) -> Status {
+    let Some(first) = violations.first() else {
+        return status(Reason::FieldInvalid, "the request is wrong", []);
     };
-    status(Code::FailedPrecondition, reason, message, [("id", id)])
+    let metadata = [("field", first.field.clone())].into_iter().chain(first.bound.clone());
+    let mut details = info(first.reason, metadata);
+    for violation in violations {
+        details.add_bad_request_violation(&violation.field, &violation.message);
+    }
+    let message = format!("{}: {}", first.field, first.message);
+    Status::with_error_details(first.reason.code(), message, details)
 }
 
-/// Nothing was done: UNAVAILABLE, with the delay after which to repeat it.
-pub fn unavailable(reason: &str, message: impl Into<String>) -> Status {
+impl From<Violation> for Status {
+    fn from(violation: Violation) -> Self {
+        invalid(&[violation])
+    }
+}
+
+/// A refusal that was recorded, of a creation or an issue: final.
+pub fn refused(code: &str, id: String, is_replayed: bool) -> Status {
+    let refusal = Refusal::from_code(code).ok().filter(|_| code != ALREADY_CANCELLED);
+    let (reason, message) = match refusal {
+        Some(refusal) => of_refusal(refusal),
+        None => (Reason::AlreadyCancelled, "the hold was cancelled before it was created"),
+    };
+    let own = (reason == Reason::ParticipantRefused).then(|| ("refusal", code.to_owned()));
+    let replayed = is_replayed.then(|| ("replayed", "true".to_owned()));
+    status(reason, message, [("id", id)].into_iter().chain(own).chain(replayed))
+}
+
+/// The reason of a participant's refusal, and what it says to people.
+fn of_refusal(refusal: Refusal) -> (Reason, &'static str) {
+    match refusal {
+        Refusal::AccountNotFound => (Reason::AccountNotFound, "one of the accounts does not exist"),
+        Refusal::CurrencyMismatch => (Reason::CurrencyMismatch, "one of the accounts has another currency"),
+        Refusal::AccountBlocked => (Reason::AccountBlocked, "one of the accounts is blocked"),
+        Refusal::AccountClosed => (Reason::AccountClosed, "one of the accounts is closed"),
+        Refusal::InsufficientFunds => {
+            (Reason::InsufficientFunds, "the payer has less available than the amount")
+        }
+        Refusal::BalanceOverflow => {
+            (Reason::BalanceOverflow, "the payee would own more than an account can hold")
+        }
+        Refusal::Other(_) => (Reason::ParticipantRefused, "a participant said no, for a reason of its own"),
+    }
+}
+
+/// It may be worth repeating, after the delay that the details name.
+pub fn unavailable(reason: Reason, message: impl Into<String>) -> Status {
     let mut details = info(reason, []);
     details.set_retry_info(Some(RETRY_DELAY));
-    Status::with_error_details(Code::Unavailable, message, details)
+    Status::with_error_details(reason.code(), message, details)
+}
+
+/// What a call for one item of a batch would have failed with.
+pub fn item(status: &Status) -> v1::ItemError {
+    let info = status.get_details_error_info().map(|info| (info.reason, info.metadata));
+    let (reason, metadata) = info.unwrap_or_default();
+    let retry_delay = status.get_details_retry_info().and_then(|info| info.retry_delay);
+    v1::ItemError {
+        code: status.code() as i32,
+        reason,
+        message: status.message().to_owned(),
+        metadata,
+        retry_delay: retry_delay.and_then(|delay| delay.try_into().ok()),
+    }
 }
 
 impl From<EngineError> for Status {
     fn from(error: EngineError) -> Self {
         let message = error.to_string();
         match error {
-            EngineError::Overloaded => {
-                let mut details = info("OVERLOADED", []);
-                details.set_retry_info(Some(RETRY_DELAY));
-                Status::with_error_details(Code::ResourceExhausted, message, details)
-            }
-            EngineError::Draining => unavailable("DRAINING", message),
+            EngineError::Overloaded => unavailable(Reason::Overloaded, message),
+            EngineError::Draining => unavailable(Reason::Draining, message),
             EngineError::Unreachable(participant) => unavailable(
-                "SHARD_UNAVAILABLE",
+                Reason::ShardUnavailable,
                 format!("shard {participant} is not reachable; nothing was done"),
             ),
             EngineError::IdReused { id, field } => {
-                let metadata = [("id", id.to_string()), ("field", field.to_owned())];
-                status(Code::AlreadyExists, "ID_REUSED", message, metadata)
+                status(Reason::IdReused, message, [("id", id.to_string()), ("field", field.to_owned())])
             }
-            EngineError::NotFound(id) => {
-                status(Code::NotFound, "HOLD_NOT_FOUND", message, [("id", id.to_string())])
-            }
+            EngineError::NotFound(id) => status(Reason::HoldNotFound, message, [("id", id.to_string())]),
             EngineError::TooLate { asked, record } => too_late(asked, &record),
+            EngineError::Changed { record } => changed(&record),
             EngineError::OutcomeUnknown(id) => {
-                status(Code::DeadlineExceeded, "OUTCOME_UNKNOWN", message, [("id", id.to_string())])
+                status(Reason::OutcomeUnknown, message, [("id", id.to_string())])
             }
             EngineError::Store(cause) => {
                 tracing::warn!(%cause, "a request meets the coordinator's database down");
                 unavailable(
-                    "COORDINATOR_UNAVAILABLE",
-                    "the coordinator's database does not answer; repeat with the same id",
+                    Reason::CoordinatorUnavailable,
+                    "the coordinator's database does not answer; repeat with the same id or key",
                 )
             }
         }
     }
 }
 
+/// A hold that is no longer as the client saw it.
+pub fn changed(record: &Record) -> Status {
+    let (id, phase) = (record.id(), record.standing.phase);
+    let etag = convert::etag(record.standing.seen());
+    let metadata = [("id", id.to_string()), ("phase", phase.to_string()), ("etag", etag)];
+    status(Reason::EtagMismatch, format!("hold {id} has changed since: it is {phase} now"), metadata)
+}
+
 /// A hold that stands otherwise has a reason of its own for each of the two requests.
 fn too_late(asked: Event, record: &Record) -> Status {
     let id = record.id();
     let phase = record.standing.phase;
-    let due_at = record.transaction.descriptor.due_at;
+    let due_at = record.due_at();
     let (reason, message) = match (asked, record.standing.phase) {
         (Event::CancelRequested, Phase::Trying | Phase::Held) => (
-            "HOLD_NOT_CANCELLABLE",
+            Reason::HoldNotCancellable,
             format!("hold {id} was due at {due_at}; it can be cancelled before that only"),
         ),
-        (Event::CancelRequested, _) => ("HOLD_NOT_CANCELLABLE", format!("hold {id} is {phase}")),
+        (Event::CancelRequested, _) => (Reason::HoldNotCancellable, format!("hold {id} is {phase}")),
         (_, Phase::Trying) => (
-            "HOLD_NOT_CONFIRMABLE",
+            Reason::HoldNotConfirmable,
             format!("hold {id} is not held yet; repeat this when CreateHold has answered"),
         ),
         (_, Phase::Held) if record.standing.attention >= Attention::Parked => {
-            ("HOLD_NOT_CONFIRMABLE", format!("hold {id} waits for an operator"))
+            (Reason::HoldNotConfirmable, format!("hold {id} waits for an operator"))
         }
         (_, Phase::Held) => (
-            "HOLD_NOT_CONFIRMABLE",
+            Reason::HoldNotConfirmable,
             format!("hold {id} was to be released at {due_at}; it can be confirmed before that only"),
         ),
-        _ => ("HOLD_NOT_CONFIRMABLE", format!("hold {id} is {phase}")),
+        _ => (Reason::HoldNotConfirmable, format!("hold {id} is {phase}")),
     };
-    let metadata = [("id", id.to_string()), ("phase", phase.to_string())];
-    status(Code::FailedPrecondition, reason, message, metadata)
+    status(reason, message, [("id", id.to_string()), ("phase", phase.to_string())])
 }
 
 /// Work goes on with a shard already.
 pub fn not_stopped(shard: &str) -> Status {
     let message = format!("work on shard {shard} is not stopped, or there is no such shard");
-    status(Code::FailedPrecondition, "SHARD_NOT_STOPPED", message, [("shard", shard.to_owned())])
+    status(Reason::ShardNotStopped, message, [("shard", shard.to_owned())])
+}
+
+/// A name that no shard has.
+pub fn shard_not_found(shard: &str) -> Status {
+    let message = format!("there is no shard {shard}; `tccctl status` names them");
+    status(Reason::ShardNotFound, message, [("shard", shard.to_owned())])
 }
 
 /// A ledger operation without an answer.
@@ -122,11 +197,11 @@ pub fn of_shard(error: ShardError) -> Status {
     tracing::warn!(%error, "a request meets a shard without an answer");
     match error {
         ShardError::Unknown(unknown) => unavailable(
-            "SHARD_UNAVAILABLE",
+            Reason::ShardUnavailable,
             format!("{} does not answer; repeat with the same id", unknown.target),
         ),
         ShardError::Broken { shard, .. } => unavailable(
-            "SHARD_UNAVAILABLE",
+            Reason::ShardUnavailable,
             format!("shard {shard} cannot do this at the moment; ask its operator"),
         ),
     }
@@ -136,22 +211,37 @@ pub fn of_shard(error: ShardError) -> Status {
 pub fn of_read(error: ReadError) -> Status {
     tracing::warn!(%error, "a read fails");
     let (ReadError::Unreachable { shard, .. } | ReadError::Damaged { shard, .. }) = error;
-    unavailable("SHARD_UNAVAILABLE", format!("shard {shard} does not answer"))
+    unavailable(Reason::ShardUnavailable, format!("shard {shard} does not answer"))
 }
 
-fn info<'a>(reason: &str, metadata: impl IntoIterator<Item = (&'a str, String)>) -> ErrorDetails {
-    let metadata: std::collections::HashMap<String, String> =
+fn info<'a>(reason: Reason, metadata: impl IntoIterator<Item = (&'a str, String)>) -> ErrorDetails {
+    let metadata: HashMap<String, String> =
         metadata.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
-    ErrorDetails::with_error_info(reason, DOMAIN, metadata)
+    ErrorDetails::with_error_info(reason.name(), DOMAIN, metadata)
 }
 
-fn explain(refusal: Refusal) -> &'static str {
-    match refusal {
-        Refusal::AccountNotFound => "one of the accounts does not exist",
-        Refusal::CurrencyMismatch => "one of the accounts has another currency",
-        Refusal::AccountBlocked => "one of the accounts is blocked",
-        Refusal::AccountClosed => "one of the accounts is closed",
-        Refusal::InsufficientFunds => "the payer has less available than the amount",
-        Refusal::BalanceOverflow => "the payee would own more than an account can hold",
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_has_the_name_that_the_tables_have() {
+        for refusal in Refusal::ALL {
+            assert_eq!(of_refusal(*refusal).0.name(), refusal.code());
+        }
+    }
+
+    #[test]
+    fn every_field_that_is_wrong_is_named() {
+        let status = invalid(&[
+            wrong("payer", Reason::FieldRequired, "is required"),
+            wrong("amount.value", Reason::AmountNotPositive, "must be 1 or more"),
+        ]);
+
+        let fields = status.get_details_bad_request().unwrap().field_violations;
+        assert_eq!(fields.iter().map(|f| f.field.as_str()).collect::<Vec<_>>(), ["payer", "amount.value"]);
+        let info = status.get_details_error_info().unwrap();
+        assert_eq!((info.reason.as_str(), info.domain.as_str()), ("FIELD_REQUIRED", "tcc"));
+        assert_eq!(info.metadata["field"], "payer");
     }
 }

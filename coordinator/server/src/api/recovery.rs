@@ -1,9 +1,10 @@
 //! `RecoveryService`: single transactions, for people on call.
 
 use super::{
-    convert,
-    evidence::{actor, evidence},
-    reason::{invalid, status},
+    convert::{self, page_size},
+    evidence::{actor, at_most, evidence},
+    page,
+    reason::{self, Violation, status, wrong},
 };
 use crate::{
     engine::EngineError,
@@ -24,17 +25,18 @@ use crate::{
 use futures::stream::BoxStream;
 use std::sync::Arc;
 use tcc_core::{Attention, Role, Timestamp, TransactionId};
-use tcc_proto::v1::{
-    self, OperatorActionKind, execute_plan_response::Event, recovery_service_server::RecoveryService,
+use tcc_proto::{
+    Reason,
+    v1::{self, OperatorActionKind, execute_plan_response::Event, recovery_service_server::RecoveryService},
 };
 use tokio::sync::mpsc;
-use tonic::{Code, Request, Response, Status};
+use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
 /// How many rows a page has by default, and at most.
-const PAGE: (i64, i64) = (100, 1_000);
+const PAGE: (usize, usize) = (100, 1_000);
 /// How many plans are listed by default.
-const PLANS: i64 = 20;
+const PLANS: usize = 20;
 /// How many transactions a plan has by default, and at most.
 const PLAN: (usize, usize) = (500, 10_000);
 /// How many of them are done in a second by default, and at most.
@@ -74,21 +76,25 @@ impl RecoveryService for Recoveries {
         &self,
         request: Request<v1::ListAttentionRequest>,
     ) -> Result<Response<v1::ListAttentionResponse>, Status> {
+        let caller = convert::caller(&request)?;
         let request = request.into_inner();
         let mut filter = filter(&request.attention, &request.error_contains)?;
         filter.with_acknowledged = request.include_acknowledged;
         if filter.kinds.is_empty() {
             filter.kinds = vec![Attention::Stuck, Attention::Parked];
         }
-        let after = page_token(&request.page_token)?;
-        let size = page_size(request.page_size, PAGE)?;
+        let pages = Pages { caller, filter: &filter };
+        let after = pages.open(&request.page_token)?;
+        let size = page_size(request.page_size, PAGE.0, PAGE.1)?;
         let store = self.recovery.engine.store();
-        let mut found = store.list_attention(&filter, after, size + 1).await.map_err(EngineError::from)?;
-        let has_more = found.len() as i64 > size;
-        found.truncate(size as usize);
+        let found = store.list_attention(&filter, after, size as i64 + 1).await;
+        let mut found = found.map_err(EngineError::from)?;
+        let has_more = found.len() > size;
+        found.truncate(size);
         let last = found.last().filter(|_| has_more);
-        let next_page_token = last
-            .map_or(String::new(), |last| format!("{}.{}", last.since.as_microsecond(), last.record.id()));
+        let next_page_token = last.map_or(String::new(), |last| {
+            pages.seal(After { since: last.since, id: last.record.id().uuid() })
+        });
         let items = found.iter().map(|needing| self.needing(needing)).collect();
         Ok(Response::new(v1::ListAttentionResponse { items, next_page_token }))
     }
@@ -111,7 +117,7 @@ impl RecoveryService for Recoveries {
         if action == Action::ForceCancel {
             let message = "a forced cancel is done by plan: make one, look at it, execute it";
             let metadata = [("id", id.to_string())];
-            return Err(status(Code::FailedPrecondition, "PLAN_REQUIRED", message, metadata));
+            return Err(status(Reason::PlanRequired, message, metadata));
         }
         let patience = convert::patience(&request);
         match self.recovery.engine.act(id, action, None, &evidence, patience).await? {
@@ -128,7 +134,7 @@ impl RecoveryService for Recoveries {
         &self,
         request: Request<v1::CreatePlanRequest>,
     ) -> Result<Response<v1::CreatePlanResponse>, Status> {
-        let actor = actor(&request);
+        let actor = actor(&request)?;
         let request = request.into_inner();
         let action = action(request.action)?;
         let limit = match usize::try_from(request.max_transactions) {
@@ -136,27 +142,27 @@ impl RecoveryService for Recoveries {
             Ok(limit) if limit <= PLAN.1 => limit,
             _ => {
                 let message = format!("must be 1 to {}", PLAN.1);
-                return Err(invalid("max_transactions", "FIELD_INVALID", message));
+                return Err(wrong("max_transactions", Reason::FieldInvalid, message).into());
             }
         };
         let filter = filter(&request.attention, &request.error_contains)?;
         let selection = match (request.ids.as_slice(), filter.kinds.as_slice()) {
             ([], []) => {
                 let message = "name the transactions, or the attention that they need";
-                return Err(invalid("ids", "FIELD_REQUIRED", message));
+                return Err(wrong("ids", Reason::FieldRequired, message).into());
             }
             ([], _) => Selection::Needing(filter),
             (ids, []) if filter.error_contains.is_empty() => Selection::Ids(distinct_ids(ids)?),
             _ => {
                 let message = "are named, so nothing else can choose transactions";
-                return Err(invalid("ids", "FIELD_INVALID", message));
+                return Err(wrong("ids", Reason::FieldInvalid, message).into());
             }
         };
         if let Selection::Ids(ids) = &selection
             && ids.len() > limit
         {
             let message = format!("are {}, and the plan may have {limit}", ids.len());
-            return Err(invalid("ids", "FIELD_INVALID", message));
+            return Err(wrong("ids", Reason::FieldInvalid, message).into());
         }
         let (plan, has_more) = self.recovery.make_plan(action, &selection, limit, &actor).await?;
         let plan = v1::Plan { has_more, ..plan_view(&plan) };
@@ -167,7 +173,7 @@ impl RecoveryService for Recoveries {
         &self,
         request: Request<v1::GetPlanRequest>,
     ) -> Result<Response<v1::GetPlanResponse>, Status> {
-        let id = plan_id(&request.get_ref().id)?;
+        let id = plan_id("id", &request.get_ref().id)?;
         let plan = self.recovery.engine.store().plan(id).await.map_err(EngineError::from)?;
         let plan = plan.ok_or(PlanError::NotFound(id))?;
         let items = plan.items.iter().map(item_view).collect();
@@ -178,8 +184,8 @@ impl RecoveryService for Recoveries {
         &self,
         request: Request<v1::ListPlansRequest>,
     ) -> Result<Response<v1::ListPlansResponse>, Status> {
-        let size = page_size(request.get_ref().page_size, (PLANS, PAGE.1))?;
-        let plans = self.recovery.engine.store().plans(size).await.map_err(EngineError::from)?;
+        let size = page_size(request.get_ref().page_size, PLANS, PAGE.1)?;
+        let plans = self.recovery.engine.store().plans(size as i64).await.map_err(EngineError::from)?;
         Ok(Response::new(v1::ListPlansResponse { plans: plans.iter().map(plan_view).collect() }))
     }
 
@@ -190,13 +196,14 @@ impl RecoveryService for Recoveries {
         request: Request<v1::ExecutePlanRequest>,
     ) -> Result<Response<Self::ExecutePlanStream>, Status> {
         let body = request.get_ref();
-        let id = plan_id(&body.id)?;
+        let id = plan_id("id", &body.id)?;
         let evidence = evidence(&request, &body.reason, &body.ticket)?;
         let pace = match u32::try_from(body.max_per_second) {
             Ok(0) => PACE.0,
             Ok(pace) if pace <= PACE.1 => pace,
             _ => {
-                return Err(invalid("max_per_second", "FIELD_INVALID", format!("must be 1 to {}", PACE.1)));
+                let message = format!("must be 1 to {}", PACE.1);
+                return Err(wrong("max_per_second", Reason::FieldInvalid, message).into());
             }
         };
         let (tell, told) = mpsc::channel(16);
@@ -219,14 +226,14 @@ impl RecoveryService for Recoveries {
         let request = request.into_inner();
         let plan = match request.plan.as_str() {
             "" => None,
-            text => Some(plan_id(text)?),
+            text => Some(plan_id("plan", text)?),
         };
-        let size = page_size(request.page_size, PAGE)?;
+        let size = page_size(request.page_size, PAGE.0, PAGE.1)?;
         let store = self.recovery.engine.store();
-        let actions = store.actions(request.after_number, &request.target, plan, size + 1).await;
+        let actions = store.actions(request.after_number, &request.target, plan, size as i64 + 1).await;
         let mut actions = actions.map_err(EngineError::from)?;
-        let has_more = actions.len() as i64 > size;
-        actions.truncate(size as usize);
+        let has_more = actions.len() > size;
+        actions.truncate(size);
         let next_after_number = actions.last().filter(|_| has_more).map_or(0, |last: &ActionRow| last.number);
         let actions = actions.into_iter().map(action_view).collect();
         Ok(Response::new(v1::ListActionsResponse { actions, next_after_number }))
@@ -257,7 +264,6 @@ impl RecoveryService for Recoveries {
         let body = request.get_ref();
         let evidence = evidence(&request, &body.reason, &body.ticket)?;
         let name = &body.name;
-        let metadata = [("shard", name.clone())];
         match self.recovery.engine.store().drain_shard(name, &evidence).await.map_err(EngineError::from)? {
             Some(true) => {
                 tracing::warn!(shard = name, actor = evidence.actor, "an operator stops work on a shard");
@@ -266,12 +272,9 @@ impl RecoveryService for Recoveries {
             }
             Some(false) => {
                 let message = format!("work on shard {name} is stopped by an operator already");
-                Err(status(Code::FailedPrecondition, "SHARD_DRAINED", message, metadata))
+                Err(status(Reason::ShardDrained, message, [("shard", name.clone())]))
             }
-            None => {
-                let message = format!("there is no shard {name}");
-                Err(status(Code::NotFound, "SHARD_NOT_FOUND", message, metadata))
-            }
+            None => Err(reason::shard_not_found(name)),
         }
     }
 }
@@ -305,12 +308,8 @@ impl From<PlanError> for Status {
     fn from(error: PlanError) -> Self {
         let message = error.to_string();
         match error {
-            PlanError::NotFound(id) => {
-                status(Code::NotFound, "PLAN_NOT_FOUND", message, [("plan", id.to_string())])
-            }
-            PlanError::Expired(id) => {
-                status(Code::FailedPrecondition, "PLAN_EXPIRED", message, [("plan", id.to_string())])
-            }
+            PlanError::NotFound(id) => status(Reason::PlanNotFound, message, [("plan", id.to_string())]),
+            PlanError::Expired(id) => status(Reason::PlanExpired, message, [("plan", id.to_string())]),
             PlanError::Unknown(id) => EngineError::NotFound(id).into(),
             PlanError::Store(error) => EngineError::from(error).into(),
         }
@@ -322,10 +321,10 @@ fn refused(action: Action, record: &Record, why: &str) -> Status {
     let message = format!("{} of hold {id} is refused: {why}", action.name());
     let metadata =
         [("id", id.to_string()), ("phase", phase.to_string()), ("action", action.name().to_owned())];
-    status(Code::FailedPrecondition, "ACTION_REFUSED", message, metadata)
+    status(Reason::ActionRefused, message, metadata)
 }
 
-fn action(number: i32) -> Result<Action, Status> {
+fn action(number: i32) -> Result<Action, Violation> {
     match OperatorActionKind::try_from(number) {
         Ok(OperatorActionKind::Retry) => Ok(Action::Retry),
         Ok(OperatorActionKind::Requeue) => Ok(Action::Requeue),
@@ -333,8 +332,8 @@ fn action(number: i32) -> Result<Action, Status> {
         Ok(OperatorActionKind::Pause) => Ok(Action::Pause),
         Ok(OperatorActionKind::Resume) => Ok(Action::Resume),
         Ok(OperatorActionKind::ForceCancel) => Ok(Action::ForceCancel),
-        Ok(OperatorActionKind::Unspecified) => Err(invalid("action", "FIELD_REQUIRED", "is required")),
-        Err(_) => Err(invalid("action", "FIELD_INVALID", "is not a value of OperatorActionKind")),
+        Ok(OperatorActionKind::Unspecified) => Err(wrong("action", Reason::FieldRequired, "is required")),
+        Err(_) => Err(wrong("action", Reason::FieldInvalid, "is not a value of OperatorActionKind")),
     }
 }
 
@@ -350,20 +349,17 @@ fn action_number(action: Action) -> i32 {
     .into()
 }
 
-fn filter(kinds: &[i32], error_contains: &str) -> Result<Filter, Status> {
+fn filter(kinds: &[i32], error_contains: &str) -> Result<Filter, Violation> {
     let kind = |number: &i32| match v1::Attention::try_from(*number) {
         Ok(v1::Attention::Retrying) => Ok(Attention::Retrying),
         Ok(v1::Attention::Stuck) => Ok(Attention::Stuck),
         Ok(v1::Attention::Parked) => Ok(Attention::Parked),
         Ok(v1::Attention::Paused) => Ok(Attention::Paused),
         Ok(v1::Attention::Unspecified | v1::Attention::None) | Err(_) => {
-            Err(invalid("attention", "FIELD_INVALID", "must be RETRYING, STUCK, PARKED or PAUSED"))
+            Err(wrong("attention", Reason::FieldInvalid, "must be RETRYING, STUCK, PARKED or PAUSED"))
         }
     };
-    if error_contains.len() > MAX_TEXT {
-        let message = format!("must have at most {MAX_TEXT} bytes");
-        return Err(invalid("error_contains", "FIELD_INVALID", message));
-    }
+    at_most("error_contains", error_contains, MAX_TEXT)?;
     Ok(Filter {
         kinds: kinds.iter().map(kind).collect::<Result<_, _>>()?,
         error_contains: error_contains.to_owned(),
@@ -372,7 +368,7 @@ fn filter(kinds: &[i32], error_contains: &str) -> Result<Filter, Status> {
 }
 
 /// Each id once, in the order in which they were named.
-fn distinct_ids(texts: &[String]) -> Result<Vec<TransactionId>, Status> {
+fn distinct_ids(texts: &[String]) -> Result<Vec<TransactionId>, Violation> {
     let mut known = std::collections::HashSet::new();
     let mut ids = Vec::with_capacity(texts.len());
     for text in texts {
@@ -384,36 +380,43 @@ fn distinct_ids(texts: &[String]) -> Result<Vec<TransactionId>, Status> {
     Ok(ids)
 }
 
-fn page_size(asked: i32, (default, most): (i64, i64)) -> Result<i64, Status> {
-    match i64::from(asked) {
-        0 => Ok(default),
-        size @ 1.. => Ok(size.min(most)),
-        _ => Err(invalid("page_size", "FIELD_INVALID", "must not be negative")),
+/// The tokens of a list's pages: a time, and an id that is sealed together with it.
+struct Pages<'a> {
+    caller: String,
+    filter: &'a Filter,
+}
+
+impl Pages<'_> {
+    fn seal(&self, last: After) -> String {
+        let since_us = last.since.as_microsecond();
+        format!("{since_us}.{}", self.at(Some(since_us)).seal(last.id))
+    }
+
+    fn open(&self, token: &str) -> Result<After, Violation> {
+        if token.is_empty() {
+            return Ok(After::NOTHING);
+        }
+        let (since_us, sealed) = token.split_once('.').unwrap_or(("", token));
+        let since = since_us.parse().ok().and_then(|us| Timestamp::from_microsecond(us).ok());
+        let id = self.at(since.map(Timestamp::as_microsecond)).open(sealed)?;
+        // No token is sealed without a time.
+        Ok(since.map_or(After::NOTHING, |since| After { since, id }))
+    }
+
+    fn at(&self, since_us: Option<i64>) -> page::Filter {
+        page::Filter::new(&self.caller, &(self.filter, since_us))
     }
 }
 
-fn page_token(text: &str) -> Result<After, Status> {
-    if text.is_empty() {
-        return Ok(After::NOTHING);
-    }
-    let read = || {
-        let (since_us, id) = text.split_once('.')?;
-        let since = Timestamp::from_microsecond(since_us.parse().ok()?).ok()?;
-        Some(After { since, id: Uuid::try_parse(id).ok()? })
-    };
-    read().ok_or_else(|| invalid("page_token", "FIELD_INVALID", "is not one that the server gave"))
-}
-
-fn plan_id(text: &str) -> Result<Uuid, Status> {
-    let id = Uuid::try_parse(text).map_err(|_| invalid("id", "ID_INVALID", "must be the id of a plan"))?;
-    Ok(id)
+fn plan_id(field: &str, text: &str) -> Result<Uuid, Violation> {
+    Uuid::try_parse(text).map_err(|_| wrong(field, Reason::IdInvalid, "must be the id of a plan"))
 }
 
 fn branch_view((reported, index): (&Reported, i32)) -> v1::BranchReport {
     let Reported { branch, participant, is_pivot, says, .. } = reported;
     let (state, reason, error) = match says {
         Says::Fence(fence) => {
-            let refusal = fence.state.refusal().map_or(String::new(), |refusal| refusal.code().to_owned());
+            let refusal = fence.state.refusal().map_or(String::new(), ToString::to_string);
             (state_name(fence.state), refusal, String::new())
         }
         Says::Absent => ("absent", String::new(), String::new()),
@@ -429,6 +432,7 @@ fn branch_view((reported, index): (&Reported, i32)) -> v1::BranchReport {
             Role::Debit => "DEBIT",
             Role::Credit => "CREDIT",
             Role::Issue => "ISSUE",
+            Role::Burn => "BURN",
         }
         .to_owned(),
         account: branch.account.to_string(),
@@ -497,15 +501,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_page_token_reads_back_and_any_other_text_is_refused() {
-        let id = Uuid::now_v7();
-        let after = page_token(&format!("1790000000000001.{id}")).unwrap();
+    fn a_page_token_reads_back_for_its_own_list_and_any_other_text_is_refused() {
+        let of = |kind: v1::Attention| filter(&[kind.into()], "").unwrap();
+        let (parked, stuck) = (of(v1::Attention::Parked), of(v1::Attention::Stuck));
+        let pages = |filter| Pages { caller: "carol".to_owned(), filter };
+        let since = Timestamp::from_microsecond(1_790_000_000_000_001).unwrap();
+        let last = After { since, id: Uuid::now_v7() };
+        let token = pages(&parked).seal(last);
 
-        assert_eq!(after, After { since: Timestamp::from_microsecond(1_790_000_000_000_001).unwrap(), id });
-        assert_eq!(page_token("").unwrap(), After::NOTHING);
-        for wrong in ["x", "1", "1.", ".1", "1.x", "9223372036854775807.00000000-0000-7000-8000-000000000000"]
-        {
-            assert_eq!(page_token(wrong).unwrap_err().code(), Code::InvalidArgument, "{wrong}");
+        assert_eq!(pages(&parked).open(&token).unwrap(), last);
+        assert_eq!(pages(&parked).open("").unwrap(), After::NOTHING);
+        let later = token.replacen("1790000000000001", "1790000000000002", 1);
+        let unsealed = format!("9223372036854775807.{}", last.id);
+        assert!(pages(&stuck).open(&token).is_err());
+        for wrong in ["x", "1", "1.", ".1", "1.x", &later, &unsealed] {
+            assert_eq!(pages(&parked).open(wrong).unwrap_err().reason, Reason::PageTokenInvalid, "{wrong}");
         }
     }
 

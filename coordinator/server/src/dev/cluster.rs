@@ -57,6 +57,10 @@ pub struct Options {
     pub data: Option<PathBuf>,
     /// Settings such as `fsync=off`, over the defaults.
     pub settings: Vec<String>,
+    /// A folder for its log, if that is to stand apart from its data.
+    pub wal: Option<PathBuf>,
+    /// Environment variables of the server.
+    pub environment: Vec<(String, String)>,
 }
 
 /// A running server. Stopped when dropped.
@@ -65,6 +69,7 @@ pub struct Cluster {
     bin: PathBuf,
     owner: Option<Owner>,
     settings: Vec<String>,
+    environment: Vec<(String, String)>,
     server: Option<Child>,
     /// Removed with the handle.
     _temporary: Option<TempDir>,
@@ -122,24 +127,25 @@ impl Cluster {
             bin,
             owner,
             settings: options.settings.clone(),
+            environment: options.environment.clone(),
             server: None,
             _temporary: temporary,
         };
-        for folder in [cluster.data(), cluster.socket()] {
+        for folder in [cluster.data(), cluster.socket()].into_iter().chain(options.wal.clone()) {
             fs::create_dir_all(&folder).map_err(|e| at(&folder, e))?;
             if let Some(Owner { uid, gid }) = owner {
                 chown(&folder, Some(uid), Some(gid)).map_err(|e| at(&folder, e))?;
             }
         }
         if !cluster.data().join("PG_VERSION").exists() {
-            cluster.init()?;
+            cluster.init(options.wal.as_deref())?;
         }
         cluster.stop_leftover()?;
         cluster.launch()?;
         Ok(cluster)
     }
 
-    /// How to reach it, as tokio-postgres and psql read it.
+    /// How to reach it, as tokio-postgres, psql and a standby's `primary_conninfo` read it.
     #[must_use]
     pub fn url(&self) -> String {
         format!("host={} user=postgres dbname=postgres", self.socket().display())
@@ -176,7 +182,16 @@ impl Cluster {
         std::iter::once(server).chain(children.split_whitespace().map(str::to_owned)).collect()
     }
 
-    /// Starts it again after [`Cluster::crash`].
+    /// Whether it runs: it may have ended by itself.
+    #[must_use]
+    pub fn runs(&mut self) -> bool {
+        if self.server.as_mut().is_some_and(|server| matches!(server.try_wait(), Ok(Some(_)))) {
+            self.server = None;
+        }
+        self.server.is_some()
+    }
+
+    /// Starts it again after [`Cluster::crash`], or after it ended by itself.
     ///
     /// # Errors
     ///
@@ -186,6 +201,7 @@ impl Cluster {
         let log = fs::File::create(&log_path).map_err(|e| at(&log_path, e))?;
         let errors = log.try_clone().map_err(|e| at(&log_path, e))?;
         let mut command = self.program("postgres");
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         command.arg("-D").arg(self.data()).arg("-k").arg(self.socket());
         for setting in SETTINGS.iter().copied().chain(self.settings.iter().map(String::as_str)) {
             command.args(["-c", setting]);
@@ -206,7 +222,18 @@ impl Cluster {
         Ok(())
     }
 
-    fn init(&self) -> Result<(), ClusterError> {
+    /// One of its programs, run by whoever runs the server.
+    #[must_use]
+    pub fn program(&self, name: &str) -> Command {
+        let mut command = Command::new(self.bin.join(name));
+        command.current_dir("/").env_remove("PGDATA").stdin(Stdio::null());
+        if let Some(Owner { uid, gid }) = self.owner {
+            command.uid(uid).gid(gid);
+        }
+        command
+    }
+
+    fn init(&self, wal: Option<&Path>) -> Result<(), ClusterError> {
         let mut command = self.program("initdb");
         command
             .args([
@@ -222,6 +249,9 @@ impl Cluster {
                 "-D",
             ])
             .arg(self.data());
+        if let Some(wal) = wal {
+            command.arg("-X").arg(wal);
+        }
         let output = command.output().map_err(|e| at(&self.bin, e))?;
         if output.status.success() {
             return Ok(());
@@ -258,11 +288,11 @@ impl Cluster {
         Ok(())
     }
 
-    /// Whether it takes connections: the last line of its pid file says so.
+    /// Whether it takes connections, if only for reading: the last line of its pid file says so.
     fn answers(&self) -> bool {
         let text = fs::read_to_string(self.data().join("postmaster.pid")).unwrap_or_default();
         let mine = self.server.as_ref().is_some_and(|server| text.starts_with(&format!("{}\n", server.id())));
-        mine && text.lines().any(|line| line.trim() == "ready")
+        mine && text.lines().any(|line| matches!(line.trim(), "ready" | "standby"))
     }
 
     fn end(&mut self, how: &'static str) -> Result<(), ClusterError> {
@@ -279,15 +309,6 @@ impl Cluster {
             std::thread::sleep(Duration::from_millis(5));
         }
         Ok(())
-    }
-
-    fn program(&self, name: &str) -> Command {
-        let mut command = Command::new(self.bin.join(name));
-        command.current_dir("/").env_remove("PGDATA").stdin(Stdio::null());
-        if let Some(Owner { uid, gid }) = self.owner {
-            command.uid(uid).gid(gid);
-        }
-        command
     }
 
     fn data(&self) -> PathBuf {
@@ -313,6 +334,9 @@ fn find_binaries() -> Result<PathBuf, ClusterError> {
     let on_path = std::env::split_paths(&path).find(|folder| has_server(folder));
     let bin = chosen.or(on_path).or_else(newest_of_debian).filter(|bin| has_server(bin));
     let bin = bin.ok_or(ClusterError::NotInstalled)?;
+    // Where links lead to there are all of its programs.
+    let real = fs::canonicalize(bin.join("postgres")).map_err(|e| at(&bin, e))?;
+    let bin = real.parent().filter(|folder| has_server(folder)).map_or(bin, Path::to_owned);
 
     let output = Command::new(bin.join("postgres")).arg("--version").output().map_err(|e| at(&bin, e))?;
     let text = String::from_utf8_lossy(&output.stdout);

@@ -26,6 +26,7 @@ impl Servers {
         let options = |name: &str| Options {
             data: data.map(|folder| folder.join(name)),
             settings: settings.iter().map(|&setting| setting.to_owned()).collect(),
+            ..Options::default()
         };
         // Each takes half a second, most of it waiting: side by side.
         std::thread::scope(|scope| {

@@ -1,6 +1,6 @@
 //! One transaction, from where it stands to where it rests: held, final, put off or parked.
 
-use super::{Engine, STUCK_AFTER, participants::Part};
+use super::{ALREADY_CANCELLED, Engine, STUCK_AFTER, participants::Part};
 use crate::schedule::Continuity;
 use crate::store::{Advance, Defer, Record, Woken};
 use futures::future::join_all;
@@ -111,10 +111,16 @@ impl<'a> Life<'a> {
         let parts = self.engine.participants.parts(&self.record.transaction);
         let answers = join_all(parts.iter().map(|part| self.ask(part, Operation::Try))).await;
         match read_tries(answers.iter().flatten()) {
-            Tried::All => self.advance(Event::Tried, None).await,
+            Tried::All => {
+                self.advance(Event::Tried, None).await?;
+                if self.record.transaction.descriptor.is_due_at_once() {
+                    self.found_due_at = self.record.standing.held_at;
+                }
+                Ok(())
+            }
             Tried::Refused(refusal) => self.advance(Event::Refused, Some(refusal.code())).await,
             // Only a row that was lost and made anew is still TRYING when its fences are cancelled.
-            Tried::Cancelled => self.advance(Event::Refused, Some("ALREADY_CANCELLED")).await,
+            Tried::Cancelled => self.advance(Event::Refused, Some(ALREADY_CANCELLED)).await,
             Tried::Unanswered(_) if self.is_past_try_deadline() => self.advance(Event::TimedOut, None).await,
             Tried::Unanswered(unanswered) => Err(Stop::Again(unanswered)),
             Tried::Lie(what) => Err(Stop::Park(what)),
@@ -131,7 +137,7 @@ impl<'a> Life<'a> {
         match read_pivot(operation, &decision) {
             Verdict::Proceed => {}
             Verdict::Flip(event, reason) => {
-                return self.advance(event, reason.map(tcc_core::Refusal::code)).await;
+                return self.advance(event, reason.as_ref().map(tcc_core::Refusal::code)).await;
             }
             Verdict::Again(unanswered) => return Err(Stop::Again(unanswered)),
             Verdict::Park(what) => return Err(Stop::Park(what)),
@@ -164,8 +170,7 @@ impl<'a> Life<'a> {
         };
         let pivot = pivot.index;
         self.advance(event, None).await?;
-        let due_at = self.record.transaction.descriptor.due_at;
-        self.engine.metrics.settled(pivot, due_at, &self.record.standing);
+        self.engine.metrics.settled(pivot, &self.record);
         Ok(())
     }
 
@@ -179,7 +184,7 @@ impl<'a> Life<'a> {
     }
 
     /// Moves the row, if nobody else has.
-    async fn advance(&mut self, event: Event, reason: Option<&'static str>) -> Result<(), Stop> {
+    async fn advance(&mut self, event: Event, reason: Option<&str>) -> Result<(), Stop> {
         let advance = Advance {
             reason: reason.map(str::to_owned),
             found_due_at: self.found_due_at,

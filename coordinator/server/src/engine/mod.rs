@@ -18,7 +18,7 @@ pub use participants::Participants;
 
 use crate::{
     schedule::{Clock, Timers, Unbroken},
-    store::{Advance, Advanced, Begin, Place, Record, Store, StoreError, begin, record::Standing},
+    store::{Advance, Advanced, Begin, Place, Record, Seen, Store, StoreError, begin, record::Standing},
     telemetry::Metrics,
 };
 use gates::Gates;
@@ -39,6 +39,8 @@ use tokio_util::task::TaskTracker;
 const CREATIONS: usize = 4_096;
 /// How many wake-ups may be on their way from the ring to the gates at a time. The rest of what is due waits in the ring.
 const LOOKS: usize = 4_096;
+/// Recorded as the reason of a transaction whose branches were cancelled before they could be tried.
+pub const ALREADY_CANCELLED: &str = "ALREADY_CANCELLED";
 /// Work that has been failing for this long is shown as stuck.
 const STUCK_AFTER: Duration = Duration::from_secs(120);
 
@@ -95,6 +97,12 @@ pub enum EngineError {
     TooLate {
         /// What was asked.
         asked: Event,
+        /// As it stands.
+        record: Box<Record>,
+    },
+    /// The transaction has changed since the client saw it.
+    #[error("hold {} has changed: it is {} now", .record.id(), .record.standing.phase)]
+    Changed {
         /// As it stands.
         record: Box<Record>,
     },
@@ -253,17 +261,20 @@ impl Engine {
         }
     }
 
-    /// Cancels before the due time. Answers CANCELLED only when it is; otherwise as it stands when `patience` ends.
+    /// Cancels before the due time, if it still is as `seen` says. Answers CANCELLED only when it is; otherwise as it stands when
+    /// `patience` ends.
     ///
     /// # Errors
     ///
-    /// [`EngineError::NotFound`], [`EngineError::TooLate`], [`EngineError::Draining`], [`EngineError::Store`].
+    /// [`EngineError::NotFound`], [`EngineError::TooLate`], [`EngineError::Changed`], [`EngineError::Draining`],
+    /// [`EngineError::Store`].
     pub async fn cancel(
         self: &Arc<Self>,
         id: TransactionId,
+        seen: Option<Seen>,
         patience: Duration,
     ) -> Result<Record, EngineError> {
-        let record = self.decide(id, Event::CancelRequested, patience).await?;
+        let record = self.decide(id, Event::CancelRequested, seen, patience).await?;
         match record.standing.phase {
             Phase::Cancelling | Phase::Cancelled => Ok(record),
             // Due, and to be released anyway: that is on its way.
@@ -283,7 +294,7 @@ impl Engine {
         }
     }
 
-    /// Pays now. Answers CONFIRMED only when it is; otherwise as it stands when `patience` ends.
+    /// Pays now, if it still is as `seen` says. Answers CONFIRMED only when it is; otherwise as it stands when `patience` ends.
     ///
     /// # Errors
     ///
@@ -291,13 +302,24 @@ impl Engine {
     pub async fn confirm_now(
         self: &Arc<Self>,
         id: TransactionId,
+        seen: Option<Seen>,
         patience: Duration,
     ) -> Result<Record, EngineError> {
-        let record = self.decide(id, Event::ConfirmRequested, patience).await?;
+        let record = self.decide(id, Event::ConfirmRequested, seen, patience).await?;
         match record.standing.phase {
             Phase::Confirming | Phase::Confirmed => Ok(record),
             _ => Err(EngineError::TooLate { asked: Event::ConfirmRequested, record: Box::new(record) }),
         }
+    }
+
+    /// A transaction when it is final, or as it stands when `patience` ends.
+    ///
+    /// # Errors
+    ///
+    /// [`EngineError::NotFound`], [`EngineError::Store`].
+    pub async fn until_final(&self, id: TransactionId, patience: Duration) -> Result<Record, EngineError> {
+        let record = self.watch(id, patience, |standing| standing.phase.is_final()).await?;
+        record.ok_or(EngineError::NotFound(id))
     }
 
     /// From the first row to HELD or a refusal, and on from there.
@@ -359,6 +381,7 @@ impl Engine {
         self: &Arc<Self>,
         id: TransactionId,
         event: Event,
+        seen: Option<Seen>,
         patience: Duration,
     ) -> Result<Record, EngineError> {
         if self.is_draining() {
@@ -366,11 +389,19 @@ impl Engine {
         }
         let deadline = tokio::time::Instant::now() + patience;
         let (answer, answered) = oneshot::channel();
-        self.spawn(Arc::clone(self).move_on_request(id, event, answer));
+        self.spawn(Arc::clone(self).move_on_request(id, event, seen, answer));
         match tokio::time::timeout_at(deadline, answered).await {
             Ok(Ok(Ok(Some(record)))) if record.standing.phase.is_final() => return Ok(record),
-            // It was not moved by this request, or not to its end, or not in time: its row says how it goes.
-            Ok(Ok(Ok(_))) | Err(_) => {}
+            Ok(Ok(Ok(None))) => {
+                if let Some(seen) = seen {
+                    let record = self.store.get(id).await?.ok_or(EngineError::NotFound(id))?;
+                    if record.standing.seen() != seen {
+                        return Err(EngineError::Changed { record: Box::new(record) });
+                    }
+                }
+            }
+            // It was moved by this request, but not to its end, or not in time: its row says how it goes.
+            Ok(Ok(Ok(Some(_)))) | Err(_) => {}
             Ok(Ok(Err(unknown))) => return Err(StoreError::Unreachable(unknown.to_string()).into()),
             Ok(Err(_)) => return Err(EngineError::OutcomeUnknown(id)),
         }
@@ -385,10 +416,13 @@ impl Engine {
         self: Arc<Self>,
         id: TransactionId,
         event: Event,
+        seen: Option<Seen>,
         answer: oneshot::Sender<Result<Option<Record>, Unknown>>,
     ) {
         let _active = self.activate(id);
-        let moved = match self.store.advance.call(Advance { failed: true, ..Advance::new(id, event) }).await {
+        let only_from = seen.map(|seen| seen.phase);
+        let advance = Advance { failed: true, only_from, ..Advance::new(id, event) };
+        let moved = match self.store.advance.call(advance).await {
             Ok(Some(Advanced { standing, place, transaction: Some(transaction), wake_at: Some(at) })) => {
                 let from = if standing.held_at.is_some() { Phase::Held } else { Phase::Trying };
                 self.metrics.moved(from, &standing);

@@ -30,7 +30,7 @@ pub fn judge(picture: &Picture) -> Option<Unsafe> {
                 "{account} was paid {amount} {currency}: releasing them to the payer would create them again"
             )
         }
-        Role::Debit => {
+        Role::Debit | Role::Burn => {
             format!("{amount} {currency} were taken from {account}: cancelling the payment would lose them")
         }
     };

@@ -171,7 +171,7 @@ impl Picture {
         let coordinator = "coordinator";
         told(Some(standing.created_at), coordinator, "accepted".into());
         told(standing.held_at, coordinator, "every branch was tried: held".into());
-        let due = Some(descriptor.due_at).filter(|due_at| *due_at <= self.now);
+        let due = Some(self.record.due_at()).filter(|due_at| *due_at <= self.now);
         told(due, coordinator, format!("due, to {:?}", descriptor.on_maturity).to_lowercase());
         let why = standing.cause.map_or(String::new(), |cause| format!(": {cause:?}").to_lowercase());
         let decided_at = standing.decided_at.filter(|at| Some(*at) != standing.settled_at);
@@ -229,7 +229,7 @@ impl Reported {
                 format!("not known: {participant}, which keeps {account}, does not answer")
             }
             (_, Says::Absent) => format!("{account} on {participant} was not asked, or has not answered"),
-            (Role::Debit, Says::Fence(fence)) => match fence.state {
+            (Role::Debit | Role::Burn, Says::Fence(fence)) => match fence.state {
                 Tried => format!("frozen in escrow of {account} on {participant}"),
                 Confirmed => format!("taken from {account} on {participant}"),
                 Confirming => {
@@ -265,6 +265,7 @@ fn role_name(role: Role) -> &'static str {
         Role::Debit => "debit",
         Role::Credit => "credit",
         Role::Issue => "issue",
+        Role::Burn => "burn",
     }
 }
 

@@ -16,6 +16,7 @@ use crate::{
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 use std::time::Duration;
 use tcc_core::{Phase, TransactionId};
+use tcc_proto::Reason;
 use tokio::{sync::mpsc, time::MissedTickBehavior};
 use uuid::Uuid;
 
@@ -156,7 +157,7 @@ impl Recovery {
             Acted::Done { record, .. } => {
                 let phase = record.standing.phase;
                 if plan.action == Action::ForceCancel && phase == Phase::Confirmed {
-                    ("refused", "FORCE_UNSAFE: the payee's shard had confirmed; it is paid".to_owned())
+                    ("refused", is_unsafe("the payee's shard had confirmed; it is paid"))
                 } else {
                     ("done", phase.to_string())
                 }
@@ -173,7 +174,7 @@ impl Recovery {
             return Ok(None);
         }
         let picture = self.picture(id).await?;
-        Ok(picture.as_ref().and_then(force::judge).map(|found| format!("FORCE_UNSAFE: {}", found.why)))
+        Ok(picture.as_ref().and_then(force::judge).map(|found| is_unsafe(&found.why)))
     }
 
     async fn plan_item(&self, action: Action, id: TransactionId, position: i32) -> Result<Item, PlanError> {
@@ -196,6 +197,11 @@ pub enum Step {
     Item(Item),
     /// The plan at its end.
     End(Plan),
+}
+
+/// Why a forced cancel is refused, with its reason.
+fn is_unsafe(why: &str) -> String {
+    format!("{}: {why}", Reason::ForceUnsafe.name())
 }
 
 fn words(filter: &Filter) -> String {

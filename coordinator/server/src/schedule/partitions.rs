@@ -14,7 +14,7 @@ use jiff::SignedDuration;
 use std::{sync::Arc, time::Duration};
 use tcc_core::Timestamp;
 use tcc_participant::{
-    Failure,
+    Failure, crash,
     partitions::Index,
     session::{bounded, sort},
 };
@@ -117,8 +117,13 @@ impl Keeper {
     async fn maintain(&self, at: Option<Timestamp>) -> Result<Done, tokio_postgres::Error> {
         let row = self.client.query_one("SELECT clock_timestamp(), min(watermark) FROM slot", &[]).await?;
         let (now, watermark): (Timestamp, Timestamp) = (at.unwrap_or(row.get(0)), row.get(1));
-        // Nobody waits for any of this, so it is not worth more than one processor.
-        self.run("SET max_parallel_maintenance_workers = 0; SET max_parallel_workers_per_gather = 0").await?;
+        // Nobody waits for any of this, so it is not worth more than one processor, nor the whole disk.
+        self.run(
+            "SET max_parallel_maintenance_workers = 0;
+             SET max_parallel_workers_per_gather = 0;
+             SET vacuum_cost_delay = '2ms'",
+        )
+        .await?;
         self.wait_at_most("200ms").await?;
         let mut done =
             Done { created: schema::ensure_partitions(&self.client, now).await?, ..Done::default() };
@@ -195,6 +200,7 @@ impl Keeper {
         );
         let late: Vec<Uuid> = self.client.query(&late, &[]).await?.iter().map(|row| row.get(0)).collect();
         // In a statement of its own: that one may have taken minutes, and windows are closed within seconds.
+        crash::statement(WAKE_NOW);
         let found = self.client.execute(WAKE_NOW, &[&late]).await?;
         if found > 0 {
             tracing::error!(
@@ -211,6 +217,7 @@ impl Keeper {
     }
 
     async fn run(&self, sql: &str) -> Result<(), tokio_postgres::Error> {
+        crash::point("partitions");
         self.client.batch_execute(sql).await
     }
 }

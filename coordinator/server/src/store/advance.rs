@@ -1,8 +1,9 @@
 //! The one statement that moves a phase on an event.
 //!
-//! Its guards are derived from `Phase::after`: an event applies only in the phases in which it has a meaning. Five more
+//! Its guards are derived from `Phase::after`: an event applies only in the phases in which it has a meaning. Six more
 //! stand beside them, decided while the row is locked: by this database's clock no client cancels or releases after the due
-//! time; the pivot turns a decision round once at most, and what it has turned to a payment no operator turns back; and what Try has come to counts only on the server that it began on,
+//! time; who has seen it in a phase may ask for it to happen in that phase only; the pivot turns a decision round once at most,
+//! and what it has turned to a payment no operator turns back; and what Try has come to counts only on the server that it began on,
 //! since another one may have gone back, and what it says is TRYING may have been held and cancelled since.
 
 use super::{
@@ -10,9 +11,9 @@ use super::{
     record::{Standing, standing, transaction},
 };
 use std::{collections::HashMap, sync::Arc};
-use tcc_core::{Cause, Event, Timestamp, Transaction, TransactionId};
+use tcc_core::{Cause, Event, Phase, Timestamp, Transaction, TransactionId};
 use tcc_participant::{
-    Executor, Failure, Session,
+    Executor, Failure, Session, crash,
     session::{Plans, sort},
 };
 use tokio_postgres::{Config, GenericClient, Row, ToStatement};
@@ -28,8 +29,10 @@ WITH clock AS MATERIALIZED (
 advanced AS (
     UPDATE transaction t
     SET phase = e.target,
-        -- What leaves HELD for no other cause was due.
-        cause = coalesce(e.cause, t.cause, CASE WHEN e.target <> 2 THEN 5 END),
+        -- What leaves HELD for no other cause was due. If it was not, somebody had asked, and this database has forgotten that.
+        cause = coalesce(e.cause, t.cause, CASE WHEN e.target <> 2 THEN
+            CASE WHEN t.due_at <= coalesce(i.found_due_at, clock.now) THEN 5 ELSE 3 END
+        END),
         reason = coalesce(i.reason, t.reason),
         -- Who paused it lets it go on.
         attention = CASE WHEN t.attention = 4 AND e.target NOT IN (4, 6) THEN 4 ELSE 0 END,
@@ -42,11 +45,12 @@ advanced AS (
         unnest($1::uuid[], $2::int2[], $3::text[], $4::timestamptz[], $5::bool[], $13::timestamptz[], $14::timestamptz[])
             AS i (id, event, reason, found_due_at, failed, open, server)
         CROSS JOIN LATERAL (
-            SELECT ($6::int4[])[i.event] AS sources, ($7::int2[])[i.event] AS target, ($8::int2[])[i.event] AS cause,
-                   ($9::int2[])[i.event] AS bound, ($10::bool[])[i.event] AS flip
+            SELECT ($6::int4[])[i.event & 15] AS sources, ($7::int2[])[i.event & 15] AS target, ($8::int2[])[i.event & 15] AS cause,
+                   ($9::int2[])[i.event & 15] AS bound, ($10::bool[])[i.event & 15] AS flip
         ) AS e
     WHERE t.id = i.id
       AND (1 << t.phase) & e.sources <> 0
+      AND (i.event < 16 OR t.phase = i.event >> 4)
       AND NOT (e.flip AND t.flipped)
       AND CASE e.bound
               WHEN 1 THEN t.due_at > clock_timestamp()
@@ -92,6 +96,8 @@ pub struct Advance {
     pub open: Option<Timestamp>,
     /// When the server started on which it was read as TRYING, if that is what it moves from.
     pub server: Option<Timestamp>,
+    /// The one phase in which it is to happen, if the one who asks wants that.
+    pub only_from: Option<Phase>,
 }
 
 /// It happened. (`None` instead of it: it has no meaning in the phase the row is in now, or a guard forbade it.)
@@ -111,7 +117,21 @@ impl Advance {
     /// An event with no more to say about it, for a transaction that has not failed.
     #[must_use]
     pub fn new(id: TransactionId, event: Event) -> Self {
-        Self { id, event, reason: None, found_due_at: None, failed: false, open: None, server: None }
+        Self {
+            id,
+            event,
+            reason: None,
+            found_due_at: None,
+            failed: false,
+            open: None,
+            server: None,
+            only_from: None,
+        }
+    }
+
+    /// As the statement has it: the event's number in four bits, and above them the phase in which it is to happen, or 0.
+    fn number(&self) -> i16 {
+        Table::number(self.event) | self.only_from.map_or(0, Phase::number) << 4
     }
 }
 
@@ -162,7 +182,7 @@ impl Table {
         S: ?Sized + ToStatement + Sync + Send,
     {
         let ids: Vec<Uuid> = items.iter().map(|item| item.id.uuid()).collect();
-        let events: Vec<i16> = items.iter().map(|item| Self::number(item.event)).collect();
+        let events: Vec<i16> = items.iter().map(|item| item.number()).collect();
         let reasons: Vec<Option<&str>> = items.iter().map(|item| item.reason.as_deref()).collect();
         let due: Vec<Option<Timestamp>> = items.iter().map(|item| item.found_due_at).collect();
         let failed: Vec<bool> = items.iter().map(|item| item.failed).collect();
@@ -231,6 +251,7 @@ pub(super) async fn advance_in(
     client: &impl GenericClient,
     item: &Advance,
 ) -> Result<Option<Advanced>, StoreError> {
+    crash::statement(ADVANCE);
     let rows = Table::new().query(client, ADVANCE, &[item]).await?;
     rows.first().map(read).transpose()
 }
@@ -304,5 +325,19 @@ mod tests {
         for (n, event) in Event::ALL.into_iter().enumerate() {
             assert_eq!(usize::try_from(Table::number(event)), Ok(n + 1));
         }
+        assert!(Event::ALL.len() < 16, "four bits");
+    }
+
+    #[test]
+    fn the_phase_in_which_it_is_to_happen_stands_above_the_event() {
+        let id = TransactionId::mint(Timestamp::UNIX_EPOCH, [1; 10]);
+        let cancel = Advance::new(id, Event::CancelRequested);
+
+        assert_eq!(cancel.number(), Table::number(Event::CancelRequested));
+        let only_held = Advance { only_from: Some(Phase::Held), ..cancel };
+        assert_eq!(
+            (only_held.number() & 15, only_held.number() >> 4),
+            (Table::number(Event::CancelRequested), 2)
+        );
     }
 }

@@ -2,6 +2,7 @@
 
 use super::{Store, StoreError};
 use tcc_ledger::heads::Head;
+use tcc_participant::crash;
 use tokio_postgres::Client;
 use uuid::Uuid;
 
@@ -83,6 +84,7 @@ impl Store {
     pub async fn keep_head(&self, shard: &str, instance: Uuid, head: Head) -> Result<(), StoreError> {
         let Head { transaction, branch, state } = head;
         let client = self.reader().await?;
+        crash::statement(KEEP);
         client.execute(KEEP, &[&shard, &instance, &transaction, &branch, &state]).await?;
         Ok(())
     }
@@ -93,6 +95,7 @@ impl Store {
     ///
     /// [`StoreError`].
     pub async fn stop_shard(&self, shard: &str, lost: &str, resumed: i32) -> Result<(), StoreError> {
+        crash::statement(STOP);
         self.reader().await?.execute(STOP, &[&shard, &lost, &resumed]).await?;
         Ok(())
     }

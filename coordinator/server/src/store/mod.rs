@@ -1,7 +1,9 @@
 //! The coordinator's database: one file per statement that changes it, each with its parameters and its row.
 //!
 //! Five batchers work here: [`begin`] inserts transactions, [`wake`] looks at what is due, [`advance`] moves phases, [`defer`]
-//! puts off what could not be done, [`get`] reads. What was lost, [`rebuild`] writes anew. Every write of a phase is a compare-and-set whose guards come from `Phase::after`, and
+//! puts off what could not be done, [`get`] reads. Callers' keys are in [`keys`]. What was lost, [`rebuild`] writes anew; [`audited`]
+//! notes what the auditor has seen; [`operate`] does what operators ask for, and [`plans`] keeps what they have looked at
+//! before. Every write of a phase is a compare-and-set whose guards come from `Phase::after`, and
 //! whatever is not final has a wake-up that is not done with. A statement that writes takes its transaction's number before
 //! it reads the clock: a window of wake-ups is closed when no older number is still running, so a statement must not make a
 //! wake-up by a time at which it had no number yet. Other reads use a pool of their own. SQL on these tables stands here and in
@@ -9,10 +11,12 @@
 
 pub mod advance;
 pub mod attention;
+pub mod audited;
 pub mod begin;
 pub mod defer;
 pub mod get;
 pub mod heads;
+pub mod keys;
 pub mod operate;
 pub mod plans;
 pub mod read;
@@ -26,16 +30,16 @@ pub use begin::Begin;
 pub use defer::Defer;
 pub use get::Get;
 pub use operate::{Acted, Action, Evidence};
-pub use record::{Place, Record};
+pub use record::{Place, Record, Seen};
 pub use wake::Woken;
 
 use deadpool_postgres::{Manager, ManagerConfig, Object, Pool, RecyclingMethod, Runtime, Timeouts};
 use std::time::Duration;
 use tcc_core::TransactionId;
 use tcc_participant::{
-    Batcher,
+    Batcher, Failure, Session,
     batch::{Limits, Unknown},
-    session::bounded,
+    session::{bounded, sort},
 };
 use tokio_postgres::{Config, NoTls};
 
@@ -101,6 +105,13 @@ impl Store {
     }
 }
 
+/// Whether nobody else does this for a shard: then nobody will, until the session disconnects.
+async fn alone(session: &Session, what: &str, shard: &str) -> Result<bool, Failure> {
+    let lock = "SELECT pg_try_advisory_lock(hashtext($1), hashtext($2))";
+    let row = session.client()?.query_one(lock, &[&what, &shard]).await.map_err(|e| sort(&e))?;
+    Ok(row.get(0))
+}
+
 /// A pool for reads: connections are made when needed, and nobody waits longer than three seconds for one.
 #[must_use]
 pub fn reads(config: &Config) -> Pool {
@@ -120,7 +131,7 @@ pub fn reads(config: &Config) -> Pool {
 
 impl From<tokio_postgres::Error> for StoreError {
     fn from(error: tokio_postgres::Error) -> Self {
-        Self::Unreachable(tcc_participant::session::sort(&error).to_string())
+        Self::Unreachable(sort(&error).to_string())
     }
 }
 

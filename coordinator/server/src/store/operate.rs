@@ -9,7 +9,9 @@ use super::{
     advance::advance_in,
     record::{Standing, standing},
 };
+use deadpool_postgres::Transaction;
 use tcc_core::{Attention, Event, Phase, Timestamp, TransactionId};
+use tcc_participant::crash;
 use tokio_postgres::{GenericClient, Row};
 use uuid::Uuid;
 
@@ -287,10 +289,17 @@ impl Store {
         let wake_at = match action {
             Action::Retry | Action::Requeue | Action::Resume => {
                 let horizon_s = WAKE_HORIZON.as_secs_f64();
+                crash::statement(REARM);
                 Some(doing.query_one(REARM, &[&id.uuid(), &horizon_s]).await?.get("wake_at"))
             }
-            Action::Pause => expect_one(doing.execute(PAUSE, &[&id.uuid()]).await?, None)?,
-            Action::Acknowledge => expect_one(doing.execute(ACKNOWLEDGE, &[&id.uuid()]).await?, None)?,
+            Action::Pause => {
+                crash::statement(PAUSE);
+                expect_one(doing.execute(PAUSE, &[&id.uuid()]).await?, None)?
+            }
+            Action::Acknowledge => {
+                crash::statement(ACKNOWLEDGE);
+                expect_one(doing.execute(ACKNOWLEDGE, &[&id.uuid()]).await?, None)?
+            }
             Action::ForceCancel => {
                 let cancel = Advance { failed: true, ..Advance::new(id, Event::CancelForced) };
                 let cancelled = advance_in(&*doing, &cancel).await?;
@@ -302,7 +311,7 @@ impl Store {
         let (before, after) =
             (describe(&before, was_acknowledged), describe(&record.standing, row.get("acknowledged")));
         note(&*doing, action.name(), &id.to_string(), evidence, &before, &after).await?;
-        doing.commit().await?;
+        commit(doing).await?;
         Ok(Acted::Done { record: Box::new(record), wake_at })
     }
 
@@ -349,10 +358,11 @@ impl Store {
             return Ok(Some(false));
         }
         let before = describe(&row);
+        crash::statement(sql);
         doing.execute(sql, &[&name]).await?;
         let after = describe(&doing.query_one(LOCK_SHARD, &[&name]).await?);
         note(&*doing, action, name, evidence, &before, &after).await?;
-        doing.commit().await?;
+        commit(doing).await?;
         Ok(Some(true))
     }
 
@@ -424,8 +434,15 @@ async fn note(
     after: &str,
 ) -> Result<(), StoreError> {
     let Evidence { actor, address, reason, ticket, plan } = evidence;
+    crash::statement(NOTE);
     #[rustfmt::skip]
     client.execute(NOTE, &[&action, &target, actor, address, reason, ticket, plan, &before, &after]).await?;
+    Ok(())
+}
+
+async fn commit(doing: Transaction<'_>) -> Result<(), StoreError> {
+    doing.commit().await?;
+    crash::point("acted");
     Ok(())
 }
 

@@ -3,6 +3,7 @@
 use super::{Record, Store, StoreError, operate::Action};
 use std::collections::BTreeMap;
 use tcc_core::{Attention, Phase, Timestamp, TransactionId};
+use tcc_participant::crash;
 use tokio_postgres::Row;
 use uuid::Uuid;
 
@@ -157,6 +158,7 @@ impl Store {
     ) -> Result<(), StoreError> {
         let mut client = self.reader().await?;
         let keeping = client.transaction().await?;
+        crash::statement(CREATE);
         keeping.execute(CREATE, &[&id, &action.name(), &selection, &actor, &MINUTES]).await?;
         let positions: Vec<i32> = items.iter().map(|item| item.position).collect();
         let ids: Vec<Uuid> = items.iter().map(|item| item.id.uuid()).collect();
@@ -165,6 +167,7 @@ impl Store {
         let phases: Vec<i16> = items.iter().map(|item| item.phase.number()).collect();
         let attention: Vec<i16> = items.iter().map(|item| item.attention.number()).collect();
         let refusals: Vec<Option<&str>> = items.iter().map(|item| item.refusal.as_deref()).collect();
+        crash::statement(ADD);
         #[rustfmt::skip]
         keeping.execute(ADD, &[
             &id, &positions, &ids, &amounts, &currencies, &phases, &attention, &refusals,
@@ -215,7 +218,9 @@ impl Store {
     ///
     /// [`StoreError`].
     pub async fn start_plan(&self, id: Uuid) -> Result<bool, StoreError> {
-        Ok(self.reader().await?.execute(START, &[&id]).await? == 1)
+        let client = self.reader().await?;
+        crash::statement(START);
+        Ok(client.execute(START, &[&id]).await? == 1)
     }
 
     /// Keeps what became of one transaction of a plan, unless that is known.
@@ -230,7 +235,9 @@ impl Store {
         outcome: &str,
         detail: &str,
     ) -> Result<(), StoreError> {
-        self.reader().await?.execute(FINISH, &[&plan, &position, &outcome, &detail]).await?;
+        let client = self.reader().await?;
+        crash::statement(FINISH);
+        client.execute(FINISH, &[&plan, &position, &outcome, &detail]).await?;
         Ok(())
     }
 }

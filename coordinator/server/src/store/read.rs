@@ -2,6 +2,7 @@
 
 use super::{Get, Record, Store, StoreError, record::standing};
 use tcc_core::{Attention, Timestamp, TransactionId};
+use tcc_participant::session::BY_ID;
 use uuid::Uuid;
 
 const PAGE: &str = concat!(
@@ -83,14 +84,27 @@ impl Store {
         client.query(PAGE, &[&after, &limit]).await?.iter().map(Record::read).collect()
     }
 
+    /// How many transactions there are.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`].
+    pub async fn count(&self) -> Result<i64, StoreError> {
+        Ok(self.reader().await?.query_one("SELECT count(*) FROM transaction", &[]).await?.get(0))
+    }
+
     /// Those of the given transactions that there are.
     ///
     /// # Errors
     ///
     /// [`StoreError`].
     pub async fn get_all(&self, ids: &[Uuid]) -> Result<Vec<Record>, StoreError> {
-        let client = self.reader().await?;
-        client.query(GET_ALL, &[&ids]).await?.iter().map(Record::read).collect()
+        let mut client = self.reader().await?;
+        let reading = client.transaction().await?;
+        reading.batch_execute(BY_ID).await?;
+        let rows = reading.query(GET_ALL, &[&ids]).await?;
+        reading.commit().await?;
+        rows.iter().map(Record::read).collect()
     }
 
     /// Transactions that no wake-up would ever find again, at most `limit`. There must be none.

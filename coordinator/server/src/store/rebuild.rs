@@ -2,8 +2,15 @@
 //!
 //! Looking whether a row is missing and writing it stand on one connection: a database that went back has closed it, and what
 //! was concluded from the one before is void.
+//!
+//! A fence keeps its caller's key, so keys are written anew, too, before the rows. If a key stands for another transaction by
+//! now, its caller was told of that one: no new key is claimed before whatever a caller was told of before the loss is found.
+//! What comes to light later was held for nobody, and is released.
 
-use super::{Place, WAKE_HORIZON};
+use super::{
+    Place, WAKE_HORIZON, alone,
+    keys::{self, CLAIM, CLAIMED, Claim},
+};
 use std::{collections::HashSet, sync::Arc};
 use tcc_core::{Cause, Phase, Timestamp, Transaction, TransactionId};
 use tcc_participant::{
@@ -114,10 +121,8 @@ impl Rebuilder {
     ///
     /// [`Failure`].
     pub async fn lock(&mut self, shard: &str) -> Result<bool, Failure> {
-        self.session.connect(&[MISSING, REBUILD, SWEPT, SET_SWEPT]).await?;
-        let lock = "SELECT pg_try_advisory_lock(hashtext('sweep'), hashtext($1))";
-        let row = self.session.client()?.query_one(lock, &[&shard]).await.map_err(|e| sort(&e))?;
-        Ok(row.get(0))
+        self.session.connect(&[MISSING, REBUILD, SWEPT, SET_SWEPT, CLAIM, CLAIMED]).await?;
+        alone(&self.session, "sweep", shard).await
     }
 
     /// How far `shard` has been swept, if it has been, and what time it is.
@@ -167,8 +172,9 @@ impl Rebuilder {
     ///
     /// [`Failure`].
     pub async fn rebuild(&mut self, rows: &[Rebuild]) -> Result<Vec<Rebuilt>, Failure> {
-        let mut sorted: Vec<&Rebuild> = rows.iter().collect();
+        let mut sorted: Vec<Rebuild> = rows.to_vec();
         sorted.sort_by_key(|row| row.transaction.id);
+        self.rebuild_keys(&mut sorted).await?;
         let each = || sorted.iter();
         let ids: Vec<Uuid> = each().map(|row| row.transaction.id.uuid()).collect();
         let phases: Vec<i16> = each().map(|row| row.phase.number()).collect();
@@ -194,5 +200,26 @@ impl Rebuilder {
             Some(Rebuilt { id, place: Place::read(row), wake_at: row.get("wake_at") })
         });
         Ok(rebuilt.collect())
+    }
+
+    /// Writes the keys of rows that have one. What is held under a key that stands for something else by now is released.
+    async fn rebuild_keys(&self, rows: &mut [Rebuild]) -> Result<(), Failure> {
+        let claim = |row: &Rebuild| {
+            let Transaction { id, descriptor, .. } = &*row.transaction;
+            let key = descriptor.key.clone()?;
+            Some(Claim { key, id: *id, due_at: descriptor.due_at, server: None })
+        };
+        let claims: Vec<Claim> = rows.iter().filter_map(claim).collect();
+        if claims.is_empty() {
+            return Ok(());
+        }
+        let claimed = keys::claim(&self.session, &claims.iter().collect::<Vec<_>>()).await?;
+        let rows = rows.iter_mut().filter(|row| row.transaction.descriptor.key.is_some());
+        for (row, claimed) in rows.zip(claimed) {
+            if claimed != Some(row.transaction.id) && row.phase == Phase::Held {
+                (row.phase, row.cause) = (Phase::Cancelling, Some(Cause::TimedOut));
+            }
+        }
+        Ok(())
     }
 }

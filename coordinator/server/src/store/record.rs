@@ -56,6 +56,15 @@ pub struct Standing {
     pub settled_at: Option<Timestamp>,
 }
 
+/// What a client takes a transaction to be. It changes with the phase, and never becomes again what it was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Seen {
+    /// Its phase.
+    pub phase: Phase,
+    /// Whether the pivot had turned its decision round.
+    pub flipped: bool,
+}
+
 /// The columns of [`Standing`], in SQL, of the table alias `t`.
 macro_rules! standing {
     () => {
@@ -79,6 +88,15 @@ impl Record {
     pub fn maturity_wake_up(&self) -> Option<Timestamp> {
         let held_at = self.standing.held_at.filter(|_| self.standing.phase == Phase::Held)?;
         Some(self.transaction.descriptor.due_at.max(held_at).min(held_at + WAKE_HORIZON))
+    }
+
+    /// When it falls due, or, if it was due at once, when it was created.
+    #[must_use]
+    pub fn due_at(&self) -> Timestamp {
+        match self.transaction.descriptor.is_due_at_once() {
+            true => self.standing.created_at,
+            false => self.transaction.descriptor.due_at,
+        }
     }
 
     /// Its id.
@@ -110,6 +128,12 @@ impl Standing {
             decided_at: None,
             settled_at: None,
         }
+    }
+
+    /// What whoever sees it takes it to be.
+    #[must_use]
+    pub fn seen(&self) -> Seen {
+        Seen { phase: self.phase, flipped: self.flipped }
     }
 
     pub(super) fn read(row: &Row) -> Result<Self, StoreError> {

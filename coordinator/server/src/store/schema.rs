@@ -4,7 +4,10 @@ use super::WAKE_HORIZON;
 use jiff::SignedDuration;
 use std::collections::{HashMap, HashSet};
 use tcc_core::{BUCKETS, Timestamp};
-use tcc_participant::partitions::{Index, Key, Scheme, WEEK};
+use tcc_participant::{
+    crash,
+    partitions::{Index, Key, Scheme, WEEK},
+};
 use tokio_postgres::Client;
 
 mod embedded {
@@ -54,6 +57,13 @@ pub const WAKEUP: Scheme = Scheme {
     }),
 };
 
+/// Written once.
+const MAP_BUCKETS: &str = "\
+-- map_buckets
+WITH named AS (INSERT INTO shard (name) SELECT unnest($1::text[]) WHERE NOT EXISTS (SELECT FROM shard) RETURNING 1)
+INSERT INTO bucket SELECT n, ($1::text[])[n % cardinality($1::text[]) + 1]
+FROM generate_series(0, $2::int4 - 1) AS n WHERE EXISTS (SELECT FROM named)";
+
 /// Migrates the database, and reads the map of buckets, which is written when there is none. Safe to run by several at once.
 ///
 /// # Errors
@@ -96,15 +106,8 @@ async fn prepare_locked(
     let now: Timestamp = client.query_one("SELECT clock_timestamp()", &[]).await?.get(0);
     ensure_partitions(client, now).await?;
 
-    client
-        .execute(
-            "-- map_buckets
-             WITH named AS (INSERT INTO shard (name) SELECT unnest($1::text[]) WHERE NOT EXISTS (SELECT FROM shard) RETURNING 1)
-             INSERT INTO bucket SELECT n, ($1::text[])[n % cardinality($1::text[]) + 1]
-             FROM generate_series(0, $2::int4 - 1) AS n WHERE EXISTS (SELECT FROM named)",
-            &[&shards, &i32::from(BUCKETS)],
-        )
-        .await?;
+    crash::statement(MAP_BUCKETS);
+    client.execute(MAP_BUCKETS, &[&shards, &i32::from(BUCKETS)]).await?;
     let mut map: HashMap<String, HashSet<u16>> = HashMap::new();
     for row in client.query("SELECT shard, bucket FROM bucket", &[]).await? {
         map.entry(row.get(0)).or_default().insert(row.get::<_, i16>(1) as u16);

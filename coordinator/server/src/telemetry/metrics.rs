@@ -8,8 +8,8 @@ use super::{
     histogram::{CALLS, LAGS},
 };
 use crate::{
-    engine::{Created, EngineError},
-    store::record::Standing,
+    engine::{ALREADY_CANCELLED, Created, EngineError},
+    store::{Record, record::Standing},
 };
 use prometheus_client::{
     encoding::text::encode_registry,
@@ -18,6 +18,7 @@ use prometheus_client::{
 };
 use std::{sync::OnceLock, time::Duration};
 use tcc_core::{Attention, Cause, Operation, Outcome, Phase, Refusal, Timestamp};
+use tcc_proto::Reason;
 
 /// Names and values of a series.
 type Labels<const N: usize> = [(&'static str, String); N];
@@ -171,14 +172,18 @@ impl Metrics {
                     Some(index) => {
                         self.refused[index].inc();
                     }
-                    None => self.created_as("refused", reason),
+                    None if reason == ALREADY_CANCELLED => {
+                        self.created_as("refused", Reason::AlreadyCancelled.name());
+                    }
+                    // A participant's own reasons are too many for a label.
+                    None => self.created_as("refused", Reason::ParticipantRefused.name()),
                 },
                 None if record.standing.held_at.is_some() => {
                     self.held.inc();
                 }
                 None => self.created_as("cancelled", ""),
             },
-            Err(error) => self.created_as("error", error_reason(error)),
+            Err(error) => self.created_as("error", error_reason(error).name()),
         }
     }
 
@@ -188,11 +193,12 @@ impl Metrics {
     }
 
     /// A transaction that a participant's fence decided has come to its end.
-    pub fn settled(&self, pivot: usize, due_at: Timestamp, standing: &Standing) {
+    pub fn settled(&self, pivot: usize, record: &Record) {
+        let standing = &record.standing;
         let (Some(decided_at), Some(settled_at)) = (standing.decided_at, standing.settled_at) else { return };
         self.settle.observe(between(decided_at, settled_at));
         if standing.cause == Some(Cause::Matured) {
-            self.participants[pivot].maturity_lag.observe(between(due_at, settled_at));
+            self.participants[pivot].maturity_lag.observe(between(record.due_at(), settled_at));
         }
     }
 
@@ -238,16 +244,19 @@ fn between(earlier: Timestamp, later: Timestamp) -> Duration {
     Duration::try_from(later.duration_since(earlier)).unwrap_or_default()
 }
 
-/// Why the engine could not say what became of a creation, as the API names it.
-fn error_reason(error: &EngineError) -> &'static str {
+/// Why the engine could not say what became of a creation.
+fn error_reason(error: &EngineError) -> Reason {
     match error {
-        EngineError::Overloaded => "OVERLOADED",
-        EngineError::Draining => "DRAINING",
-        EngineError::Unreachable(_) => "SHARD_UNAVAILABLE",
-        EngineError::IdReused { .. } => "ID_REUSED",
-        EngineError::OutcomeUnknown(_) => "OUTCOME_UNKNOWN",
-        EngineError::Store(_) => "COORDINATOR_UNAVAILABLE",
-        EngineError::NotFound(_) | EngineError::TooLate { .. } => "INTERNAL",
+        EngineError::Overloaded => Reason::Overloaded,
+        EngineError::Draining => Reason::Draining,
+        EngineError::Unreachable(_) => Reason::ShardUnavailable,
+        EngineError::IdReused { .. } => Reason::IdReused,
+        EngineError::OutcomeUnknown(_) => Reason::OutcomeUnknown,
+        EngineError::Store(_) => Reason::CoordinatorUnavailable,
+        // No creation ends like this.
+        EngineError::NotFound(_) => Reason::HoldNotFound,
+        EngineError::TooLate { .. } => Reason::HoldNotConfirmable,
+        EngineError::Changed { .. } => Reason::EtagMismatch,
     }
 }
 
@@ -291,6 +300,9 @@ pub fn attention_name(attention: Attention) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::Place;
+    use std::sync::Arc;
+    use tcc_core::{AccountId, Amount, Currency, Descriptor, Transaction, TransactionId};
 
     fn text(metrics: &Metrics) -> String {
         let mut text = String::new();
@@ -328,12 +340,25 @@ mod tests {
         let mut standing = Standing::begun(at(0));
         (standing.phase, standing.cause) = (Phase::Confirmed, Some(Cause::Matured));
         (standing.decided_at, standing.settled_at) = (Some(at(1_002)), Some(at(1_020)));
+        let account = |name: &str| AccountId::parse(name).unwrap();
+        let (amount, gold) = (Amount::new(5).unwrap(), Currency::parse("GOLD").unwrap());
+        let transfer = Descriptor::transfer(account("alice"), account("bob"), amount, gold);
+        let settled = |descriptor| {
+            let transaction = Arc::new(Transaction::new(TransactionId::mint(at(0), [7; 10]), descriptor));
+            metrics.settled(0, &Record { transaction, place: Place::default(), standing: standing.clone() });
+            text(&metrics)
+        };
 
-        metrics.settled(0, at(1_000), &standing);
+        let after_a_hold = settled(Descriptor { due_at: at(1_000), ..transfer.clone() });
+        let after_a_transfer = settled(transfer);
 
-        let text = text(&metrics);
-        assert!(text.contains("tcc_maturity_lag_seconds_sum{participant=\"shard-0\"} 0.02"), "{text}");
-        assert!(text.contains("tcc_settle_duration_seconds_sum 0.018"), "{text}");
+        let lag = |seconds| format!("tcc_maturity_lag_seconds_sum{{participant=\"shard-0\"}} {seconds}\n");
+        assert!(after_a_hold.contains(&lag("0.02")), "{after_a_hold}");
+        assert!(after_a_hold.contains("tcc_settle_duration_seconds_sum 0.018"), "{after_a_hold}");
+        assert!(
+            after_a_transfer.contains(&lag("1.04")),
+            "a transfer is due when it is created: {after_a_transfer}"
+        );
     }
 
     #[test]

@@ -13,31 +13,17 @@ use std::{
     task::{Context, Poll},
     time::Instant,
 };
-use tonic::codegen::http::{HeaderMap, Request, Response};
+use tcc_proto::reason::code_name;
+use tonic::{
+    Code,
+    codegen::http::{HeaderMap, Request, Response},
+};
 use tower::{Layer, Service};
 
 type Labels = [(&'static str, String); 3];
 
-/// The status codes of gRPC, by their numbers.
-const CODES: [&str; 17] = [
-    "OK",
-    "CANCELLED",
-    "UNKNOWN",
-    "INVALID_ARGUMENT",
-    "DEADLINE_EXCEEDED",
-    "NOT_FOUND",
-    "ALREADY_EXISTS",
-    "PERMISSION_DENIED",
-    "RESOURCE_EXHAUSTED",
-    "FAILED_PRECONDITION",
-    "ABORTED",
-    "OUT_OF_RANGE",
-    "UNIMPLEMENTED",
-    "INTERNAL",
-    "UNAVAILABLE",
-    "DATA_LOSS",
-    "UNAUTHENTICATED",
-];
+/// How many status codes gRPC has, from 0 on.
+const CODES: usize = 17;
 /// What a method that the API does not have is called.
 const OTHER: &str = "_OTHER";
 
@@ -55,7 +41,7 @@ struct Inner {
 
 struct Method {
     name: String,
-    by_code: [OnceLock<Histogram>; CODES.len()],
+    by_code: [OnceLock<Histogram>; CODES],
 }
 
 impl Calls {
@@ -87,7 +73,7 @@ impl Calls {
         }
         let inner = Inner { registry, durations, methods, other: Method::new(OTHER.to_owned()) };
         // Answers of one method, so that the family is never empty.
-        inner.series(&inner.other, 12);
+        inner.series(&inner.other, Code::Unimplemented);
         Self(Arc::new(inner))
     }
 
@@ -103,17 +89,17 @@ impl Calls {
 
 impl Method {
     fn new(name: String) -> Self {
-        Self { name, by_code: [const { OnceLock::new() }; CODES.len()] }
+        Self { name, by_code: [const { OnceLock::new() }; CODES] }
     }
 }
 
 impl Inner {
-    fn series<'a>(&self, method: &'a Method, code: usize) -> &'a Histogram {
-        method.by_code[code].get_or_init(|| {
+    fn series<'a>(&self, method: &'a Method, code: Code) -> &'a Histogram {
+        method.by_code[code as usize].get_or_init(|| {
             let labels = [
                 ("rpc_system_name", "grpc".to_owned()),
                 ("rpc_method", method.name.clone()),
-                ("rpc_response_status_code", CODES[code].to_owned()),
+                ("rpc_response_status_code", code_name(code).to_owned()),
             ];
             self.durations.get_or_create(&labels).clone()
         })
@@ -121,9 +107,8 @@ impl Inner {
 
     fn answered(&self, path: &str, head: &HeaderMap, began: Instant) {
         let method = self.methods.get(path).unwrap_or(&self.other);
-        let status = head.get("grpc-status").and_then(|status| status.to_str().ok()?.parse().ok());
-        let code = status.unwrap_or(0usize).min(CODES.len() - 1);
-        self.series(method, code).observe(began.elapsed());
+        let status = head.get("grpc-status").map_or(Code::Ok, |status| Code::from_bytes(status.as_bytes()));
+        self.series(method, status).observe(began.elapsed());
     }
 }
 

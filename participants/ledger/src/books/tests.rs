@@ -327,3 +327,43 @@ fn check_chains(journal: &[Posting]) -> Result<(), TestCaseError> {
     }
     Ok(())
 }
+
+#[test]
+fn an_account_is_closed_when_it_is_empty_and_stays_closed() {
+    let mut books = books_with(&[("alice", 100), ("bob", 0)]);
+    let set =
+        |books: &mut Books, account: &str, state| match books.decide(&Op::SetState(name(account), state)) {
+            Answer::Stands(account) => account.map(|account| account.state),
+            other => panic!("{other:?}"),
+        };
+    outcomes(&mut books, Operation::Try, &hold(1, "alice", "bob", 100), &[0]);
+
+    assert_eq!(
+        set(&mut books, "alice", AccountState::Closed),
+        Some(AccountState::Open),
+        "it holds something"
+    );
+    assert_eq!(set(&mut books, "alice", AccountState::Blocked), Some(AccountState::Blocked));
+    assert_eq!(set(&mut books, "bob", AccountState::Closed), Some(AccountState::Closed));
+    assert_eq!(set(&mut books, "bob", AccountState::Open), Some(AccountState::Closed));
+    assert_eq!(set(&mut books, "nobody", AccountState::Blocked), None);
+}
+
+#[test]
+fn a_burn_takes_what_is_available_once() {
+    let mut books = books_with(&[("alice", 100)]);
+    let burn = |n: u8, amount: i64| {
+        let (amount, gold) = (Amount::new(amount).unwrap(), Currency::parse(GOLD).unwrap());
+        Op::Issue(Arc::new(Transaction::new(id(n), Descriptor::burn(name("alice"), amount, gold))))
+    };
+    let outcome = |books: &mut Books, op: &Op| match books.decide(op) {
+        Answer::Issued(outcome, _) => outcome,
+        other => panic!("{other:?}"),
+    };
+
+    assert_eq!(outcome(&mut books, &burn(1, 60)), Outcome::Done);
+    assert_eq!(outcome(&mut books, &burn(1, 60)), Outcome::Done, "again");
+    assert_eq!(outcome(&mut books, &burn(2, 41)), Outcome::Refused(Refusal::InsufficientFunds));
+    assert_eq!(outcome(&mut books, &issue(1, "alice", 60)), Outcome::OtherDescriptor);
+    assert_eq!(balances(&books, "alice"), (40, 0));
+}

@@ -87,7 +87,7 @@ impl Baseline {
     pub async fn start(accounts: u32, progress: &Progress) -> anyhow::Result<Self> {
         progress.say("   starting the baseline's server");
         let settings = SETTINGS.into_iter().chain(["max_prepared_transactions=100"]).map(str::to_owned);
-        let options = Options { data: None, settings: settings.collect() };
+        let options = Options { settings: settings.collect(), ..Options::default() };
         let cluster = tokio::task::spawn_blocking(move || Cluster::start(&options)).await??;
         let pgbench = find_pgbench(&cluster)?;
         let sql = system::connect(&cluster).await?;

@@ -174,6 +174,7 @@ impl Accounts {
                 nanos: due_at.subsec_nanosecond(),
             }),
             on_maturity: v1::OnMaturity::Confirm.into(),
+            ..Default::default()
         }
     }
 

@@ -43,14 +43,21 @@ pub async fn run(options: &Options, scale: &Scale, progress: &Progress) -> anyho
     let holds = Holds { due: DUE, ..Holds::far(&system.accounts, Payees::Any) };
     let mut part = Part::default();
     let mut series = Vec::new();
-    let (mut all_early, mut p99) = (0, Vec::new());
+    let (mut all_early, mut errors, mut p99) = (0, 0, Vec::new());
     for (figure, name, creates) in [("P7 idle", "idle", IDLE_RATE), ("P7 loaded", "loaded", options.rate)] {
         let rate = Rate { creates, cancel_every: 0, lasts: Duration::from_secs(u64::from(options.seconds)) };
         let watch = progress.watch("holds", u64::from(creates) * u64::from(options.seconds));
         let started = Timestamp::now();
         let open = load::open(&system.fleet, rate, &holds, &watch).await?;
         drop(watch);
-        anyhow::ensure!(open.errors == 0, "{} creations failed: {:?}", open.errors, open.first_error);
+        // A machine that cannot do so much turns some of it away: what it took has its lateness all the same.
+        if open.errors > 0 {
+            part.fact(
+                format!("creations that failed, {name}"),
+                format!("{}, the first: {:?}", open.errors, open.first_error),
+            );
+        }
+        errors += open.errors;
         system.settle(started, holds.due_until(), |_| {}).await?;
         let (late, early) = system.lateness(started).await?;
         // At another rate it says nothing about the goal.
@@ -67,8 +74,8 @@ pub async fn run(options: &Options, scale: &Scale, progress: &Progress) -> anyho
     }
     part.figure("P7 early", all_early as f64);
     part.line = Some(format!(
-        "lateness: {} p99_idle_ms={:.1} p99_loaded_ms={:.1} rate={} early={all_early}",
-        if p99[0] <= 50.0 && p99[1] <= 250.0 && all_early == 0 { "ok" } else { "MISSED" },
+        "lateness: {} p99_idle_ms={:.1} p99_loaded_ms={:.1} rate={} early={all_early} errors={errors}",
+        if p99[0] <= 50.0 && p99[1] <= 250.0 && (all_early, errors) == (0, 0) { "ok" } else { "MISSED" },
         p99[0],
         p99[1],
         options.rate,

@@ -302,7 +302,7 @@ async fn cancel(
     client: &mut v1::hold_service_client::HoldServiceClient<Channel>,
     id: String,
 ) -> anyhow::Result<()> {
-    let response = client.cancel_hold(v1::CancelHoldRequest { id }).await;
+    let response = client.cancel_hold(v1::CancelHoldRequest { id, etag: String::new() }).await;
     let response = response.map_err(|status| told("cancelling a hold", &status))?;
     match response.into_inner().hold.map(|hold| hold.phase()) {
         Some(v1::Phase::Cancelled) => Ok(()),

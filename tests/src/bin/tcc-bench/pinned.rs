@@ -126,10 +126,8 @@ fn last(values: &[f64]) -> f64 {
 /// A queue of its own server: jobs per second in steps, before and with a snapshot held.
 async fn queue(lasts: Duration, progress: &Progress) -> anyhow::Result<(Vec<f64>, Vec<f64>)> {
     progress.say("   the same for a SKIP LOCKED queue");
-    let options = ClusterOptions {
-        data: None,
-        settings: system::SETTINGS.iter().map(|&setting| setting.into()).collect(),
-    };
+    let settings = system::SETTINGS.iter().map(|&setting| setting.into()).collect();
+    let options = ClusterOptions { settings, ..ClusterOptions::default() };
     let cluster = tokio::task::spawn_blocking(move || Cluster::start(&options)).await??;
     let (producer, consumer) = (system::connect(&cluster).await?, system::connect(&cluster).await?);
     let pin = system::connect(&cluster).await?;

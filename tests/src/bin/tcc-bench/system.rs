@@ -114,6 +114,25 @@ impl System {
         std::iter::once(&self.servers.coordinator).chain(&self.servers.shards).map(postmaster).collect()
     }
 
+    /// What the coordinator's server has logged since it started.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be read.
+    pub fn coordinator_log(&self) -> anyhow::Result<String> {
+        let path = self.servers.coordinator.home().join("log");
+        fs::read_to_string(path).context("reading the log of the coordinator's server")
+    }
+
+    /// One more connection to the coordinator's database.
+    ///
+    /// # Errors
+    ///
+    /// If it does not answer.
+    pub async fn connect(&self) -> anyhow::Result<Client> {
+        connect(&self.servers.coordinator).await
+    }
+
     /// The process id of its tccd.
     ///
     /// # Errors

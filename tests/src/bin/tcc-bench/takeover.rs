@@ -8,7 +8,7 @@ use crate::{
     Scale,
     fleet::{Chance, Fleet, Payees},
     latency::Latency,
-    load::{Due, Holds},
+    load::{self, Due, Holds},
     progress::Progress,
     report::{Form, Part, Plot, Series},
     system::{Instance, System},
@@ -35,7 +35,7 @@ pub struct Options {
     /// How often an instance is told to leave.
     #[arg(long, default_value_t = 5)]
     pub drains: u32,
-    /// Creations per second.
+    /// Creations per second; fewer if that is more than [`SHARE`] of what the three instances can take.
     #[arg(long, default_value_t = 3_000)]
     pub rate: u32,
 }
@@ -55,6 +55,10 @@ const CALM: Duration = Duration::from_secs(30);
 /// So many accounts there are at least: batches of several instances that meet at an account wait for each other, and with few
 /// accounts most of them do.
 const ACCOUNTS: u32 = 60_000;
+/// So many lifecycles tell what the instances can take, created by so many callers at each of them.
+const PROBE: (u64, u32) = (20_000, 128);
+/// Of what they can take, so much is asked of them: what an event held up must be made good beside the rest.
+const SHARE: f64 = 0.7;
 /// In seconds, after a kill or a stop, and after a drain.
 const GOALS: [f64; 2] = [5.5, 1.0];
 
@@ -87,11 +91,13 @@ pub async fn run(options: &Options, scale: &Scale, progress: &Progress) -> anyho
     balanced(&system, 3).await?;
     let holds = Holds { due: DUE, ..Holds::far(&system.accounts, Payees::Any) };
     let fleets = [system.fleet.clone(), victims[0].fleet.clone(), victims[1].fleet.clone()];
+    let capacity = capacity(&system, &fleets, &holds, progress).await?;
+    let rate = options.rate.min((capacity * SHARE) as u32);
+    progress.say(&format!("   {capacity:.0} lifecycles/s at three instances; load: {rate} creations/s"));
     let started = Timestamp::now();
     let ends = Arc::new(AtomicBool::new(false));
     let under_way = Arc::new(AtomicUsize::new(0));
-    let load =
-        tokio::spawn(feed(fleets, options.rate, holds.clone(), Arc::clone(&ends), Arc::clone(&under_way)));
+    let load = tokio::spawn(feed(fleets, rate, holds.clone(), Arc::clone(&ends), Arc::clone(&under_way)));
 
     let kinds = [Event::Kill, Event::Stop].into_iter().cycle().take(options.rounds as usize);
     let events: Vec<Event> = kinds.chain((0..options.drains).map(|_| Event::Drain)).collect();
@@ -102,7 +108,7 @@ pub async fn run(options: &Options, scale: &Scale, progress: &Progress) -> anyho
         tokio::time::sleep(Duration::from_secs(3)).await;
         // What was held up by the event before is another event's matter.
         let calm = Instant::now() + CALM;
-        while under_way.load(Ordering::Relaxed) > options.rate as usize / 2 && Instant::now() < calm {
+        while under_way.load(Ordering::Relaxed) > rate as usize / 2 && Instant::now() < calm {
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
         measured.push(one(&system, &mut victims[round % 2], event).await?);
@@ -138,20 +144,39 @@ pub async fn run(options: &Options, scale: &Scale, progress: &Progress) -> anyho
     }
     let (_, early) = system.lateness(started).await?;
     let (unpaid, twice) = (system.unpaid(&promised).await?, system.paid_twice().await?);
+    part.fact("lifecycles per second that three instances could take", format!("{capacity:.0}"));
     part.fact("holds promised, not paid", format!("{}, {unpaid}", promised.len()));
     part.fact("creations that were repeated until their due time was past", too_late.to_string());
     system.audit(progress).await?;
     let is_met = worst[0] <= GOALS[0] && worst[1] <= GOALS[1] && early == 0 && unpaid == 0 && twice == 0;
     part.line = Some(format!(
-        "takeover: {} events={} rate={} holds={} p99_after_kill_s={:.2} p99_after_drain_s={:.2} paid_twice={twice} early={early} unpaid={unpaid}",
+        "takeover: {} events={} rate={rate} holds={} p99_after_kill_s={:.2} p99_after_drain_s={:.2} paid_twice={twice} early={early} unpaid={unpaid}",
         if is_met { "ok" } else { "MISSED" },
         measured.len(),
-        options.rate,
         promised.len(),
         worst[0],
         worst[1],
     ));
     Ok(part)
+}
+
+/// How many lifecycles per second the three instances make between them.
+async fn capacity(
+    system: &System,
+    fleets: &[Fleet; 3],
+    holds: &Holds,
+    progress: &Progress,
+) -> anyhow::Result<f64> {
+    let (each, callers) = PROBE;
+    let watch = progress.watch("lifecycles at three instances", 3 * each);
+    let due = Due::In(Duration::from_secs(1), Duration::ZERO);
+    let holds = Holds { due, ..holds.clone() };
+    let started = Timestamp::now();
+    let closed = fleets.iter().map(|fleet| load::closed(fleet, callers, each, &holds, &watch));
+    let closed = futures::future::try_join_all(closed).await?;
+    let due_until = closed.iter().map(|closed| closed.due_until).max().unwrap_or(started);
+    let settled = system.settle(started, due_until, |_| {}).await?;
+    Ok((3 * each) as f64 / settled.last.duration_since(started).as_secs_f64())
 }
 
 /// One event: when, and the slots that the instance served then.

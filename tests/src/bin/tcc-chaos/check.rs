@@ -1,7 +1,15 @@
 //! Whether every promise was kept: transaction by transaction, from the databases themselves.
+//!
+//! A transaction may be missing for one reason only: nobody was ever told that it is held, decided or refused. Whoever was told
+//! that was told it after a fence had been written, and from a fence a row that was lost is written anew. So even of those that are
+//! known to have been lost none may be missing that has a fence. Until a row is written anew its client may be told that there is
+//! no such hold; if it was never lost, that is a broken promise, too.
+//!
+//! Nothing is paid early by the clock of the coordinator's database, as late as that has shown it to be by then.
 
 use crate::{
     clients::{self, Promise},
+    nemesis::Torment,
     system::System,
 };
 use anyhow::{Context as _, ensure};
@@ -25,6 +33,8 @@ pub struct Verdict {
     pub broken_promises: usize,
     /// What the auditor found.
     pub findings: usize,
+    /// Of the transactions whose rows were lost, how many have one again. The others have no fence.
+    pub rows_back: usize,
 }
 
 impl Verdict {
@@ -68,18 +78,26 @@ struct Fact {
 }
 
 /// Checks everything.
-pub async fn all(system: &System, promises: &[Promise], issued: i64) -> anyhow::Result<Verdict> {
+pub async fn all(
+    system: &System,
+    promises: &[Promise],
+    torment: &Torment,
+    issued: i64,
+) -> anyhow::Result<Verdict> {
     clients::enough(promises)?;
     let mut verdict = Verdict::default();
     let facts = facts(system).await.context("reading the databases")?;
+    let latest_by = |at| system.clock().map_or(at, |clock| clock.latest_by(at));
     for promise in promises {
-        if let Some(what) = broken(promise, facts.get(&promise.id)) {
+        let was_lost = torment.lost.contains(&promise.id);
+        if let Some(what) = broken(promise, facts.get(&promise.id), was_lost, latest_by) {
             verdict.broken_promises += 1;
             if verdict.broken_promises <= 20 {
                 println!("{}: {what}", promise.id);
             }
         }
     }
+    verdict.rows_back = torment.lost.iter().filter(|id| facts.contains_key(*id)).count();
     let mut total: i64 = 0;
     for url in &system.urls[1..] {
         let sql = connect(url).await;
@@ -122,12 +140,23 @@ const VETOED_FENCE: i16 = 5;
 const CONFIRMED: i16 = 4;
 const CANCELLED: i16 = 6;
 
-fn broken(promise: &Promise, fact: Option<&Fact>) -> Option<String> {
+/// `latest_by` answers the latest time that the coordinator's database can have shown until then.
+fn broken(
+    promise: &Promise,
+    fact: Option<&Fact>,
+    was_lost: bool,
+    latest_by: impl Fn(Timestamp) -> Timestamp,
+) -> Option<String> {
     if let Some(contradiction) = &promise.contradiction {
         return Some(contradiction.clone());
     }
+    if promise.forgotten && !was_lost {
+        return Some(
+            "its client was told HELD, and then that there is none, and its row was never lost".into(),
+        );
+    }
     let Some(fact) = fact else {
-        let is_told = promise.held || promise.told.is_some();
+        let is_told = promise.held || promise.told.is_some() || promise.refused.is_some();
         return is_told.then(|| format!("it is unknown, and its client was told of it: {promise:?}"));
     };
     let is_paid = |state: &i16| *state == CONFIRMED_FENCE;
@@ -138,6 +167,9 @@ fn broken(promise: &Promise, fact: Option<&Fact>) -> Option<String> {
     };
     if !fits {
         return Some(format!("phase {}, fences {:?}, paid {:?}", fact.phase, fact.fences, fact.paid));
+    }
+    if promise.refused.is_some() && fact.phase != CANCELLED {
+        return Some(format!("its client was told {:?}, and it is in phase {}", promise.refused, fact.phase));
     }
     let told = promise.told.map(|told| if told == Phase::Confirmed { CONFIRMED } else { CANCELLED });
     if told.is_some_and(|told| told != fact.phase) {
@@ -151,7 +183,7 @@ fn broken(promise: &Promise, fact: Option<&Fact>) -> Option<String> {
             fact.phase
         ));
     }
-    let is_early = |at: &Timestamp| *at < promise.due_at || promise.is_release;
+    let is_early = |at: &Timestamp| latest_by(*at) < promise.due_at || promise.is_release;
     if !promise.asked_confirm && fact.paid.iter().any(is_early) {
         return Some(format!("due at {}, paid at {:?}", promise.due_at, fact.paid));
     }

@@ -1,6 +1,6 @@
 //! Clients that want transfers, ask again when they get no answer, and remember what they were told.
 
-use crate::system::{INSTANCES, SHARDS, System};
+use crate::system::{SHARDS, System};
 use anyhow::ensure;
 use jiff::SignedDuration;
 use std::{
@@ -12,7 +12,7 @@ use std::{
 };
 use tcc_core::Timestamp;
 use tcc_proto::v1::{self, OnMaturity, Phase};
-use tcc_tests::{amount, from_proto, new_id, time};
+use tcc_tests::{amount, from_proto, new_id, reason, time};
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status};
 
@@ -32,6 +32,10 @@ pub struct Promise {
     pub is_release: bool,
     /// It was told HELD.
     pub held: bool,
+    /// It was told that it is refused, and why.
+    pub refused: Option<String>,
+    /// After it was told HELD it was told that there is no such hold.
+    pub forgotten: bool,
     /// The final phase that it was told.
     pub told: Option<Phase>,
     /// It asked for the release.
@@ -127,6 +131,8 @@ impl Caller {
             due_at: request.due_at.as_ref().map(from_proto).expect("it has one"),
             is_release: request.on_maturity() == OnMaturity::Cancel,
             held: false,
+            refused: None,
+            forgotten: false,
             told: None,
             asked_cancel: false,
             asked_confirm: false,
@@ -141,8 +147,12 @@ impl Caller {
                     break;
                 }
                 Err(status) if is_unknown(&status) => self.pause(300).await,
-                // A refusal.
-                Err(_) => break,
+                Err(status) => {
+                    // Anything else was not taken at all, such as what has fallen due since it was first asked for.
+                    let is_refused = status.code() == Code::FailedPrecondition;
+                    promise.refused = is_refused.then(|| reason(&status));
+                    break;
+                }
             }
         }
         match self.rng.u8(0..10) {
@@ -150,25 +160,20 @@ impl Caller {
                 self.pause(400).await;
                 promise.asked_cancel = true;
                 let mut client = self.instance();
-                if let Ok(hold) = self.asked(client.cancel(&promise.id).await) {
-                    promise.hear(Some(&hold));
-                }
+                promise.hear_again(self.asked(client.cancel(&promise.id).await));
             }
             3 => {
                 self.pause(400).await;
                 promise.asked_confirm = true;
                 let mut client = self.instance();
-                if let Ok(hold) = self.asked(client.confirm(&promise.id).await) {
-                    promise.hear(Some(&hold));
-                }
+                promise.hear_again(self.asked(client.confirm(&promise.id).await));
             }
             4 => {
                 self.pause(400).await;
                 let mut client = self.instance();
                 let get = client.holds.get_hold(v1::GetHoldRequest { id: promise.id.clone() }).await;
-                if let Ok(answer) = self.asked(get) {
-                    promise.hear(answer.into_inner().hold.as_ref());
-                }
+                let get = get.map(|answer| answer.into_inner().hold.unwrap_or_default());
+                promise.hear_again(self.asked(get));
             }
             _ => {}
         }
@@ -195,11 +200,12 @@ impl Caller {
             amount: Some(amount(self.rng.i64(1..500))),
             due_at: Some(time(Timestamp::now() + delay)),
             on_maturity: on_maturity.into(),
+            ..Default::default()
         }
     }
 
     fn instance(&mut self) -> tcc_tests::Client {
-        let instance = self.rng.usize(0..INSTANCES);
+        let instance = self.rng.usize(0..self.system.instances.len());
         self.system.client(instance)
     }
 
@@ -228,6 +234,13 @@ fn is_unknown(status: &Status) -> bool {
 }
 
 impl Promise {
+    fn hear_again(&mut self, answer: Result<v1::Hold, Status>) {
+        match answer {
+            Ok(hold) => self.hear(Some(&hold)),
+            Err(status) => self.forgotten |= self.held && status.code() == Code::NotFound,
+        }
+    }
+
     fn hear(&mut self, hold: Option<&v1::Hold>) {
         let Some(hold) = hold else { return };
         let phase = hold.phase();

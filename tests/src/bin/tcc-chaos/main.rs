@@ -1,21 +1,30 @@
 //! A whole system on real PostgreSQL servers, real processes and wires, in which things go wrong all the time.
 //!
-//! Several `tccd`, a coordinator database and three shards, each with fsync on; between every `tccd` and every server a wire
-//! of its own. Clients want transfers and remember what they were told; a nemesis lets everything fail that can. Then
-//! everything is mended, must become final, and each transaction is compared with its client's promise.
+//! Several `tccd`, a coordinator database and three shards, each with a streaming standby and with fsync on; between every
+//! `tccd` and every server a wire of its own. Clients want transfers and remember what they were told; a nemesis lets everything
+//! fail that can. Then everything is mended, must become final, and each transaction is compared with its client's promise.
 //!
-//! The last line is `chaos: ok faults=… kinds=… transfers=… lost=0 created=0 broken_promises=0 availability=… seed=…` (exit 0)
-//! or begins with `chaos: FAILED` (exit 1). A seed draws the same faults in the same order; what they meet is up to the machine.
+//! The last line is `chaos: ok faults=… kinds=… kills=… failovers=… transfers=… lost=0 created=0 broken_promises=0 …` (exit 0) or
+//! begins with `chaos: FAILED` (exit 1). A seed draws the same faults in the same order; what they meet is up to the machine.
+//!
+//! With `--recovery` few things fail, one after the other, and it is measured how long it takes until all is as before; see
+//! [`recovery`].
 
 mod check;
 mod clients;
+mod clock;
+mod disk;
 mod nemesis;
+mod recovery;
+mod site;
 mod system;
 
 use anyhow::Context as _;
 use clap::Parser;
-use std::{collections::BTreeMap, process::ExitCode, time::Duration};
-use system::System;
+use nemesis::Torment;
+use std::{process::ExitCode, time::Duration};
+use system::{Setup, System};
+use tcc_tests::program;
 use tokio_util::sync::CancellationToken;
 
 /// Lets everything fail on real servers, and checks every promise
@@ -28,84 +37,94 @@ struct Cli {
     #[arg(long, default_value_t = 1)]
     seed: u64,
     /// How many clients want something at a time
-    #[arg(long, default_value_t = 64)]
+    #[arg(long, default_value_t = 320)]
     clients: usize,
+    /// Measure how long it takes to recover from one fault at a time
+    #[arg(long)]
+    recovery: bool,
 }
 
+/// How many `tccd` there are.
+const INSTANCES: usize = 3;
 /// How long everything may take to become final once nothing fails any more.
 const PATIENCE: Duration = Duration::from_secs(120);
+/// In a run of this many seconds a kind of fault that did no harm proves nothing.
+const LONG: u64 = 300;
 
 #[tokio::main]
 async fn main() -> ExitCode {
     let cli = Cli::parse();
-    match run(&cli).await {
-        Ok(outcome) => {
-            println!("{outcome}");
-            if outcome.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    let name = if cli.recovery { "recovery" } else { "chaos" };
+    let running = async {
+        if cli.recovery {
+            recovery::measure().await
+        } else {
+            run(&cli).await.with_context(|| format!("seed={}", cli.seed))
         }
-        Err(error) => {
-            println!("chaos: FAILED seed={}: {error:#}", cli.seed);
-            ExitCode::FAILURE
+    };
+    let ended = tokio::select! {
+        ended = running => ended,
+        stopped = program::stopped() => stopped,
+    };
+    match ended {
+        Ok(last_line) => {
+            println!("{last_line}");
+            let is_ok = last_line.starts_with(&format!("{name}: ok "));
+            if is_ok { ExitCode::SUCCESS } else { ExitCode::FAILURE }
         }
+        Err(error) => program::failed(name, &error),
     }
 }
 
-/// What came of it.
-struct Outcome {
-    seed: u64,
-    kinds: BTreeMap<&'static str, u64>,
-    transfers: usize,
-    availability: f64,
-    verdict: check::Verdict,
-}
-
-impl Outcome {
-    fn is_ok(&self) -> bool {
-        self.verdict.is_clean()
-    }
-}
-
-impl std::fmt::Display for Outcome {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(
-            f,
-            "chaos: {} faults={} kinds={} transfers={} lost={} created={} broken_promises={} findings={} availability={:.4} seed={}",
-            if self.is_ok() { "ok" } else { "FAILED" },
-            self.kinds.values().sum::<u64>(),
-            self.kinds.len(),
-            self.transfers,
-            self.verdict.lost,
-            self.verdict.created,
-            self.verdict.broken_promises,
-            self.verdict.findings,
-            self.availability,
-            self.seed,
-        )
-    }
-}
-
-async fn run(cli: &Cli) -> anyhow::Result<Outcome> {
-    println!("starting 4 PostgreSQL servers and {} tccd", system::INSTANCES);
-    let system = System::start().await?;
+/// Answers the last line.
+async fn run(cli: &Cli) -> anyhow::Result<String> {
+    println!("starting 4 PostgreSQL servers, their standbys and {INSTANCES} tccd");
+    let system = System::start(Setup { instances: INSTANCES, is_rough: true }).await?;
     let issued = clients::open_accounts(&system).await.context("opening accounts")?;
 
     let stop = CancellationToken::new();
     let wants = tokio::spawn(clients::want(system.clone(), cli.clients, cli.seed, stop.clone()));
-    let kinds = nemesis::torment(&system, Duration::from_secs(cli.seconds), cli.seed).await;
+    let torment = nemesis::torment(&system, Duration::from_secs(cli.seconds), cli.seed).await;
     stop.cancel();
     let wants = wants.await.context("the clients")?;
     println!("mending everything");
     system.mend().await?;
     check::until_final(&system, PATIENCE).await?;
-    for (kind, count) in &kinds {
+    for (kind, count) in &torment.kinds {
         println!("  {count:>5}  {kind}");
     }
-    let verdict = check::all(&system, &wants.promises, issued).await?;
-    Ok(Outcome {
-        seed: cli.seed,
-        kinds,
-        transfers: wants.promises.len(),
-        availability: wants.answered as f64 / wants.asked.max(1) as f64,
-        verdict,
-    })
+    let verdict = check::all(&system, &wants.promises, &torment, issued).await?;
+
+    let Torment { kinds, kills, failovers: [of_shards, of_coordinator], lost, went_back } = &torment;
+    println!(
+        "the coordinator's database lost {} rows in {of_coordinator} fail-overs, and {went_back} went back to an earlier phase; {} are \
+         back, the others had no fence and were promised to nobody",
+        lost.len(),
+        verdict.rows_back,
+    );
+    let is_biting = *of_coordinator > 0 && !lost.is_empty();
+    if !is_biting {
+        println!(
+            "no fail-over of the coordinator's database has lost anything: this run does not prove that it may"
+        );
+    }
+    let not_run = system.not_run();
+    let is_ok = verdict.is_clean() && (is_biting || cli.seconds < LONG);
+    Ok(format!(
+        "chaos: {} faults={} kinds={} kills={kills} failovers={} transfers={} lost={} created={} broken_promises={} \
+         rows_lost={} findings={} availability={:.4} seed={}{}",
+        if is_ok { "ok" } else { "FAILED" },
+        kinds.values().sum::<u64>(),
+        kinds.len(),
+        of_shards + of_coordinator,
+        wants.promises.len(),
+        verdict.lost,
+        verdict.created,
+        verdict.broken_promises,
+        lost.len(),
+        verdict.findings,
+        wants.answered as f64 / wants.asked.max(1) as f64,
+        cli.seed,
+        if not_run.is_empty() { String::new() } else { format!(" not_run={}", not_run.join(",")) },
+    ))
 }

@@ -1,55 +1,90 @@
-//! The servers, the processes, and the wires between them.
+//! The servers with their standbys, the processes, and the wires between them.
 
+use crate::{
+    clock::{Clock, Of},
+    disk::Disk,
+    site::{Plan, Site},
+};
 use anyhow::Context as _;
-use std::{sync::Arc, time::Duration};
-use tcc_coordinator::{
-    config::{Config, Database, ShardConfig},
-    dev::{Cluster, Servers},
-};
-use tcc_proto::v1::{
-    hold_service_client::HoldServiceClient, ledger_service_client::LedgerServiceClient,
-    operator_service_client::OperatorServiceClient, recovery_service_client::RecoveryServiceClient,
-};
+use jiff::SignedDuration;
+use std::{fs, os::unix::fs::PermissionsExt as _, sync::Arc};
+use tcc_coordinator::config::{Config, Database, ShardConfig};
 use tcc_tests::{
     Client,
     process::Tccd,
     proxy::{CommitsBy, Mode, Proxy},
 };
+use tempfile::TempDir;
 use tokio::sync::Mutex;
-use tonic::transport::Channel;
 
-/// How many `tccd` there are.
-pub const INSTANCES: usize = 3;
+/// The coordinator's server, and the shards': each with a standby, which is a synchronous one for the shards.
+const SITES: [Plan; 4] = [
+    Plan { name: "coordinator", is_synchronous: false, has_small_disk: true },
+    Plan { name: "shard-0", is_synchronous: true, has_small_disk: true },
+    Plan { name: "shard-1", is_synchronous: true, has_small_disk: false },
+    Plan { name: "shard-2", is_synchronous: true, has_small_disk: false },
+];
 /// How many shards.
-pub const SHARDS: usize = 3;
+pub const SHARDS: usize = SITES.len() - 1;
+
+/// What can go wrong beside what always can.
+#[derive(Debug, Clone, Copy)]
+pub struct Setup {
+    /// How many `tccd` there are.
+    pub instances: usize,
+    /// Whether some disks are small and clocks can be set, where this machine allows that.
+    pub is_rough: bool,
+}
 
 /// Everything. Clones share it.
 #[derive(Clone)]
 pub struct System {
-    /// The coordinator's server, and the shards'.
-    pub servers: Vec<Arc<Mutex<Cluster>>>,
+    /// The coordinator's servers, and the shards'.
+    pub sites: Vec<Arc<Site>>,
     /// How to reach each of them without a wire that fails.
     pub urls: Vec<String>,
     /// The processes.
     pub instances: Vec<Arc<Mutex<Tccd>>>,
+    /// Theirs, if they can be set.
+    pub clocks: Vec<Option<Arc<Clock>>>,
     /// Of each process to each server.
     pub wires: Vec<Vec<Arc<Proxy>>>,
+    /// Whether some logs are on small disks.
+    pub has_small_disks: bool,
     clients: Vec<Client>,
 }
 
 impl System {
     /// Starts everything.
-    pub async fn start() -> anyhow::Result<Self> {
-        let servers = tokio::task::spawn_blocking(|| Servers::start(SHARDS, None, &[])).await??;
-        let all: Vec<Cluster> = std::iter::once(servers.coordinator).chain(servers.shards).collect();
-        let urls: Vec<String> = all.iter().map(Cluster::url).collect();
-        let (mut instances, mut wires, mut clients) = (Vec::new(), Vec::new(), Vec::new());
-        for _ in 0..INSTANCES {
+    pub async fn start(setup: Setup) -> anyhow::Result<Self> {
+        let root = tempfile::Builder::new().prefix("tcc-chaos-").tempdir().context("making a folder")?;
+        fs::set_permissions(root.path(), fs::Permissions::from_mode(0o711)).context("opening a folder")?;
+        let root = Arc::new(root);
+        let has_small_disks = setup.is_rough && can_mount(&root);
+        let clock = |name: &str, of| {
+            let clock = if setup.is_rough { Clock::new(root.path(), name, of)? } else { None };
+            anyhow::Ok(clock.map(Arc::new))
+        };
+        let starting = SITES.map(|plan| {
+            let clock = if plan.is_synchronous { Ok(None) } else { clock(plan.name, Of::Server) };
+            let plan = Plan { has_small_disk: plan.has_small_disk && has_small_disks, ..plan };
+            let root = Arc::clone(&root);
+            tokio::spawn(async move { Site::start(plan, root, clock?).await.map(Arc::new) })
+        });
+        let mut sites = Vec::new();
+        for site in starting {
+            sites.push(site.await.context("starting the servers")??);
+        }
+        let urls = sites.iter().map(|site| site.url()).collect();
+
+        let (mut instances, mut clocks) = (Vec::new(), Vec::new());
+        let (mut wires, mut clients) = (Vec::new(), Vec::new());
+        for number in 0..setup.instances {
             let mut mine = Vec::new();
-            for (n, server) in all.iter().enumerate() {
+            for (n, site) in sites.iter().enumerate() {
                 let commits_by = if n == 0 { CommitsBy::Sync } else { CommitsBy::Commit };
-                let socket = server.home().join("s/.s.PGSQL.5432");
-                mine.push(Arc::new(Proxy::start(socket, commits_by).await.context("starting a wire")?));
+                let wire = Proxy::start(site.socket(), commits_by).await.context("starting a wire")?;
+                mine.push(Arc::new(wire));
             }
             let shard = |n: usize| ShardConfig { name: format!("shard-{n}"), url: mine[n + 1].url() };
             let config = Config {
@@ -58,30 +93,43 @@ impl System {
                 shards: (0..SHARDS).map(shard).collect(),
                 ..Config::default()
             };
-            let tccd = Tccd::start(&config).await?;
-            clients.push(client(tccd.url())?);
+            let clock = clock(&format!("tccd-{number}"), Of::Threads)?;
+            let environment = clock.as_deref().map(Clock::environment).unwrap_or_default();
+            let tccd = Tccd::start_in(&config, environment).await?;
+            clients.push(Client::lazy(tccd.url()));
             instances.push(Arc::new(Mutex::new(tccd)));
+            clocks.push(clock);
             wires.push(mine);
         }
-        let servers = all.into_iter().map(|server| Arc::new(Mutex::new(server))).collect();
-        Ok(Self { servers, urls, instances, wires, clients })
+        Ok(Self { sites, urls, instances, clocks, wires, has_small_disks, clients })
     }
 
     /// A client of an instance, which may be down.
     pub fn client(&self, instance: usize) -> Client {
-        self.clients[instance % INSTANCES].clone()
+        self.clients[instance % self.clients.len()].clone()
     }
 
-    /// Every wire is whole, every server and every process runs.
+    /// The clock of the coordinator's server.
+    pub fn clock(&self) -> Option<&Clock> {
+        self.sites[0].clock.as_deref()
+    }
+
+    /// What this machine does not allow, and so does not go wrong.
+    pub fn not_run(&self) -> Vec<&'static str> {
+        let disk_full = (!self.has_small_disks).then_some("disk_full");
+        let clock_steps =
+            (self.clock().is_none() || self.clocks.iter().any(Option::is_none)).then_some("clock_steps");
+        disk_full.into_iter().chain(clock_steps).collect()
+    }
+
+    /// Every wire is whole, every clock is right, every server and every process runs.
     pub async fn mend(&self) -> anyhow::Result<()> {
         self.wires.iter().flatten().for_each(|wire| wire.set(Mode::Whole));
-        for server in &self.servers {
-            let server = Arc::clone(server);
-            tokio::task::spawn_blocking(move || {
-                let mut server = server.blocking_lock();
-                if server.processes().is_empty() { server.launch() } else { Ok(()) }
-            })
-            .await??;
+        for clock in self.clock().into_iter().chain(self.clocks.iter().flatten().map(AsRef::as_ref)) {
+            clock.set(SignedDuration::ZERO)?;
+        }
+        for site in &self.sites {
+            site.mend().await?;
         }
         for instance in &self.instances {
             let mut tccd = instance.lock().await;
@@ -93,15 +141,7 @@ impl System {
     }
 }
 
-fn client(url: &str) -> anyhow::Result<Client> {
-    let channel = Channel::from_shared(url.to_owned())?
-        .connect_timeout(Duration::from_secs(1))
-        .timeout(Duration::from_secs(8))
-        .connect_lazy();
-    Ok(Client {
-        holds: HoldServiceClient::new(channel.clone()),
-        ledger: LedgerServiceClient::new(channel.clone()),
-        operator: OperatorServiceClient::new(channel.clone()),
-        recovery: RecoveryServiceClient::new(channel),
-    })
+/// Whether this process may mount a disk.
+fn can_mount(root: &TempDir) -> bool {
+    Disk::mount(&root.path().join("trial")).is_ok()
 }

@@ -159,6 +159,7 @@ impl Client {
                 nanos: body.due_at.subsec_nanosecond(),
             }),
             on_maturity: v1::OnMaturity::Confirm.into(),
+            ..Default::default()
         };
         let call = || {
             let (mut holds, request) = (self.holds(), timed(request.clone()));
@@ -195,7 +196,7 @@ impl Client {
     /// No answer, or one that a cancel does not have.
     pub async fn cancel(&self, id: &str) -> anyhow::Result<Cancel> {
         let what = || format!("cancelling hold {id}");
-        let body = v1::CancelHoldRequest { id: id.to_owned() };
+        let body = v1::CancelHoldRequest { id: id.to_owned(), etag: String::new() };
         let call = || {
             let (mut holds, request) = (self.holds(), timed(body.clone()));
             async move { holds.cancel_hold(request).await }

@@ -167,7 +167,9 @@ fn compare(how: &str, one: &Answer<Taken>, other: &Answer<Taken>, wrong: &mut Ve
 fn read(id: &str, answer: Answer<Taken>) -> anyhow::Result<Created> {
     match answer {
         Answer::Yes(_) => Ok(Created::Held),
-        Answer::No(no) if no.code == Code::FailedPrecondition => Ok(Created::Refused(no.reason)),
+        Answer::No(no) if no.code == Code::FailedPrecondition || no.reason == "ACCOUNT_NOT_FOUND" => {
+            Ok(Created::Refused(no.reason))
+        }
         Answer::No(no) => Err(no.into_error(|| format!("creating hold {id}"))),
     }
 }

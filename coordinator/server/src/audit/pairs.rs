@@ -1,257 +1,115 @@
-//! The auditor: the books of every shard against themselves, each other and the coordinator. Reads only.
+//! Transactions against their fences on all shards.
 //!
-//! It runs while everything works, so two rows of different servers are never read at one instant. The order of reading
+//! Rows of different servers are never read at one instant, and everything goes on working meanwhile. The order of reading
 //! makes up for it: a phase is read before the fences, so what a final phase claims must already be true of them; and what
 //! contradicts nevertheless is only suspected, and read again, since fences only move towards their end. What still
 //! contradicts then is a finding.
 
+use super::{AuditError, Finding};
 use crate::{
     shards::Shards,
-    store::{Record, Store, StoreError},
+    store::{Record, Store},
 };
 use futures::future::try_join_all;
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeSet, HashMap, HashSet},
     time::Duration,
 };
-use tcc_core::{Cause, FenceState, Phase, Role, TransactionId};
-use tcc_ledger::{BranchRow, Branches, ReadError};
-use tokio::sync::mpsc;
+use tcc_core::{Cause, FenceState, Phase, TransactionId};
+use tcc_ledger::{BranchRow, Branches};
 use uuid::Uuid;
 
-/// What an audit tells while it runs.
-#[derive(Debug, Clone)]
-pub enum AuditEvent {
-    /// How far a step is.
-    Progress {
-        /// Which step.
-        step: String,
-        /// How much of it is done.
-        done: u64,
-    },
-    /// Something that must not be.
-    Finding(Finding),
-    /// The end.
-    Summary(Summary),
-}
-
-/// Something that must not be.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Finding {
-    /// Which invariant is broken.
-    pub kind: &'static str,
-    /// On which shard, if one.
-    pub shard: String,
-    /// Which transaction, if one.
-    pub transaction: String,
-    /// Which account, if one.
-    pub account: String,
-    /// What should be.
-    pub expected: String,
-    /// What is.
-    pub found: String,
-}
-
-/// What was looked at.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Summary {
-    /// Of the coordinator.
-    pub transactions: u64,
-    /// Fences of all shards.
-    pub branches: u64,
-    /// Accounts of all shards.
-    pub accounts: u64,
-    /// Postings of all shards.
-    pub postings: u64,
-    /// How many findings were reported.
-    pub findings: u64,
-    /// Issued minus burned, by currency, in minor units.
-    pub issued: Vec<(String, i64)>,
-}
-
-/// Why an audit could not be finished.
-#[derive(Debug, thiserror::Error)]
-pub enum AuditError {
-    /// The coordinator's database does not answer.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-    /// A shard does not answer.
-    #[error(transparent)]
-    Shard(#[from] ReadError),
-    /// Nobody listens any more.
-    #[error("the audit was given up by whoever asked for it")]
-    GivenUp,
-}
-
-/// How many transactions are read at a time.
-const PAGE: i64 = 2_000;
 /// How often, and how long apart, what is suspected is read again.
 const SECOND_LOOKS: (u32, Duration) = (5, Duration::from_millis(500));
-/// So many transactions that no wake-up would find are reported at most.
-const FORGOTTEN: i64 = 1_000;
 /// A branch without a transaction is an orphan after this; the sweep has had its chance by then.
 const ORPHAN_AFTER_US: i64 = 60_000_000;
 
-/// Runs a whole audit.
-///
-/// # Errors
-///
-/// [`AuditError`]: then the audit says nothing.
-pub async fn run(store: &Store, shards: &Shards, events: mpsc::Sender<AuditEvent>) -> Result<(), AuditError> {
-    let mut audit = Audit { store, shards, events, summary: Summary::default() };
-    audit.shards_alone().await?;
-    audit.transactions().await?;
-    audit.forgotten().await?;
-    let summary = AuditEvent::Summary(audit.summary.clone());
-    audit.tell(summary).await
-}
-
-struct Audit<'a> {
-    store: &'a Store,
-    shards: &'a Shards,
-    events: mpsc::Sender<AuditEvent>,
-    summary: Summary,
-}
-
 /// The fences of one transaction, with the names of their shards.
 type Fences<'a> = Vec<(&'a str, BranchRow)>;
+/// Those of many.
+type AllFences<'a> = HashMap<TransactionId, Fences<'a>>;
 
-impl<'a> Audit<'a> {
-    /// Each shard against itself, in one snapshot of its own.
-    async fn shards_alone(&mut self) -> Result<(), AuditError> {
-        let shards = self.shards;
-        let mut issued: HashMap<String, i64> = HashMap::new();
-        for shard in shards.all() {
-            self.tell(AuditEvent::Progress {
-                step: format!("books of {}", shard.name()),
-                done: self.summary.postings,
-            })
-            .await?;
-            let alone = shard.audit().await?;
-            self.summary.accounts += alone.accounts.unsigned_abs();
-            self.summary.postings += alone.postings.unsigned_abs();
-            self.summary.branches += alone.branches.unsigned_abs();
-            for (currency, amount) in alone.issued {
-                *issued.entry(currency).or_default() += amount;
-            }
-            for found in alone.findings {
-                let finding = Finding {
-                    kind: found.kind,
-                    shard: shard.name().to_owned(),
-                    transaction: found.transaction.unwrap_or_default(),
-                    account: found.account.unwrap_or_default(),
-                    expected: found.expected,
-                    found: found.found,
-                };
-                self.find(finding).await?;
-            }
-        }
-        self.summary.issued = issued.into_iter().collect();
-        self.summary.issued.sort();
-        Ok(())
-    }
-
-    /// Each transaction against its fences, and each fence against its transaction, range by range of their ids.
-    async fn transactions(&mut self) -> Result<(), AuditError> {
-        let mut after = Uuid::nil();
-        loop {
-            let page = self.store.page(after, PAGE).await?;
-            let is_last = page.is_empty();
-            let until = page.last().map_or(Uuid::max(), |last| last.id().uuid());
-            self.summary.transactions += page.len() as u64;
-            let fences = self.fences(Branches::Between(after, until)).await?;
-            let orphans = orphans(&page, &fences);
-            let mut suspects = contradictions(page, fences);
-            for _ in 0..SECOND_LOOKS.0 {
-                if suspects.is_empty() {
-                    break;
-                }
-                tokio::time::sleep(SECOND_LOOKS.1).await;
-                let ids: Vec<Uuid> = suspects.keys().map(|id| id.uuid()).collect();
-                let again = self.store.get_all(&ids).await?;
-                let fences = self.fences(Branches::Of(&ids)).await?;
-                suspects = contradictions(again, fences);
-            }
-            for finding in suspects.into_values().flatten() {
-                self.find(finding).await?;
-            }
-            for (id, finding) in orphans {
-                // Its row may have been committed after the page was read, if its id is the caller's.
-                if self.store.get(id).await?.is_none() {
-                    self.find(finding).await?;
-                }
-            }
-            if is_last {
-                return Ok(());
-            }
-            after = until;
-            let done = self.summary.transactions;
-            self.tell(AuditEvent::Progress { step: "transactions".into(), done }).await?;
-        }
-    }
-
-    /// What is not final must be found again: by one statement, since all of that is in one database.
-    async fn forgotten(&mut self) -> Result<(), AuditError> {
-        for id in self.store.forgotten(FORGOTTEN).await? {
-            let finding = Finding {
-                kind: "FORGOTTEN",
-                transaction: id.to_string(),
-                expected: "a wake-up that is still to come, and in time".into(),
-                found: "none".into(),
-                ..Finding::default()
-            };
-            self.find(finding).await?;
-        }
-        Ok(())
-    }
-
-    /// Reads fences of every shard, side by side.
-    async fn fences(&self, which: Branches<'_>) -> Result<HashMap<TransactionId, Fences<'a>>, AuditError> {
-        let shards = self.shards;
-        let mut fences: HashMap<TransactionId, Fences<'a>> = HashMap::new();
-        let reads = try_join_all(shards.all().iter().map(|shard| shard.branches(which))).await?;
-        for (shard, rows) in shards.all().iter().zip(reads) {
-            for row in rows {
-                fences.entry(row.transaction).or_default().push((shard.name(), row));
-            }
-        }
-        Ok(fences)
-    }
-
-    async fn find(&mut self, finding: Finding) -> Result<(), AuditError> {
-        self.summary.findings += 1;
-        self.tell(AuditEvent::Finding(finding)).await
-    }
-
-    async fn tell(&self, event: AuditEvent) -> Result<(), AuditError> {
-        self.events.send(event).await.map_err(|_| AuditError::GivenUp)
-    }
+/// What comparing transactions with fences came to.
+#[derive(Debug, Default)]
+pub(super) struct Compared {
+    /// What is wrong.
+    pub findings: Vec<Finding>,
+    /// Whether there are fences without a transaction for which it is too early to say: the sweep may be about to rebuild it.
+    pub is_early: bool,
+    /// The accounts that the fences name, by shard.
+    pub accounts: HashMap<String, BTreeSet<String>>,
 }
 
-/// Fences in a range of ids in which there is no transaction for them. The row is committed before the first Try is sent.
-fn orphans(records: &[Record], fences: &HashMap<TransactionId, Fences<'_>>) -> Vec<(TransactionId, Finding)> {
+/// Compares transactions, read before this, with fences.
+pub(super) async fn compare(
+    store: &Store,
+    shards: &Shards,
+    records: Vec<Record>,
+    which: Branches<'_>,
+) -> Result<Compared, AuditError> {
+    let fences = read(shards, which).await?;
+    let mut compared = Compared::default();
+    for (shard, row) in fences.values().flatten() {
+        let accounts = compared.accounts.entry((*shard).to_owned()).or_default();
+        accounts.insert(row.account.clone());
+    }
+    for (shard, row) in orphans(&records, &fences) {
+        if row.age_us <= ORPHAN_AFTER_US {
+            compared.is_early = true;
+        } else if store.get(row.transaction).await?.is_none() {
+            // Otherwise it was committed after the others were read: its id is the caller's.
+            compared.findings.push(orphan(shard, row));
+        }
+    }
+    let mut suspects = contradictions(records, fences);
+    for _ in 0..SECOND_LOOKS.0 {
+        if suspects.is_empty() {
+            break;
+        }
+        tokio::time::sleep(SECOND_LOOKS.1).await;
+        let ids: Vec<Uuid> = suspects.keys().map(|id| id.uuid()).collect();
+        let again = store.get_all(&ids).await?;
+        suspects = contradictions(again, read(shards, Branches::Of(&ids)).await?);
+    }
+    compared.findings.extend(suspects.into_values().flatten());
+    Ok(compared)
+}
+
+/// Reads fences of every shard, side by side. Issues are no transactions.
+async fn read<'a>(shards: &'a Shards, which: Branches<'_>) -> Result<AllFences<'a>, AuditError> {
+    let mut fences: AllFences<'a> = HashMap::new();
+    let reads = try_join_all(shards.all().iter().map(|shard| shard.branches(which))).await?;
+    for (shard, rows) in shards.all().iter().zip(reads) {
+        for row in rows.into_iter().filter(|row| !row.role.is_at_once()) {
+            fences.entry(row.transaction).or_default().push((shard.name(), row));
+        }
+    }
+    Ok(fences)
+}
+
+/// Fences for which there is no transaction. The row is committed before the first Try is sent.
+fn orphans<'f>(
+    records: &[Record],
+    fences: &'f AllFences<'_>,
+) -> impl Iterator<Item = (&'f str, &'f BranchRow)> {
     let known: HashSet<TransactionId> = records.iter().map(Record::id).collect();
-    let unknown = fences.iter().filter(|(id, _)| !known.contains(id)).flat_map(|(_, fences)| fences);
-    let old = unknown.filter(|(_, row)| row.age_us > ORPHAN_AFTER_US);
-    old.map(|(shard, row)| {
-        let finding = Finding {
-            kind: "ORPHAN_BRANCH",
-            shard: (*shard).to_owned(),
-            transaction: row.transaction.to_string(),
-            account: row.account.clone(),
-            expected: "a transaction of the coordinator".into(),
-            found: format!("branch {} {:?} without one", row.branch, row.state),
-        };
-        (row.transaction, finding)
-    })
-    .collect()
+    let unknown = fences.iter().filter(move |(id, _)| !known.contains(id));
+    unknown.flat_map(|(_, fences)| fences.iter().map(|(shard, row)| (*shard, row)))
+}
+
+fn orphan(shard: &str, row: &BranchRow) -> Finding {
+    Finding {
+        kind: "ORPHAN_BRANCH".into(),
+        shard: shard.to_owned(),
+        transaction: row.transaction.to_string(),
+        account: row.account.clone(),
+        expected: "a transaction of the coordinator".into(),
+        found: format!("branch {} {:?} without one", row.branch, row.state),
+    }
 }
 
 /// What contradicts among some transactions that were read before their fences.
-fn contradictions(
-    records: Vec<Record>,
-    mut fences: HashMap<TransactionId, Fences<'_>>,
-) -> HashMap<TransactionId, Vec<Finding>> {
+fn contradictions(records: Vec<Record>, mut fences: AllFences<'_>) -> HashMap<TransactionId, Vec<Finding>> {
     let suspected = records.iter().map(|record| {
         let fences = fences.remove(&record.id()).unwrap_or_default();
         (record.id(), contradictions_of(record, &fences))
@@ -264,8 +122,8 @@ fn contradictions_of(record: &Record, fences: &Fences<'_>) -> Vec<Finding> {
     let mut findings = Vec::new();
     let transaction = &record.transaction;
     let standing = &record.standing;
-    let mut add = |kind, shard: &str, account: &str, expected: String, found: String| {
-        let (shard, account) = (shard.to_owned(), account.to_owned());
+    let mut add = |kind: &str, shard: &str, account: &str, expected: String, found: String| {
+        let (kind, shard, account) = (kind.to_owned(), shard.to_owned(), account.to_owned());
         findings.push(Finding {
             kind,
             shard,
@@ -276,8 +134,7 @@ fn contradictions_of(record: &Record, fences: &Fences<'_>) -> Vec<Finding> {
         });
     };
 
-    // An issue may have the same id, and has a branch number of its own.
-    for (shard, fence) in fences.iter().filter(|(_, fence)| fence.role != Role::Issue) {
+    for (shard, fence) in fences {
         let Some(branch) = transaction.descriptor.branches.get(usize::from(fence.branch)) else {
             add(
                 "UNKNOWN_BRANCH",
@@ -330,7 +187,13 @@ fn contradictions_of(record: &Record, fences: &Fences<'_>) -> Vec<Finding> {
     let was_tried = |state: &Option<FenceState>| {
         matches!(
             state,
-            Some(FenceState::Tried | FenceState::Confirmed | FenceState::Cancelled | FenceState::Vetoed(_))
+            Some(
+                FenceState::Tried
+                    | FenceState::Confirming
+                    | FenceState::Confirmed
+                    | FenceState::Cancelled
+                    | FenceState::Vetoed(_)
+            )
         )
     };
     let fits = match standing.phase {
@@ -367,7 +230,7 @@ mod tests {
     use crate::store::{Place, record::Standing};
     use std::sync::Arc;
     use tcc_core::{
-        AccountId, Amount, Attention, Currency, Descriptor, OnMaturity, Refusal, Timestamp, Transaction,
+        AccountId, Amount, Attention, Currency, Descriptor, OnMaturity, Refusal, Role, Timestamp, Transaction,
     };
 
     fn record(phase: Phase, cause: Option<Cause>, decided_us: Option<i64>) -> Record {
@@ -391,7 +254,7 @@ mod tests {
         Record { transaction, place: Place::default(), standing }
     }
 
-    fn kinds(record: &Record, debit: Option<FenceState>, credit: Option<FenceState>) -> Vec<&'static str> {
+    fn kinds(record: &Record, debit: Option<FenceState>, credit: Option<FenceState>) -> Vec<String> {
         let fence = |index: u16, state| {
             let branch = record.transaction.branch(index);
             let row = BranchRow {
@@ -408,7 +271,7 @@ mod tests {
         };
         let fences = [debit.map(|state| fence(0, state)), credit.map(|state| fence(1, state))];
         contradictions_of(record, &fences.into_iter().flatten().collect())
-            .iter()
+            .into_iter()
             .map(|finding| finding.kind)
             .collect()
     }
@@ -442,10 +305,16 @@ mod tests {
         let confirming = record(Phase::Confirming, None, None);
 
         for debit in [None, Some(Cancelled), Some(Stopped)] {
-            assert!(kinds(&confirming, debit, Some(Confirmed)).contains(&"MONEY_CREATED"), "{debit:?}");
+            assert!(
+                kinds(&confirming, debit, Some(Confirmed)).contains(&"MONEY_CREATED".to_owned()),
+                "{debit:?}"
+            );
         }
         for credit in [None, Some(Tried), Some(Cancelled)] {
-            assert!(kinds(&confirming, Some(Confirmed), credit).contains(&"MONEY_LOST"), "{credit:?}");
+            assert!(
+                kinds(&confirming, Some(Confirmed), credit).contains(&"MONEY_LOST".to_owned()),
+                "{credit:?}"
+            );
         }
     }
 
@@ -502,7 +371,7 @@ mod tests {
 
         let found = contradictions_of(&record, &vec![("shard-0", row), ("shard-1", credit)]);
 
-        let kinds: Vec<_> = found.iter().map(|finding| finding.kind).collect();
+        let kinds: Vec<_> = found.iter().map(|finding| finding.kind.as_str()).collect();
         assert_eq!(kinds, ["DESCRIPTOR_MISMATCH", "BRANCH_MISMATCH"]);
     }
 }

@@ -1,9 +1,7 @@
-//! The books of one shard against themselves.
-//!
-//! Everything is read in one snapshot, so each invariant must hold exactly, even while the shard works. Pairing with the
-//! other shards is the coordinator's part of the audit. Each query returns rows only for what is wrong.
+//! Everything at once: each check is a query that returns rows only for what is wrong.
 
-use tokio_postgres::{Client, IsolationLevel};
+use super::{LIMIT, ShardFinding, snapshot};
+use tokio_postgres::Client;
 
 /// What was looked at, and what was wrong.
 #[derive(Debug, Clone, Default)]
@@ -19,24 +17,6 @@ pub struct ShardAudit {
     /// What is wrong; at most [`LIMIT`] of each kind.
     pub findings: Vec<ShardFinding>,
 }
-
-/// Something that must not be.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ShardFinding {
-    /// Which invariant.
-    pub kind: &'static str,
-    /// Which transaction, if one.
-    pub transaction: Option<String>,
-    /// Which account, if one.
-    pub account: Option<String>,
-    /// What should be.
-    pub expected: String,
-    /// What is.
-    pub found: String,
-}
-
-/// At most this many findings of each kind are reported: the first ones tell the story.
-pub const LIMIT: i64 = 100;
 
 /// Each check: its kind, and a query of (transaction, account, expected, found) for what breaks it. `$1` is the limit.
 const CHECKS: &[(&str, &str)] = &[
@@ -72,13 +52,15 @@ const CHECKS: &[(&str, &str)] = &[
     // An account is what its last posting says.
     (
         "BALANCE_MISMATCH",
-        "SELECT NULL::text, a.id,
+        "SELECT NULL::text, coalesce(a.id, p.account),
                 format('available %s, held %s, version %s', coalesce(p.available_after, 0), coalesce(p.held_after, 0),
                        coalesce(p.version, 0)),
-                format('available %s, held %s, version %s', a.available, a.held, a.version)
+                CASE WHEN a.id IS NULL THEN 'no account'
+                     ELSE format('available %s, held %s, version %s', a.available, a.held, a.version) END
          FROM account a
-         LEFT JOIN (SELECT DISTINCT ON (account) * FROM posting ORDER BY account, version DESC) p ON p.account = a.id
-         WHERE (a.available, a.held, a.version)
+         FULL JOIN (SELECT DISTINCT ON (account) * FROM posting ORDER BY account, version DESC) p ON p.account = a.id
+         WHERE a.id IS NULL
+            OR (a.available, a.held, a.version)
                <> (coalesce(p.available_after, 0), coalesce(p.held_after, 0), coalesce(p.version, 0)) LIMIT $1",
     ),
     // What an account holds is the sum of its open debits.
@@ -100,6 +82,7 @@ const CHECKS: &[(&str, &str)] = &[
                          WHEN role = 1 AND state = 4 THEN '{3,4}'
                          WHEN role = 2 AND state = 3 THEN '{6}'
                          WHEN role = 3 AND state = 3 THEN '{1}'
+                         WHEN role = 4 AND state = 3 THEN '{2}'
                          ELSE '{}' END AS kinds
              FROM branch),
          done AS (
@@ -120,22 +103,21 @@ const CHECKS: &[(&str, &str)] = &[
     (
         "WRONG_SHARD",
         "SELECT NULL::text, id, 'a bucket of this shard', bucket::text
-         FROM (SELECT id, (get_byte(sha256(id::bytea), 0) * 256 + get_byte(sha256(id::bytea), 1)) % 4096 AS bucket
-               FROM account) a
+         FROM (SELECT id, (get_byte(hash, 0) * 256 + get_byte(hash, 1)) % 4096 AS bucket
+               FROM account, sha256(convert_to(id, 'UTF8')) AS hash) a
          WHERE NOT EXISTS (SELECT FROM bucket b WHERE b.bucket = a.bucket) LIMIT $1",
     ),
 ];
 
-/// Runs all checks in one snapshot.
-pub(crate) async fn run(client: &mut Client) -> Result<ShardAudit, tokio_postgres::Error> {
-    let snapshot = client
-        .build_transaction()
-        .isolation_level(IsolationLevel::RepeatableRead)
-        .read_only(true)
-        .start()
-        .await?;
+/// Runs all checks in one snapshot. Tells how many of how many are done.
+pub(crate) async fn run(
+    client: &mut Client,
+    told: impl Fn(usize, usize),
+) -> Result<ShardAudit, tokio_postgres::Error> {
+    let snapshot = snapshot(client).await?;
     let mut audit = ShardAudit::default();
-    for (kind, sql) in CHECKS {
+    for (done, (kind, sql)) in CHECKS.iter().enumerate() {
+        told(done, CHECKS.len());
         for row in snapshot.query(*sql, &[&LIMIT]).await? {
             audit.findings.push(ShardFinding {
                 kind,
@@ -155,5 +137,6 @@ pub(crate) async fn run(client: &mut Client) -> Result<ShardAudit, tokio_postgre
         audit.issued.push((row.get(0), row.get(1)));
     }
     snapshot.commit().await?;
+    told(CHECKS.len(), CHECKS.len());
     Ok(audit)
 }

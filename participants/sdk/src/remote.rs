@@ -1,0 +1,291 @@
+//! A participant that is somewhere else, as the engine sees it.
+//!
+//! Calls gather in a [`Batcher`] and go over the wire together. What an answer says is handed on as it is, also what the
+//! fence table forbids: whoever asked parks the transaction. No answer in time is [`Outcome::Unknown`]. So a participant that
+//! hangs, lies or is gone hurts its own transactions only.
+
+use crate::{
+    batch::{Batcher, Executor, Failure, Limits},
+    participant::{Call, Participant},
+    wire::{
+        Description, MAX_CALLS, MAX_REQUEST, PROTOCOL_VERSION, read_description, read_outcome, write_call,
+    },
+};
+use futures::future::BoxFuture;
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+use tcc_core::{Outcome, decision::permits_next};
+use tcc_proto::v1::{
+    self, BranchCall, BranchOperation, participant_service_client::ParticipantServiceClient,
+};
+use tonic::{
+    Code, Request, Status,
+    transport::{Channel, Endpoint},
+};
+
+/// How a participant is called.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Options {
+    /// How long one request may take. After that its outcomes are unknown.
+    pub deadline: Duration,
+    /// How many requests are under way at a time.
+    pub requests: usize,
+    /// How many calls one request takes at most, up to 256.
+    pub batch: usize,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { deadline: Duration::from_secs(10), requests: 4, batch: 64 }
+    }
+}
+
+/// An address that is none.
+#[derive(Debug, thiserror::Error)]
+#[error("{0:?} is no address of a participant; write it as http://HOST:PORT")]
+pub struct InvalidAddress(String);
+
+/// A participant that is called over gRPC. Clones share it.
+#[derive(Clone)]
+pub struct Remote {
+    name: Arc<str>,
+    calls: Batcher<BranchCall, Outcome>,
+    described: Arc<Mutex<Option<Description>>>,
+}
+
+impl Remote {
+    /// Starts calling the participant of this name at this address. Connects by itself, and keeps trying.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidAddress`].
+    pub fn start(name: &str, address: &str, options: &Options) -> Result<Self, InvalidAddress> {
+        let endpoint = Endpoint::from_shared(address.to_owned())
+            .ok()
+            .filter(|endpoint| endpoint.uri().scheme_str() == Some("http"))
+            .ok_or_else(|| InvalidAddress(address.to_owned()))?
+            .connect_timeout(Duration::from_secs(2))
+            .tcp_nodelay(true)
+            .http2_keep_alive_interval(Duration::from_secs(10))
+            .keep_alive_timeout(Duration::from_secs(5))
+            .keep_alive_while_idle(true);
+        let (name, described) = (Arc::<str>::from(name), Arc::default());
+        let caller = |_| Caller {
+            name: Arc::clone(&name),
+            endpoint: endpoint.clone(),
+            deadline: options.deadline,
+            described: Arc::clone(&described),
+            client: None,
+        };
+        let limits = Limits {
+            batch: options.batch.clamp(1, MAX_CALLS),
+            // The request's own deadline comes first.
+            patience: options.deadline + Duration::from_secs(1),
+            ..Limits::default()
+        };
+        let callers = (0..options.requests.max(1)).map(caller).collect();
+        let calls = Batcher::start(&format!("participant {name}"), callers, limits);
+        Ok(Self { name, calls, described })
+    }
+
+    /// What it said of itself when it was last connected to; `None` before the first time.
+    #[must_use]
+    pub fn described(&self) -> Option<Description> {
+        self.described.lock().expect("no holder panics").clone()
+    }
+
+    /// How many calls wait for their request.
+    #[must_use]
+    pub fn queued(&self) -> usize {
+        self.calls.queued()
+    }
+}
+
+impl Participant for Remote {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Before the first handshake it is not.
+    fn is_reachable(&self) -> bool {
+        self.calls.is_reachable() && self.described.lock().expect("no holder panics").is_some()
+    }
+
+    fn call(&self, call: Call) -> BoxFuture<'_, Vec<Outcome>> {
+        Box::pin(async move {
+            let Call { operation, transaction, branches } = call;
+            let mut outcomes = Vec::with_capacity(branches.len());
+            // Each branch has a fence of its own over there: the next one is asked when the one before permits.
+            for branch in branches {
+                let call = write_call(operation, transaction.id, branch, &transaction.encoded);
+                let outcome = match self.calls.call(call).await {
+                    Ok(outcome) => outcome,
+                    Err(unknown) if unknown.is_rejected => Outcome::Failed(unknown.to_string()),
+                    Err(unknown) => Outcome::Unknown(unknown.to_string()),
+                };
+                let goes_on = permits_next(operation, &outcome);
+                outcomes.push(outcome);
+                if !goes_on {
+                    break;
+                }
+            }
+            outcomes
+        })
+    }
+}
+
+/// Has one request under way at a time.
+struct Caller {
+    name: Arc<str>,
+    endpoint: Endpoint,
+    deadline: Duration,
+    described: Arc<Mutex<Option<Description>>>,
+    client: Option<ParticipantServiceClient<Channel>>,
+}
+
+/// Requests are filled up to here, so that only a single call that is larger than this makes a larger one.
+const FULL: usize = MAX_REQUEST / 8;
+
+impl Executor for Caller {
+    type Item = BranchCall;
+    type Answer = Outcome;
+
+    /// Somebody waits for a Try; Confirm and Cancel come mostly from wake-ups.
+    fn is_urgent(call: &BranchCall) -> bool {
+        call.operation() == BranchOperation::Try
+    }
+
+    fn is_connected(&self) -> bool {
+        self.client.is_some()
+    }
+
+    async fn connect(&mut self) -> Result<(), Failure> {
+        self.client = None;
+        let channel =
+            self.endpoint.connect().await.map_err(|error| Failure::Disconnected(root_cause(&error)))?;
+        let mut client = ParticipantServiceClient::new(channel);
+        let request = self.request(v1::DescribeRequest { protocol_version: PROTOCOL_VERSION });
+        let response = client.describe(request).await.map_err(|status| sort(&status))?;
+        let description = read_description(response.into_inner());
+        if description.protocol_version != PROTOCOL_VERSION {
+            let found = description.protocol_version;
+            return Err(Failure::Rejected(format!(
+                "it speaks version {found} of the protocol, and not {PROTOCOL_VERSION}"
+            )));
+        }
+        if description.name != *self.name {
+            let found = description.name;
+            return Err(Failure::Rejected(format!("it calls itself {found:?}; check its address")));
+        }
+        *self.described.lock().expect("no holder panics") = Some(description);
+        self.client = Some(client);
+        Ok(())
+    }
+
+    async fn run(&mut self, calls: &[BranchCall]) -> Result<Vec<Outcome>, Failure> {
+        let mut outcomes = Vec::with_capacity(calls.len());
+        for part in parts(calls) {
+            outcomes.extend(self.send(part).await?);
+        }
+        Ok(outcomes)
+    }
+}
+
+impl Caller {
+    async fn send(&mut self, calls: &[BranchCall]) -> Result<Vec<Outcome>, Failure> {
+        let message = v1::CallRequest { participant: self.name.to_string(), calls: calls.to_vec() };
+        let request = self.request(message);
+        let client = self.client.as_mut().ok_or_else(|| Failure::Disconnected("not connected".into()))?;
+        let response = match client.call(request).await {
+            Ok(response) => response.into_inner(),
+            Err(status) => {
+                let failure = sort(&status);
+                if matches!(failure, Failure::Disconnected(_)) {
+                    self.client = None;
+                }
+                return Err(failure);
+            }
+        };
+        if response.outcomes.len() != calls.len() {
+            let found = response.outcomes.len();
+            return Err(Failure::Rejected(format!("{found} outcomes for {} calls", calls.len())));
+        }
+        Ok(response.outcomes.into_iter().map(read_outcome).collect())
+    }
+
+    fn request<T>(&self, message: T) -> Request<T> {
+        let mut request = Request::new(message);
+        request.set_timeout(self.deadline);
+        request
+    }
+}
+
+/// Calls as they share requests: as many as fit.
+fn parts(calls: &[BranchCall]) -> Vec<&[BranchCall]> {
+    let mut parts = Vec::new();
+    let (mut start, mut size) = (0, 0);
+    for (index, call) in calls.iter().enumerate() {
+        let length = call.transaction_descriptor.len();
+        if index > start && size + length > FULL {
+            parts.push(&calls[start..index]);
+            (start, size) = (index, 0);
+        }
+        size += length;
+    }
+    parts.push(&calls[start..]);
+    parts
+}
+
+/// What an error of gRPC means for the calls that met it. Whatever the code, they may have happened.
+fn sort(status: &Status) -> Failure {
+    let text = format!("{:?}: {}", status.code(), status.message());
+    match status.code() {
+        // It answers, and not this: its calls are sent by halves, until the one at fault is alone.
+        Code::InvalidArgument
+        | Code::OutOfRange
+        | Code::Unimplemented
+        | Code::Internal
+        | Code::Unknown
+        | Code::DataLoss
+        | Code::AlreadyExists
+        | Code::NotFound
+            if std::error::Error::source(status).is_none() =>
+        {
+            Failure::Rejected(text)
+        }
+        _ => Failure::Disconnected(text),
+    }
+}
+
+/// "Connection refused", where the outer error says "transport error".
+pub(crate) fn root_cause(error: &dyn std::error::Error) -> String {
+    match error.source() {
+        Some(cause) => root_cause(cause),
+        None => error.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_is_filled_up_to_its_size_and_never_empty() {
+        let call = |length| BranchCall { transaction_descriptor: vec![0; length], ..Default::default() };
+        let lengths = |calls: &[BranchCall]| parts(calls).iter().map(|part| part.len()).collect::<Vec<_>>();
+
+        assert_eq!(lengths(&[call(10), call(10), call(10)]), [3]);
+        assert_eq!(lengths(&[call(FULL - 10), call(10), call(10)]), [2, 1]);
+        assert_eq!(lengths(&[call(3 * FULL), call(10), call(3 * FULL)]), [1, 1, 1]);
+    }
+
+    #[test]
+    fn an_address_is_plain_http() {
+        for wrong in ["", "localhost", "127.0.0.1:7080", "https://seats:7080"] {
+            let remote = Remote::start("seats", wrong, &Options::default());
+            assert!(remote.is_err(), "{wrong}");
+        }
+    }
+}

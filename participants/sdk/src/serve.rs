@@ -1,0 +1,349 @@
+//! A participant's server: the resource behind its fences, over gRPC, with health and reflection, until it is told to stop.
+//!
+//! When it stops, health says NOT_SERVING first, calls under way are finished, and then connections are closed. A kill is
+//! safe, too: what was committed stays, and what was not is called again.
+
+use crate::{
+    fence::{Fenced, SchemaError, prepare},
+    participant::{Call, Participant},
+    resource::{BatchResource, EachAlone, Resource, Step},
+    session::{bounded, sort},
+    wire::{Description, MAX_CALLS, MAX_REQUEST, read_call, write_description, write_outcome},
+};
+use futures::future::{BoxFuture, join_all};
+use std::{env, io::Write as _, net::SocketAddr, sync::Arc, time::Duration};
+use tcc_core::{Outcome, Transaction};
+use tcc_proto::v1::{
+    self,
+    participant_service_server::{ParticipantService, ParticipantServiceServer},
+};
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+};
+use tokio_postgres::{Config, NoTls};
+use tokio_util::sync::CancellationToken;
+use tonic::{
+    Request, Response, Status,
+    transport::{Server as Transport, server::TcpIncoming},
+};
+use tonic_health::{ServingStatus, server::HealthReporter};
+
+/// How long calls under way may take to finish when a server stops.
+const DRAIN: Duration = Duration::from_secs(10);
+/// The service's name for health checks.
+const SERVICE: &str = "tcc.v1.ParticipantService";
+
+/// What can be served: answers operations on branches, each for itself.
+///
+/// [`Server`] makes one of a resource, [`InProcess`] one of a participant of the engine's. Implement it only for a participant
+/// that keeps its fences in its own way.
+pub trait Served: Send + Sync + 'static {
+    /// What it says of itself.
+    fn describe(&self) -> Description;
+
+    /// Does one operation, as the fence table says. Whoever waits for the answer may be gone before it comes.
+    fn answer(&self, step: Step) -> BoxFuture<'_, Outcome>;
+}
+
+/// Why a participant does not serve, or stopped by itself.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// An environment variable is missing.
+    #[error("the environment has no {0}; set it")]
+    Unset(&'static str),
+    /// The url of the database cannot be read.
+    #[error(
+        "the url of the database is wrong: {0}; write it as key=value pairs (host=… user=… dbname=…) or postgresql://…"
+    )]
+    Url(tokio_postgres::Error),
+    /// The database does not answer.
+    #[error(
+        "cannot reach the participant's database: {0}; is PostgreSQL running there, and may it be logged into?"
+    )]
+    Unreachable(String),
+    /// The database cannot be used.
+    #[error(transparent)]
+    Schema(#[from] SchemaError),
+    /// The address cannot be listened on.
+    #[error("cannot listen on {address}: {source}")]
+    Listen {
+        /// Which.
+        address: String,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// Signals cannot be listened for.
+    #[error("listening for signals: {0}")]
+    Signals(std::io::Error),
+    /// The server broke down.
+    #[error("serving: {0}")]
+    Serve(#[from] tonic::transport::Error),
+    /// The reflection service cannot be built.
+    #[error("reflection: {0}")]
+    Reflection(#[from] tonic_reflection::server::Error),
+}
+
+/// How a resource is served.
+#[derive(Clone)]
+pub struct Server {
+    name: String,
+    database: Config,
+    listen: String,
+    connections: usize,
+}
+
+impl Server {
+    /// A participant of this name, with its tables and its fences in this database.
+    ///
+    /// # Errors
+    ///
+    /// [`ServeError::Url`].
+    pub fn new(name: &str, database_url: &str) -> Result<Self, ServeError> {
+        let database = database_url.parse().map_err(ServeError::Url)?;
+        Ok(Self { name: name.to_owned(), database, listen: "127.0.0.1:7080".into(), connections: 8 })
+    }
+
+    /// As the environment says: `TCC_PARTICIPANT` is its name, `TCC_DATABASE_URL` its database, and `TCC_LISTEN` where it
+    /// listens, if not on 127.0.0.1:7080.
+    ///
+    /// # Errors
+    ///
+    /// [`ServeError::Unset`] and [`ServeError::Url`].
+    pub fn from_env() -> Result<Self, ServeError> {
+        let variable = |name| env::var(name).map_err(|_| ServeError::Unset(name));
+        let server = Self::new(&variable("TCC_PARTICIPANT")?, &variable("TCC_DATABASE_URL")?)?;
+        Ok(match env::var("TCC_LISTEN") {
+            Ok(address) => server.listen(&address),
+            Err(_) => server,
+        })
+    }
+
+    /// Where to listen: a host and a port. Port 0 is any free one.
+    #[must_use]
+    pub fn listen(mut self, address: &str) -> Self {
+        address.clone_into(&mut self.listen);
+        self
+    }
+
+    /// How many connections to the database are worked on at a time: 8 if nothing is said.
+    #[must_use]
+    pub fn connections(mut self, connections: usize) -> Self {
+        self.connections = connections.max(1);
+        self
+    }
+
+    /// Serves until SIGTERM or Ctrl-C. Each operation has a local transaction of its own.
+    ///
+    /// # Errors
+    ///
+    /// [`ServeError`].
+    pub async fn serve(self, resource: impl Resource) -> Result<(), ServeError> {
+        until_stopped(&self.name.clone(), self.start(resource).await?).await
+    }
+
+    /// As [`Server::serve`], with many operations in one local transaction, and one such transaction at a time.
+    ///
+    /// # Errors
+    ///
+    /// [`ServeError`].
+    pub async fn serve_batches(self, resource: impl BatchResource) -> Result<(), ServeError> {
+        until_stopped(&self.name.clone(), self.start_batches(resource).await?).await
+    }
+
+    /// Starts serving. It serves when this returns.
+    ///
+    /// # Errors
+    ///
+    /// [`ServeError`].
+    pub async fn start(self, resource: impl Resource) -> Result<Running, ServeError> {
+        let connections = self.connections;
+        self.start_fenced(EachAlone(resource), connections, 1).await
+    }
+
+    /// As [`Server::start`], for [`Server::serve_batches`].
+    ///
+    /// # Errors
+    ///
+    /// [`ServeError`].
+    pub async fn start_batches(self, resource: impl BatchResource) -> Result<Running, ServeError> {
+        // A second one would mostly wait for what the first one has locked.
+        self.start_fenced(resource, 1, MAX_CALLS).await
+    }
+
+    async fn start_fenced(
+        self,
+        resource: impl BatchResource,
+        connections: usize,
+        batch: usize,
+    ) -> Result<Running, ServeError> {
+        let database = bounded(self.database.clone(), "tcc-participant-setup");
+        let unreachable = |error: tokio_postgres::Error| ServeError::Unreachable(sort(&error).to_string());
+        let (mut client, connection) = database.connect(NoTls).await.map_err(unreachable)?;
+        tokio::spawn(connection);
+        prepare(&mut client, &self.name).await?;
+        let fenced = Fenced::start(&self.name, &self.database, resource, connections, batch);
+        start(Arc::new(fenced), &self.listen).await
+    }
+}
+
+/// A participant of the engine's as something that can be served, such as a shard of the ledger.
+pub struct InProcess {
+    /// It.
+    pub participant: Arc<dyn Participant>,
+    /// Whether it may veto where it has the pivot.
+    pub may_veto: bool,
+}
+
+impl Served for InProcess {
+    fn describe(&self) -> Description {
+        Description::of(self.participant.name(), self.may_veto)
+    }
+
+    fn answer(&self, step: Step) -> BoxFuture<'_, Outcome> {
+        Box::pin(async move {
+            let Step { operation, branch } = step;
+            let transaction = match Transaction::decode(branch.transaction, branch.descriptor) {
+                Ok(transaction) => Arc::new(transaction),
+                Err(error) => return Outcome::Failed(error.to_string()),
+            };
+            let call = Call { operation, transaction, branches: vec![branch.index] };
+            let outcome = self.participant.call(call).await.into_iter().next();
+            outcome.unwrap_or_else(|| Outcome::Unknown("no answer".into()))
+        })
+    }
+}
+
+/// A participant that serves.
+pub struct Running {
+    /// Where it listens.
+    pub address: SocketAddr,
+    stop: CancellationToken,
+    serving: tokio::task::JoinHandle<Result<(), ServeError>>,
+}
+
+impl Running {
+    /// A token that stops it, in order.
+    #[must_use]
+    pub fn stop(&self) -> CancellationToken {
+        self.stop.clone()
+    }
+
+    /// Waits until it has stopped.
+    ///
+    /// # Errors
+    ///
+    /// [`ServeError`], if it was not asked to.
+    pub async fn ended(self) -> Result<(), ServeError> {
+        self.serving.await.expect("the serving task does not panic")
+    }
+}
+
+/// Serves over gRPC, with health and reflection. It serves when this returns.
+///
+/// # Errors
+///
+/// [`ServeError`].
+pub async fn start(served: Arc<dyn Served>, listen: &str) -> Result<Running, ServeError> {
+    let failed = |source| ServeError::Listen { address: listen.to_owned(), source };
+    let listener = TcpListener::bind(listen).await.map_err(failed)?;
+    let address = listener.local_addr().map_err(failed)?;
+    let stop = CancellationToken::new();
+    let (health, health_service) = tonic_health::server::health_reporter();
+    set_health(&health, ServingStatus::Serving).await;
+    let descriptors = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(tcc_proto::FILE_DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    let service = ParticipantServiceServer::new(Service { served }).max_decoding_message_size(MAX_REQUEST);
+    let hang_up = CancellationToken::new();
+    let server = Transport::builder()
+        .tcp_nodelay(true)
+        .http2_keepalive_interval(Some(Duration::from_secs(20)))
+        .max_concurrent_streams(1_024)
+        .add_service(service)
+        .add_service(health_service)
+        .add_service(descriptors().build_v1()?)
+        .add_service(descriptors().build_v1alpha()?)
+        .serve_with_incoming_shutdown(
+            TcpIncoming::from(listener).with_nodelay(Some(true)),
+            hang_up.clone().cancelled_owned(),
+        );
+    let mut server = tokio::spawn(server);
+    let stopped = stop.clone();
+    let serving = tokio::spawn(async move {
+        tokio::select! {
+            ended = &mut server => return Ok(ended.expect("the server does not panic")?),
+            () = stopped.cancelled() => {}
+        }
+        set_health(&health, ServingStatus::NotServing).await;
+        hang_up.cancel();
+        match tokio::time::timeout(DRAIN, &mut server).await {
+            Ok(ended) => Ok(ended.expect("the server does not panic")?),
+            Err(_) => {
+                server.abort();
+                Ok(())
+            }
+        }
+    });
+    Ok(Running { address, stop, serving })
+}
+
+async fn set_health(health: &HealthReporter, status: ServingStatus) {
+    for service in ["", SERVICE] {
+        health.set_service_status(service, status).await;
+    }
+}
+
+/// Says that it serves, and where, on its standard output; then waits for a signal.
+async fn until_stopped(name: &str, running: Running) -> Result<(), ServeError> {
+    // A reader that has gone is no reason not to serve.
+    let _ = writeln!(std::io::stdout(), "{name}: ready on http://{}", running.address);
+    let mut terminate = signal(SignalKind::terminate()).map_err(ServeError::Signals)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(ServeError::Signals)?;
+    let stop = running.stop();
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        stop.cancel();
+    });
+    running.ended().await
+}
+
+struct Service {
+    served: Arc<dyn Served>,
+}
+
+#[tonic::async_trait]
+impl ParticipantService for Service {
+    async fn describe(
+        &self,
+        _: Request<v1::DescribeRequest>,
+    ) -> Result<Response<v1::DescribeResponse>, Status> {
+        Ok(Response::new(write_description(self.served.describe())))
+    }
+
+    async fn call(&self, request: Request<v1::CallRequest>) -> Result<Response<v1::CallResponse>, Status> {
+        let v1::CallRequest { participant, calls } = request.into_inner();
+        let name = self.served.describe().name;
+        if participant != name {
+            let message = format!("this is participant {name:?}, and not {participant:?}; check its address");
+            return Err(Status::failed_precondition(message));
+        }
+        if calls.len() > MAX_CALLS {
+            let message = format!("{} calls in one request; {MAX_CALLS} are allowed", calls.len());
+            return Err(Status::invalid_argument(message));
+        }
+        let answers = calls.into_iter().map(|call| async {
+            match read_call(call) {
+                Ok(step) => self.served.answer(step).await,
+                Err(what) => Outcome::Failed(what),
+            }
+        });
+        let outcomes = join_all(answers).await.into_iter().map(write_outcome).collect();
+        Ok(Response::new(v1::CallResponse { outcomes }))
+    }
+}

@@ -1,0 +1,91 @@
+//! The examples of participants, the tables that they need, and enough in them for the conformance kit.
+//!
+//! Those in Rust run in this process, by their own source. The one in Python is a process of its own.
+
+use anyhow::{Context as _, bail, ensure};
+use std::{path::PathBuf, process::Stdio, time::Duration};
+use tokio::{
+    io::{AsyncBufReadExt as _, BufReader},
+    process::{Child, Command},
+    time::timeout,
+};
+
+#[allow(dead_code)]
+#[path = "../../participants/sdk/examples/seats.rs"]
+pub mod seats;
+#[allow(dead_code)]
+#[path = "../../participants/sdk/examples/stock.rs"]
+pub mod stock;
+#[allow(dead_code)]
+#[path = "../../participants/sdk/examples/stock_in_batches.rs"]
+pub mod stock_in_batches;
+
+/// Of the warehouse: two of each of `item-0` to `item-2999`.
+pub const STOCK: &str =
+    "CREATE TABLE stock (item text PRIMARY KEY, free int NOT NULL, reserved int NOT NULL);
+     INSERT INTO stock SELECT 'item-' || n, 2, 0 FROM generate_series(0, 2999) n";
+
+/// Of the house: `seat-0` to `seat-2999` of a show that is approved, and `early-0` to `early-2999` of one that is not.
+pub const SEATS: &str =
+    "CREATE TABLE seat (seat text PRIMARY KEY, approved bool NOT NULL, taken_by uuid, sold bool NOT NULL);
+     INSERT INTO seat SELECT 'seat-' || n, true, NULL, false FROM generate_series(0, 2999) n;
+     INSERT INTO seat SELECT 'early-' || n, false, NULL, false FROM generate_series(0, 2999) n";
+
+/// Of the coupons, beside the fences: two of each of `coupon-0` to `coupon-2999`.
+pub const COUPONS: &str = concat!(
+    include_str!("../../migrations/participant/V1__fence.sql"),
+    include_str!("../../participants/examples/python/coupon.sql"),
+    "INSERT INTO coupon SELECT 'coupon-' || n, 2 FROM generate_series(0, 2999) n"
+);
+
+/// The coupons, in Python. Killed when dropped.
+pub struct Coupons {
+    /// `http://HOST:PORT`.
+    pub address: String,
+    child: Child,
+}
+
+/// How long Python may take to start.
+const START: Duration = Duration::from_secs(30);
+
+impl Coupons {
+    /// Starts them on a database with [`COUPONS`]. Port 0 is any free one.
+    ///
+    /// # Errors
+    ///
+    /// If Python is not set up, or does not get ready.
+    pub async fn start(database: &str, listen: &str) -> anyhow::Result<Self> {
+        let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..");
+        let tools = root.join("target/tools/python");
+        let python = tools.join("bin/python");
+        ensure!(python.exists(), "Python is not set up; run coordinator/ops/ensure-python");
+        let mut child = Command::new(python)
+            .arg(root.join("participants/examples/python/coupons.py"))
+            .env("PYTHONPATH", tools.join("stubs"))
+            .env("TCC_PARTICIPANT", "coupons")
+            .env("TCC_DATABASE_URL", database)
+            .env("TCC_LISTEN", listen)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .context("starting Python")?;
+        let stdout = child.stdout.take().context("Python has no standard output")?;
+        let mut lines = BufReader::new(stdout).lines();
+        let line = timeout(START, lines.next_line()).await.context("Python is not ready")??;
+        let address = line.as_deref().and_then(|line| line.strip_prefix("coupons: ready on "));
+        match address {
+            Some(address) => Ok(Self { address: address.to_owned(), child }),
+            None => bail!("Python said {line:?}"),
+        }
+    }
+
+    /// Kills them with SIGKILL and returns when they are gone.
+    ///
+    /// # Errors
+    ///
+    /// If there is no such process.
+    pub async fn kill(mut self) -> anyhow::Result<()> {
+        self.child.kill().await.context("killing Python")
+    }
+}
