@@ -61,6 +61,7 @@ pub struct Gauges {
     instances: Value,
     rebuilt: Counter,
     unswept: Value,
+    findings: Value,
     /// When the database was asked last.
     read_at: Mutex<Option<Instant>>,
 }
@@ -147,6 +148,11 @@ impl Gauges {
                 "tcc_sweep_unfinished_shards",
                 "Shards not searched for lost transactions since the last start or loss",
             ),
+            findings: known(
+                r,
+                "tcc_audit_findings",
+                "What the auditor in the background has ever found; normally nothing",
+            ),
             registry,
             read_at: Mutex::default(),
         }
@@ -163,10 +169,15 @@ impl Gauges {
             *read_at = Some(Instant::now());
         }
         let store = sources.engine.store();
-        let found = tokio::try_join!(store.attention(), store.acknowledged(), store.instances());
+        let found = tokio::try_join!(
+            store.attention(),
+            store.acknowledged(),
+            store.instances(),
+            store.count_findings()
+        );
         self.store_up.get_or_create(&label("statement", "reads")).set(f64::from(u8::from(found.is_ok())));
         match found {
-            Ok((kinds, acknowledged, instances)) => {
+            Ok((kinds, acknowledged, instances, (findings, _))) => {
                 for kind in &Attention::ALL[1..] {
                     let found = kinds.iter().find(|summary| summary.kind == *kind);
                     let labels = label("attention", attention_name(*kind));
@@ -176,6 +187,7 @@ impl Gauges {
                     self.attention_oldest.get_or_create(&labels).set(oldest_s);
                 }
                 self.acknowledged.set(acknowledged as f64);
+                self.findings.set(findings as f64);
                 self.instances.set(instances.iter().filter(|instance| instance.is_alive).count() as f64);
             }
             Err(error) => {
