@@ -197,6 +197,29 @@ reasons! {
     ShardNotFound = "SHARD_NOT_FOUND", NotFound, 404:
         "There is no shard of that name."
         "`tccctl status` names the shards.";
+    ShardDrained = "SHARD_DRAINED", FailedPrecondition, 409:
+        "An operator has stopped work on the shard already."
+        "`tccctl actions list --target SHARD` says who and why; `tccctl shards resume SHARD` lets it go on.";
+
+    // What operators ask for.
+    ActionRefused = "ACTION_REFUSED", FailedPrecondition, 409:
+        "What an operator asked for cannot be done to the transaction as it stands. Nothing was changed."
+        "See how it stands: `tccctl holds describe ID`.";
+    PlanRequired = "PLAN_REQUIRED", FailedPrecondition, 409:
+        "A cancel is forced by plan only. Nothing was done."
+        "Make a plan, look at it, execute it: `tccctl holds force-cancel ID`.";
+    ForceUnsafe = "FORCE_UNSAFE", FailedPrecondition, 409:
+        "A forced cancel would create or lose units, since a shard has confirmed already. It stands in a plan, and says how much."
+        "See what is final: `tccctl holds describe ID`. Mend what keeps it from its end, and requeue it.";
+    PlanNotFound = "PLAN_NOT_FOUND", NotFound, 404:
+        "There is no plan of that id."
+        "`tccctl plan list` names the plans.";
+    PlanExpired = "PLAN_EXPIRED", FailedPrecondition, 409:
+        "A plan was not begun within 15 minutes: too much may have changed since somebody looked at it. Nothing was done."
+        "Make it anew.";
+    Declined = "DECLINED", FailedPrecondition, 409:
+        "`tccctl` asked a person, who did not say yes, or there was no terminal to ask at. No server was asked to do anything."
+        "Say yes at a terminal, or with `--yes` to what is not force.";
 
     // No answer, or none yet.
     Overloaded = "OVERLOADED", ResourceExhausted, 429:

@@ -159,6 +159,12 @@ async fn the_engine_is_refused_whatever_the_protocol_never_does() {
         (&coordinator, "UPDATE finding SET found = ''".into()),
         (&coordinator, "DELETE FROM finding".into()),
         (&coordinator, "DELETE FROM audited".into()),
+        (&coordinator, "UPDATE operator_action SET actor = 'somebody else'".into()),
+        (&coordinator, "DELETE FROM operator_action".into()),
+        (&coordinator, "ALTER TABLE operator_action DISABLE TRIGGER append_only".into()),
+        (&coordinator, "UPDATE plan SET actor = 'somebody else'".into()),
+        (&coordinator, "UPDATE plan_item SET transaction_id = gen_random_uuid()".into()),
+        (&coordinator, "DELETE FROM plan_item".into()),
         (&coordinator, "INSERT INTO shard (name) VALUES ('mine')".into()),
     ];
 

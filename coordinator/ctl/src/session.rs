@@ -85,10 +85,19 @@ impl Session {
         request
     }
 
+    /// Where it is.
+    pub fn server(&self) -> &str {
+        &self.server
+    }
+
+    /// A message that shows who sends it: credentials, or to a server that believes everybody a name, for the record of actions.
     fn bare_request<T>(&self, message: T) -> Request<T> {
         let mut request = Request::new(message);
+        let metadata = request.metadata_mut();
         if let Some(authorization) = &self.authorization {
-            request.metadata_mut().insert("authorization", authorization.clone());
+            metadata.insert("authorization", authorization.clone());
+        } else if let Some(user) = user() {
+            metadata.insert("tcc-caller", user);
         }
         request
     }
@@ -103,4 +112,12 @@ impl Session {
 fn is_local(server: &Uri) -> bool {
     let host = server.host().unwrap_or_default().trim_matches(['[', ']']);
     host == "localhost" || host.parse().is_ok_and(|ip: IpAddr| ip.is_loopback())
+}
+
+/// Who is logged in.
+fn user() -> Option<AsciiMetadataValue> {
+    let user = std::env::var("USER").or_else(|_| std::env::var("LOGNAME")).ok()?;
+    // What the server would not take as a name is not one.
+    let is_name = (1..=64).contains(&user.len()) && user.bytes().all(|byte| byte.is_ascii_graphic());
+    user.parse().ok().filter(|_| is_name)
 }

@@ -2,6 +2,7 @@
 //!
 //! Passwords may stand in the urls, and better stand in files of their own. What is printed for debugging shows neither.
 
+use crate::telemetry::logs::Logs;
 use serde::{Deserialize, Serialize};
 use std::{
     fmt,
@@ -32,6 +33,8 @@ pub struct Config {
     pub limits: Limits,
     /// What connections and callers may take.
     pub traffic: Traffic,
+    /// What the instance tells whoever watches it.
+    pub telemetry: Telemetry,
 }
 
 /// The API's side of TLS. The files are read again whenever they change.
@@ -166,6 +169,16 @@ pub struct Login {
     pub password_file: Option<PathBuf>,
 }
 
+/// What the instance tells whoever watches it.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Telemetry {
+    /// Where metrics and health are served over HTTP: address and port. Port 0 takes a free one. Empty: nowhere.
+    pub listen: String,
+    /// How logs look.
+    pub logs: Logs,
+}
+
 /// What requests may ask for.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
@@ -220,7 +233,14 @@ impl Default for Config {
             postgres: PostgresConfig::default(),
             limits: Limits::default(),
             traffic: Traffic::default(),
+            telemetry: Telemetry::default(),
         }
+    }
+}
+
+impl Default for Telemetry {
+    fn default() -> Self {
+        Self { listen: "127.0.0.1:9464".into(), logs: Logs::Text }
     }
 }
 
@@ -433,6 +453,7 @@ mod tests {
         assert_eq!(config.shards.len(), 2);
         assert_eq!(config.limits, Limits::default());
         assert_eq!(config.traffic, Traffic::default());
+        assert_eq!(config.telemetry, Telemetry::default());
         assert!(!config.insecure_dev && config.tls.is_some());
         for key in config.traffic.ranges().map(|(key, ..)| key) {
             assert!(text.contains(&format!("\n{key} = ")), "{key} is not documented");

@@ -4,8 +4,9 @@
 //! [`store`] keeps them, [`schedule`] wakes them. Before that, [`listener`] takes connections and [`auth`] finds out who asks
 //! and whether that one may; [`tls`], [`watched`] and [`databases`] are what they are made of. Three tasks watch over what they
 //! rest on: [`audit`] checks the books, [`sweep`] rebuilds what the coordinator's database has lost, [`heads`] notices what a
-//! shard has lost. A fourth, [`keys`], forgets what nobody may ask for any more. [`serve`] puts it all together, [`dev`] starts the
-//! servers that it needs on a developer's machine. The rules are not here: phases, fences and decisions stand in `tcc-core`, the ledger in
+//! shard has lost. A fourth, [`keys`], forgets what nobody may ask for any more. [`telemetry`] tells whoever watches how it goes,
+//! and [`recovery`] what is wrong with a single transaction. [`serve`] puts it all together, [`dev`] starts the servers that it
+//! needs on a developer's machine. The rules are not here: phases, fences and decisions stand in `tcc-core`, the ledger in
 //! `tcc-ledger`.
 
 pub mod api;
@@ -18,10 +19,12 @@ pub mod engine;
 pub mod heads;
 pub mod keys;
 pub mod listener;
+pub mod recovery;
 pub mod schedule;
 pub mod serve;
 pub mod shards;
 pub mod store;
 pub mod sweep;
+pub mod telemetry;
 pub mod tls;
 pub mod watched;

@@ -7,10 +7,11 @@
 use crate::{
     auth::{Gate, Peer},
     config::Traffic,
+    telemetry::Calls,
     tls,
     watched::Watched,
 };
-use hyper::{server::conn::http2, service::service_fn};
+use hyper::{Request, body::Incoming, server::conn::http2, service::service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use rustls::ServerConfig;
 use std::{
@@ -57,14 +58,16 @@ pub struct Listener {
     pub gate: Arc<Gate>,
     /// What there is to ask for.
     pub routes: Routes,
+    /// How it was answered.
+    pub calls: Calls,
 }
 
 impl Listener {
     /// Serves until `stop`, then until the clients have closed their connections.
     pub async fn serve(self, stop: CancellationToken) {
-        let Self { tcp, tls, traffic, gate, routes } = self;
-        let shared =
-            Arc::new(Shared { http: http(&traffic), tls, traffic, gate, routes, stop: stop.clone() });
+        let Self { tcp, tls, traffic, gate, routes, calls } = self;
+        let (http, stopped) = (http(&traffic), stop.clone());
+        let shared = Arc::new(Shared { http, tls, traffic, gate, routes, calls, stop: stopped });
         let (tasks, open) = (TaskTracker::new(), Arc::new(Open::default()));
         while let Some(accepted) = stop.run_until_cancelled(tcp.accept()).await {
             let (stream, address) = match accepted {
@@ -99,6 +102,7 @@ struct Shared {
     traffic: Traffic,
     gate: Arc<Gate>,
     routes: Routes,
+    calls: Calls,
     stop: CancellationToken,
 }
 
@@ -113,10 +117,15 @@ impl Shared {
         let peer = Peer { address, names };
         let heard = Arc::new(AtomicUsize::new(0));
         let stream = Heard { stream, bytes: Arc::clone(&heard) };
-        let (gate, routes) = (Arc::clone(&self.gate), self.routes.clone());
-        let service = service_fn(move |request| {
-            let (gate, routes, peer) = (Arc::clone(&gate), routes.clone(), peer.clone());
-            async move { Ok::<_, Infallible>(gate.answer(routes, &peer, request).await) }
+        let (gate, routes, calls) = (Arc::clone(&self.gate), self.routes.clone(), self.calls.clone());
+        let service = service_fn(move |request: Request<Incoming>| {
+            let (gate, routes, calls) = (Arc::clone(&gate), routes.clone(), calls.clone());
+            let (peer, uri, began) = (peer.clone(), request.uri().clone(), std::time::Instant::now());
+            async move {
+                let answer = gate.answer(routes, peer, request).await;
+                calls.answered(uri.path(), answer.headers(), began);
+                Ok::<_, Infallible>(answer)
+            }
         });
         let mut connection = pin!(self.http.serve_connection(TokioIo::new(stream), service));
 

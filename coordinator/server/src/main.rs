@@ -8,6 +8,7 @@ use tcc_coordinator::{
     config::Config,
     dev::Servers,
     serve::{self, Running},
+    telemetry::logs::Logs,
 };
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -60,14 +61,6 @@ enum Command {
 }
 
 fn main() -> std::process::ExitCode {
-    tracing_subscriber::fmt()
-        .with_env_filter(
-            tracing_subscriber::EnvFilter::try_from_env("TCC_LOG")
-                .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info,refinery_core=warn")),
-        )
-        .with_writer(std::io::stderr)
-        .with_ansi(false)
-        .init();
     match run(Cli::parse()) {
         Ok(()) => std::process::ExitCode::SUCCESS,
         Err(error) => {
@@ -83,6 +76,7 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Serve { config, insecure_dev } => {
             let mut config = Config::load(&config)?;
             config.insecure_dev |= insecure_dev;
+            config.telemetry.logs.start();
             let running = serve::start(&config).await?;
             println!("tccd: ready on {}", running.url());
             stop_at_signals(&running, true);
@@ -102,6 +96,7 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
             Ok(())
         }
         Command::Dev { shards, data, listen } => {
+            Logs::default().start();
             let servers =
                 tokio::task::spawn_blocking(move || Servers::start(shards.into(), data.as_deref(), &[]));
             let servers = servers.await.context("starting PostgreSQL")??;
@@ -120,6 +115,9 @@ fn tell_how_to_reach(servers: &Servers, running: &Running) {
     println!("tccd: ready on {}", running.url());
     println!("  gRPC       grpcurl -plaintext {} list", running.address);
     println!("  operator   tccctl --server {} status", running.url());
+    if let Some(address) = running.telemetry {
+        println!("  metrics    curl http://{address}/metrics");
+    }
     println!("  databases  psql '{}'", servers.coordinator.url());
     for shard in &servers.shards {
         println!("             psql '{}'", shard.url());

@@ -2,7 +2,7 @@
 //! order.
 
 use crate::{
-    api::{Holds, Ledger, Operator},
+    api::{Holds, Ledger, Operator, Recoveries},
     audit::follow,
     auth::Gate,
     config::Config,
@@ -10,10 +10,12 @@ use crate::{
     engine::{Engine, Participants},
     heads, keys,
     listener::Listener,
+    recovery::Recovery,
     schedule::{Leases, Scheduler, Timers, fire, partitions},
     shards::Shards,
     store::{self, Store, keys::Keys},
     sweep::{self, Progress},
+    telemetry::{self, Calls, Gauges, gauges::Sources},
     tls,
     watched::{WatchError, Watched},
 };
@@ -23,9 +25,9 @@ use tcc_ledger::{Shard, heads::Heads};
 use tcc_participant::{Failure, Participant, Postgres, retry::Backoff};
 use tcc_proto::v1::{
     hold_service_server::HoldServiceServer, ledger_service_server::LedgerServiceServer,
-    operator_service_server::OperatorServiceServer,
+    operator_service_server::OperatorServiceServer, recovery_service_server::RecoveryServiceServer,
 };
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, ToSocketAddrs};
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use tonic_health::{
@@ -42,6 +44,8 @@ const HANG_UP: Duration = Duration::from_secs(2);
 const FIRE_ON: Duration = Duration::from_secs(2);
 /// Where there are no batches, a request is an id, two accounts and an amount.
 const USUAL_MESSAGE: usize = 64 * 1024;
+/// A plan may name 10,000 ids.
+const PLAN_MESSAGE: usize = 1024 * 1024;
 
 /// Why a coordinator does not start, or stopped by itself.
 #[derive(Debug, thiserror::Error)]
@@ -130,6 +134,8 @@ pub struct Running {
     pub address: SocketAddr,
     /// Whether it speaks TLS there.
     pub is_encrypted: bool,
+    /// Where metrics and health are served, if they are.
+    pub telemetry: Option<SocketAddr>,
     /// Its engine.
     pub engine: Arc<Engine>,
     /// Its ring.
@@ -226,13 +232,18 @@ pub async fn start_with(
             heads.expect(kept.heads.clone());
             kept.lost.iter().for_each(|lost| heads.stop(lost.clone()));
         }
-        shards.push(Shard::start(&shard.name, &database.engine, buckets, heads));
+        let drained = kept.iter().any(|kept| kept.shard == shard.name && kept.drained);
         maintained.push((shard.name.clone(), database.maintainer));
+        let shard = Shard::start(&shard.name, &database.engine, buckets, heads);
+        shard.set_drained(drained);
+        shards.push(shard);
     }
 
-    let listen = |source| ServeError::Listen { address: config.listen.clone(), source };
-    let tcp = TcpListener::bind(&addresses[..]).await.map_err(listen)?;
-    let address = tcp.local_addr().map_err(listen)?;
+    let (tcp, address) = listen(&config.listen, &addresses[..]).await?;
+    let telemetry = match config.telemetry.listen.as_str() {
+        "" => None,
+        to => Some(listen(to, to).await?),
+    };
 
     let instance = Uuid::now_v7();
     let leases = Leases::start(&coordinator.engine, instance, &format!("{}/{address}", machine()))
@@ -270,15 +281,29 @@ pub async fn start_with(
         stop.clone(),
     ));
     let schedule = Schedule { leases, scheduler };
-    let vitals = Arc::new(vitals);
+    let (vitals, calls) = (Arc::new(vitals), Calls::new(tcc_proto::FILE_DESCRIPTOR_SET));
+    // It is watched to its very end, which is when whoever looks wants to know why.
+    let unwatched = CancellationToken::new();
+    let guard = unwatched.clone().drop_guard();
+    let telemetry = telemetry.map(|(listener, address)| {
+        let sources =
+            Sources { engine: Arc::clone(&engine), shards: Arc::clone(&shards), vitals: Arc::clone(&vitals) };
+        let watched = telemetry::http::Watched { gauges: Gauges::new(), calls: calls.clone(), sources };
+        tokio::spawn(telemetry::http::serve(listener, watched, unwatched));
+        address
+    });
     let api = Api { engine: Arc::clone(&engine), shards, keys, vitals, config: config.clone() };
     let health = tonic_health::server::health_reporter();
     set_health(&health.0, true).await;
     let routes = api.routes(health.1)?;
-    let listener = Listener { tcp, tls, traffic: config.traffic.clone(), gate, routes };
-    let serving = tokio::spawn(serve(api, listener, health.0, schedule, stop.clone()));
+    let listener = Listener { tcp, tls, traffic: config.traffic.clone(), gate, routes, calls };
+    let stopped = stop.clone();
+    let serving = tokio::spawn(async move {
+        let _guard = guard;
+        serve(api, listener, health.0, schedule, stopped).await
+    });
     let _ = unless_served.disarm();
-    Ok(Running { address, is_encrypted: config.tls.is_some(), engine, timers, stop, serving })
+    Ok(Running { address, is_encrypted: config.tls.is_some(), telemetry, engine, timers, stop, serving })
 }
 
 /// Prepares a shard that was not there at the start, once it is. Its executors refuse it until then.
@@ -309,6 +334,7 @@ struct Api {
     shards: Arc<Shards>,
     keys: Keys,
     vitals: Arc<Vitals>,
+    calls: Calls,
     config: Config,
 }
 
@@ -326,11 +352,14 @@ impl Api {
         let holds = Holds::new(Arc::clone(engine), Arc::clone(&self.shards), keys, sweep, limits.clone());
         let ledger = Ledger::new(Arc::clone(&self.shards), Arc::clone(engine), limits.clone());
         let operator = Operator::new(Arc::clone(engine), Arc::clone(&self.shards), Arc::clone(&self.vitals));
+        let recovery = Recovery { engine: Arc::clone(engine), shards: Arc::clone(&self.shards) };
+        let recoveries = Recoveries::new(recovery, Arc::clone(&self.vitals));
         let longest = self.config.traffic.message_bytes as usize;
-        let usual = longest.min(USUAL_MESSAGE);
+        let (usual, plan) = (longest.min(USUAL_MESSAGE), longest.min(PLAN_MESSAGE));
         let routes = Routes::new(HoldServiceServer::new(holds).max_decoding_message_size(longest))
             .add_service(LedgerServiceServer::new(ledger).max_decoding_message_size(usual))
             .add_service(OperatorServiceServer::new(operator).max_decoding_message_size(usual))
+            .add_service(RecoveryServiceServer::new(recoveries).max_decoding_message_size(plan))
             .add_service(health)
             .add_service(descriptors().build_v1()?)
             .add_service(descriptors().build_v1alpha()?);
@@ -390,9 +419,18 @@ async fn serve(
 async fn set_health(health: &HealthReporter, serving: bool) {
     let status =
         if serving { tonic_health::ServingStatus::Serving } else { tonic_health::ServingStatus::NotServing };
-    for service in ["", "tcc.v1.HoldService", "tcc.v1.LedgerService", "tcc.v1.OperatorService"] {
+    for service in
+        ["", "tcc.v1.HoldService", "tcc.v1.LedgerService", "tcc.v1.OperatorService", "tcc.v1.RecoveryService"]
+    {
         health.set_service_status(service, status).await;
     }
+}
+
+async fn listen(address: &str, found: impl ToSocketAddrs) -> Result<(TcpListener, SocketAddr), ServeError> {
+    let failed = |source| ServeError::Listen { address: address.to_owned(), source };
+    let listener = TcpListener::bind(found).await.map_err(failed)?;
+    let address = listener.local_addr().map_err(failed)?;
+    Ok((listener, address))
 }
 
 /// This machine's name.

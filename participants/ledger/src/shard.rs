@@ -5,11 +5,20 @@ use crate::{
     books::{Account, AccountState, Answer, Op},
     executor::ShardExecutor,
     heads::Heads,
-    reads::{self, BalanceRow, BranchRow, Branches, Holdings, Listing, PostingRow, Postings, ReadError},
+    reads::{
+        self, BalanceRow, BranchRow, Branches, FenceRow, Holdings, Listing, PostingRow, Postings, ReadError,
+    },
 };
-use deadpool_postgres::{Object, Pool, PoolError};
+use deadpool_postgres::{Object, Pool, PoolError, Status};
 use futures::future::BoxFuture;
-use std::{collections::HashSet, sync::Arc, time::Duration};
+use std::{
+    collections::HashSet,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 use tcc_core::{AccountId, Currency, Outcome, Timestamp, Transaction};
 use tcc_participant::{
     Batcher, Call, Participant, Postgres,
@@ -29,6 +38,7 @@ pub struct Shard {
     reads: Pool,
     buckets: usize,
     heads: Heads,
+    drained: Arc<AtomicBool>,
 }
 
 /// Why an account could not be changed.
@@ -58,7 +68,7 @@ impl Shard {
         let executors = vec![ShardExecutor::new(name, database, buckets, heads.clone())];
         let operations = Batcher::start(&format!("shard {name}"), executors, Limits::default());
         let reads = database.pool("tcc-shard-reads");
-        Self { name: name.into(), operations, reads, buckets: served, heads }
+        Self { name: name.into(), operations, reads, buckets: served, heads, drained: Arc::default() }
     }
 
     /// Its name.
@@ -84,6 +94,23 @@ impl Shard {
             tracing::error!(shard = self.name(), what, "a shard has lost commits; work on it is stopped");
         }
         Ok(())
+    }
+
+    /// How its connections for reading are used.
+    #[must_use]
+    pub fn reading(&self) -> Status {
+        self.reads.status()
+    }
+
+    /// Whether an operator has stopped work on it.
+    #[must_use]
+    pub fn is_drained(&self) -> bool {
+        self.drained.load(Ordering::Relaxed)
+    }
+
+    /// An operator stops work on it, or lets it go on. What is under way ends as it would.
+    pub fn set_drained(&self, drained: bool) {
+        self.drained.store(drained, Ordering::Relaxed);
     }
 
     /// How many operations wait for their batch.
@@ -213,6 +240,33 @@ impl Shard {
     pub async fn branches(&self, which: Branches<'_>) -> Result<Vec<BranchRow>, ReadError> {
         let mut client = self.reader().await?;
         reads::branches(&mut client, which).await.map_err(|cause| self.unreachable(cause))
+    }
+
+    /// Reads a transaction's fences, in the order of its branches.
+    ///
+    /// # Errors
+    ///
+    /// [`ReadError`].
+    pub async fn fences(&self, transaction: Uuid) -> Result<Vec<FenceRow>, ReadError> {
+        let client = self.reader().await?;
+        reads::fences(&client, transaction).await.map_err(|cause| self.unreachable(cause))
+    }
+
+    /// Reads a transaction's postings on an account that were recorded within seconds of these times.
+    ///
+    /// # Errors
+    ///
+    /// [`ReadError`], also if that takes longer than two seconds.
+    pub async fn postings_near(
+        &self,
+        id: &AccountId,
+        transaction: Uuid,
+        times: [Timestamp; 2],
+    ) -> Result<Vec<PostingRow>, ReadError> {
+        let mut client = self.reader().await?;
+        reads::postings_near(&mut client, id, transaction, times)
+            .await
+            .map_err(|cause| self.unreachable(cause))
     }
 
     /// Checks the shard's books against themselves, in one consistent snapshot. Tells how many of how many checks are done.
@@ -367,7 +421,7 @@ impl Participant for Shard {
     }
 
     fn is_reachable(&self) -> bool {
-        self.operations.is_reachable() && self.heads.lost().is_none()
+        self.operations.is_reachable() && self.heads.lost().is_none() && !self.is_drained()
     }
 
     fn call(&self, call: Call) -> BoxFuture<'_, Vec<Outcome>> {

@@ -478,14 +478,6 @@ pub fn seen(text: &str) -> Option<Seen> {
     (etag(seen) == text).then_some(seen)
 }
 
-/// When a hold falls due, or, if it was due at once, when it was created.
-pub fn due_at(record: &Record) -> Timestamp {
-    match record.transaction.descriptor.is_due_at_once() {
-        true => record.standing.created_at,
-        false => record.transaction.descriptor.due_at,
-    }
-}
-
 /// A hold as the API shows it.
 pub fn hold_view(record: &Record) -> v1::Hold {
     let Record { transaction, standing, .. } = record;
@@ -493,7 +485,7 @@ pub fn hold_view(record: &Record) -> v1::Hold {
         id: transaction.id.to_string(),
         phase: phase(standing.phase).into(),
         attention: attention(standing.attention).into(),
-        due_at: Some(proto_time(due_at(record))),
+        due_at: Some(proto_time(record.due_at())),
         cause: standing.cause.map_or(v1::Cause::Unspecified, cause).into(),
         reason: standing.reason.clone().unwrap_or_default(),
         created_at: Some(proto_time(standing.created_at)),

@@ -157,7 +157,7 @@ pub fn changed(record: &Record) -> Status {
 fn too_late(asked: Event, record: &Record) -> Status {
     let id = record.id();
     let phase = record.standing.phase;
-    let due_at = convert::due_at(record);
+    let due_at = record.due_at();
     let (reason, message) = match (asked, record.standing.phase) {
         (Event::CancelRequested, Phase::Trying | Phase::Held) => (
             Reason::HoldNotCancellable,
@@ -184,6 +184,12 @@ fn too_late(asked: Event, record: &Record) -> Status {
 pub fn not_stopped(shard: &str) -> Status {
     let message = format!("work on shard {shard} is not stopped, or there is no such shard");
     status(Reason::ShardNotStopped, message, [("shard", shard.to_owned())])
+}
+
+/// A name that no shard has.
+pub fn shard_not_found(shard: &str) -> Status {
+    let message = format!("there is no shard {shard}; `tccctl status` names them");
+    status(Reason::ShardNotFound, message, [("shard", shard.to_owned())])
 }
 
 /// Nobody said who asks.

@@ -106,11 +106,11 @@ impl Gate {
     pub async fn answer(
         &self,
         mut routes: Routes,
-        peer: &Peer,
+        peer: Peer,
         mut request: Request<Incoming>,
     ) -> Response<Body> {
         let path = request.uri().path();
-        let _room = match self.admit(peer, path, request.headers()).await {
+        let _room = match self.admit(&peer, path, request.headers()).await {
             Ok(None) => None,
             Ok(Some((identity, permit))) => {
                 request.extensions_mut().insert(identity);
@@ -118,6 +118,7 @@ impl Gate {
             }
             Err(status) => return status.into_http(),
         };
+        request.extensions_mut().insert(peer);
         // Nothing behind the gate needs it, and nothing there can print it.
         request.headers_mut().remove(AUTHORIZATION);
         let time = Duration::from_secs(self.traffic.request_seconds.into());

@@ -5,7 +5,7 @@ pub mod cluster;
 
 pub use cluster::{Cluster, ClusterError, Options};
 
-use crate::config::{Config, Database, ShardConfig};
+use crate::config::{Config, Database, ShardConfig, Telemetry};
 use std::path::Path;
 
 /// The servers of a development system: one for the coordinator, one for each shard.
@@ -55,6 +55,7 @@ impl Servers {
             shards: shards
                 .map(|(n, cluster)| ShardConfig { name: format!("shard-{n}"), url: cluster.url() })
                 .collect(),
+            telemetry: Telemetry { listen: "127.0.0.1:0".into(), ..Telemetry::default() },
             ..Config::default()
         }
     }
