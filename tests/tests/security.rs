@@ -712,6 +712,64 @@ async fn a_caller_that_asks_too_fast_is_told_how_long_to_wait_and_others_are_not
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_batch_counts_as_its_items() {
+    let system = System::start().await;
+    let mut known = Known::new();
+    let key = known.caller("shop", &["application"], &["shop-*"]);
+    let traffic = Traffic { caller_requests_per_second: 1, caller_burst: 100, ..Traffic::default() };
+    let config = Config { traffic, ..secure::config(&system, known.auth()) };
+    let running = secure::coordinator(&config).await;
+    let shop = Caller::plain(running.address, Some(&key)).await;
+    let batch = async |items: usize| {
+        let holds = (0..items).map(|_| hold("bank-1", "shop-1", 1)).collect();
+        let request = shop.request(v1::BatchCreateHoldsRequest { holds });
+        HoldServiceClient::new(shop.channel.clone()).batch_create_holds(request).await.map(drop)
+    };
+
+    batch(60).await.expect("there is room for a hundred");
+    let refused = batch(60).await.unwrap_err();
+
+    assert_eq!((refused.code(), reason(&refused).as_str()), (Code::ResourceExhausted, "RATE_LIMITED"));
+    assert!(refused.get_details_retry_info().unwrap().retry_delay.unwrap() > Duration::from_secs(1));
+    stop(running).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn watches_of_one_caller_take_no_room_from_others() {
+    let system = System::start().await;
+    let mut developer = secure::beside(&system).await;
+    developer.client.account("shop-1", 1_000).await;
+    developer.client.account("bank-1", 0).await;
+    let request = hold("shop-1", "bank-1", 10);
+    developer.client.create(&request).await.unwrap();
+    let mut known = Known::new();
+    let (many, one) = (known.caller("many", &["viewer"], &[]), known.caller("one", &["viewer"], &[]));
+    let traffic = Traffic { requests: 10, caller_requests: 3, ..Traffic::default() };
+    let config = Config { traffic, ..secure::config(&system, known.auth()) };
+    let running = secure::coordinator(&config).await;
+    let many = Caller::plain(running.address, Some(&many)).await;
+    let one = many.with(&one);
+    let watch = async |caller: &Caller| {
+        let request = caller.request(v1::WatchHoldRequest { id: request.id.clone(), etag: String::new() });
+        HoldServiceClient::new(caller.channel.clone()).watch_hold(request).await
+    };
+
+    let mut watches = Vec::new();
+    for _ in 0..3 {
+        watches.push(watch(&many).await.unwrap());
+    }
+    let refused = watch(&many).await.unwrap_err();
+
+    assert_eq!((refused.code(), reason(&refused).as_str()), (Code::ResourceExhausted, "OVERLOADED"));
+    watch(&one).await.expect("another caller does not notice");
+    watches.pop();
+    until("there is room again", || async { watch(&many).await.is_ok() }).await;
+    drop(watches);
+    stop(running).await;
+    developer.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn messages_and_headers_that_are_too_long_are_refused() {
     let system = System::start().await;
     let mut known = Known::new();

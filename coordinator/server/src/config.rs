@@ -205,6 +205,8 @@ pub struct Traffic {
     pub streams_per_connection: u32,
     /// Requests under way at a time, of all callers; more are answered OVERLOADED.
     pub requests: u32,
+    /// Of them those of one caller; a watch is one for as long as it lasts. Not with `insecure_dev`.
+    pub caller_requests: u32,
     /// The longest message that is read, in bytes: a batch of 1,000 holds has up to 2 MiB.
     pub message_bytes: u32,
     /// The longest headers that are read, in bytes. A token is in them.
@@ -259,6 +261,7 @@ impl Default for Traffic {
             connections_per_address: 1_000,
             streams_per_connection: 1_024,
             requests: 16_384,
+            caller_requests: 4_096,
             message_bytes: 2_097_152,
             header_bytes: 16_384,
             handshake_seconds: 10,
@@ -379,7 +382,7 @@ impl Config {
 
 impl Traffic {
     /// Each key with its value and its range.
-    fn ranges(&self) -> [(&'static str, u32, u32, u32); 13] {
+    fn ranges(&self) -> [(&'static str, u32, u32, u32); 14] {
         [
             ("caller_requests_per_second", self.caller_requests_per_second, 1, 1_000_000),
             ("caller_burst", self.caller_burst, 1, 1_000_000),
@@ -387,6 +390,7 @@ impl Traffic {
             ("connections_per_address", self.connections_per_address, 1, 1_000_000),
             ("streams_per_connection", self.streams_per_connection, 1, 65_536),
             ("requests", self.requests, 1, 1_000_000),
+            ("caller_requests", self.caller_requests, 1, 1_000_000),
             ("message_bytes", self.message_bytes, 1_024, 4_194_304),
             ("header_bytes", self.header_bytes, 1_024, 1_048_576),
             ("handshake_seconds", self.handshake_seconds.into(), 1, 300),

@@ -2,7 +2,7 @@
 //!
 //! Calls go down, values come back up: [`api`] turns requests into domain types, [`engine`] lives transactions' lives,
 //! [`store`] keeps them, [`schedule`] wakes them. Before that, [`listener`] takes connections and [`auth`] finds out who asks
-//! and whether that one may; [`tls`], [`watched`] and [`databases`] are what they are made of. Three tasks watch over what they
+//! and whether that one may; [`tls`], [`watched`], [`counted`] and [`databases`] are what they are made of. Three tasks watch over what they
 //! rest on: [`audit`] checks the books, [`sweep`] rebuilds what the coordinator's database has lost, [`heads`] notices what a
 //! shard has lost. A fourth, [`keys`], forgets what nobody may ask for any more. [`telemetry`] tells whoever watches how it goes,
 //! and [`recovery`] what is wrong with a single transaction. [`serve`] puts it all together, [`dev`] starts the servers that it
@@ -13,6 +13,7 @@ pub mod api;
 pub mod audit;
 pub mod auth;
 pub mod config;
+pub mod counted;
 pub mod databases;
 pub mod dev;
 pub mod engine;

@@ -7,6 +7,7 @@
 use crate::{
     auth::{Gate, Peer},
     config::Traffic,
+    counted::Counts,
     telemetry::Calls,
     tls,
     watched::Watched,
@@ -15,13 +16,12 @@ use hyper::{Request, body::Incoming, server::conn::http2, service::service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use rustls::ServerConfig;
 use std::{
-    collections::HashMap,
     convert::Infallible,
     io,
-    net::{IpAddr, SocketAddr},
+    net::SocketAddr,
     pin::{Pin, pin},
     sync::{
-        Arc, Mutex,
+        Arc,
         atomic::{AtomicUsize, Ordering},
     },
     task::{Context, Poll},
@@ -68,7 +68,7 @@ impl Listener {
         let Self { tcp, tls, traffic, gate, routes, calls } = self;
         let (http, stopped) = (http(&traffic), stop.clone());
         let shared = Arc::new(Shared { http, tls, traffic, gate, routes, calls, stop: stopped });
-        let (tasks, open) = (TaskTracker::new(), Arc::new(Open::default()));
+        let (tasks, open) = (TaskTracker::new(), Counts::default());
         while let Some(accepted) = stop.run_until_cancelled(tcp.accept()).await {
             let (stream, address) = match accepted {
                 Ok(accepted) => accepted,
@@ -79,7 +79,8 @@ impl Listener {
                     continue;
                 }
             };
-            let Some(counted) = Counted::one_more(&open, address.ip(), &shared.traffic) else {
+            let Traffic { connections, connections_per_address, .. } = shared.traffic;
+            let Some(counted) = open.one_more(&address.ip(), connections, connections_per_address) else {
                 tracing::debug!(%address, "too many connections");
                 continue;
             };
@@ -195,45 +196,6 @@ fn http(traffic: &Traffic) -> http2::Builder<TokioExecutor> {
         .keep_alive_interval(keep_alive)
         .keep_alive_timeout(keep_alive / 2);
     http
-}
-
-/// How many connections there are, from where.
-#[derive(Default)]
-struct Open(Mutex<(u32, HashMap<IpAddr, u32>)>);
-
-/// A connection that is counted until this is dropped.
-struct Counted {
-    open: Arc<Open>,
-    address: IpAddr,
-}
-
-impl Counted {
-    /// Counts one more, unless there are too many.
-    fn one_more(open: &Arc<Open>, address: IpAddr, traffic: &Traffic) -> Option<Self> {
-        let mut counts = open.0.lock().expect("no holder panics");
-        let (all, by_address) = &mut *counts;
-        let here = by_address.get(&address).copied().unwrap_or_default();
-        if *all >= traffic.connections || here >= traffic.connections_per_address {
-            return None;
-        }
-        *all += 1;
-        by_address.insert(address, here + 1);
-        drop(counts);
-        Some(Self { open: Arc::clone(open), address })
-    }
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        let mut counts = self.open.0.lock().expect("no holder panics");
-        counts.0 -= 1;
-        if let Some(here) = counts.1.get_mut(&self.address) {
-            *here -= 1;
-            if *here == 0 {
-                counts.1.remove(&self.address);
-            }
-        }
-    }
 }
 
 type Stream = Either<TcpStream, Box<tokio_rustls::server::TlsStream<TcpStream>>>;

@@ -295,7 +295,7 @@ pub async fn start_with(
     let api = Api { engine: Arc::clone(&engine), shards, keys, vitals, config: config.clone() };
     let health = tonic_health::server::health_reporter();
     set_health(&health.0, true).await;
-    let routes = api.routes(health.1)?;
+    let routes = api.routes(Arc::clone(&gate), health.1)?;
     let listener = Listener { tcp, tls, traffic: config.traffic.clone(), gate, routes, calls };
     let stopped = stop.clone();
     let serving = tokio::spawn(async move {
@@ -334,13 +334,12 @@ struct Api {
     shards: Arc<Shards>,
     keys: Keys,
     vitals: Arc<Vitals>,
-    calls: Calls,
     config: Config,
 }
 
 impl Api {
     /// What there is to ask for.
-    fn routes(&self, health: HealthServer<impl Health>) -> Result<Routes, ServeError> {
+    fn routes(&self, gate: Arc<Gate>, health: HealthServer<impl Health>) -> Result<Routes, ServeError> {
         let descriptors = || {
             tonic_reflection::server::Builder::configure()
                 .register_encoded_file_descriptor_set(tcc_proto::FILE_DESCRIPTOR_SET)
@@ -349,7 +348,8 @@ impl Api {
         };
         let (engine, limits) = (&self.engine, &self.config.limits);
         let (keys, sweep) = (self.keys.clone(), self.vitals.sweep.clone());
-        let holds = Holds::new(Arc::clone(engine), Arc::clone(&self.shards), keys, sweep, limits.clone());
+        let holds =
+            Holds::new(Arc::clone(engine), Arc::clone(&self.shards), keys, sweep, gate, limits.clone());
         let ledger = Ledger::new(Arc::clone(&self.shards), Arc::clone(engine), limits.clone());
         let operator = Operator::new(Arc::clone(engine), Arc::clone(&self.shards), Arc::clone(&self.vitals));
         let recovery = Recovery { engine: Arc::clone(engine), shards: Arc::clone(&self.shards) };

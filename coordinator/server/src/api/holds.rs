@@ -8,7 +8,7 @@ use super::{
     reason::{self, wrong},
 };
 use crate::{
-    auth::{Identity, identity},
+    auth::{Gate, Identity, identity},
     config::Limits,
     engine::{Created, Engine, EngineError},
     shards::Shards,
@@ -53,6 +53,7 @@ pub struct Holds {
     shards: Arc<Shards>,
     keys: Keys,
     sweep: Progress,
+    gate: Arc<Gate>,
     limits: Limits,
 }
 
@@ -87,16 +88,17 @@ impl Creator {
 }
 
 impl Holds {
-    /// On an engine and the shards with its accounts, within limits.
+    /// On an engine and the shards with its accounts, within limits. The gate counts what comes in batches.
     #[must_use]
     pub fn new(
         engine: Arc<Engine>,
         shards: Arc<Shards>,
         keys: Keys,
         sweep: Progress,
+        gate: Arc<Gate>,
         limits: Limits,
     ) -> Self {
-        Self { engine, shards, keys, sweep, limits }
+        Self { engine, shards, keys, sweep, gate, limits }
     }
 
     /// Creates what is asked for, or answers what there is under its name. A refusal is an error.
@@ -272,6 +274,7 @@ impl HoldService for Holds {
                 return Err(wrong("holds", Reason::TooManyItems, message).into());
             }
         }
+        self.gate.charge(&creator.identity, holds.len())?;
         let creator = &creator;
         let outcomes = join_all(holds.into_iter().map(|hold| async move {
             let outcome = match self.create_item(creator, hold).await {

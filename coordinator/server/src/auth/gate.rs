@@ -1,8 +1,9 @@
 //! The gate that every request passes before its message is read.
 //!
 //! It finds out who asks, whether that one may call the method, and whether there is room: for this caller (GCRA, so a rate
-//! with a burst) and for one more request at all. Whoever is sent away learns why, and when to come back. What a request needs
-//! beyond that, such as an account that it may not touch, is refused where the account is known.
+//! with a burst, and how much of it is under way) and for one more request at all. A request is under way until the last byte
+//! of its answer was taken, so a watch is for as long as it lasts. Whoever is sent away learns why, and when to come back. What
+//! a request needs beyond that, such as an account that it may not touch, is refused where the account is known.
 //!
 //! What it costs: a hash of the credential, two look-ups and a count, about a microsecond. A token's signature is verified
 //! when it is seen first.
@@ -16,21 +17,28 @@ use super::{
 use crate::{
     api::reason,
     config::{Config, Traffic},
+    counted::{Counted, Counts},
     watched::{WatchError, Watched},
 };
 use governor::{
-    DefaultDirectRateLimiter, DefaultKeyedRateLimiter, Quota, RateLimiter,
-    clock::{Clock as _, DefaultClock},
+    DefaultDirectRateLimiter, DefaultKeyedRateLimiter, NotUntil, Quota, RateLimiter,
+    clock::{Clock as _, DefaultClock, QuantaInstant},
 };
 use hyper::{
     HeaderMap, Request, Response,
-    body::Incoming,
+    body::{Bytes, Frame, Incoming, SizeHint},
     header::{AUTHORIZATION, HeaderValue},
 };
-use std::{net::SocketAddr, num::NonZeroU32, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    num::NonZeroU32,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
 use tcc_core::caller::is_name;
 use tcc_proto::Reason;
-use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio_util::sync::CancellationToken;
 use tonic::{Status, body::Body, codegen::Service as _, service::Routes};
 
@@ -62,7 +70,7 @@ pub struct Gate {
     ways: Ways,
     rate: DefaultKeyedRateLimiter<String>,
     told: DefaultDirectRateLimiter,
-    room: Semaphore,
+    under_way: Counts<String>,
     traffic: Traffic,
 }
 
@@ -90,9 +98,9 @@ impl Gate {
         let traffic = config.traffic.clone();
         let quota = Quota::per_second(at_least_one(traffic.caller_requests_per_second))
             .allow_burst(at_least_one(traffic.caller_burst));
-        let room = Semaphore::new(traffic.requests as usize);
         let told = RateLimiter::direct(Quota::per_second(TOLD_PER_SECOND));
-        let gate = Arc::new(Self { ways, rate: RateLimiter::keyed(quota), told, room, traffic });
+        let (rate, under_way) = (RateLimiter::keyed(quota), Counts::default());
+        let gate = Arc::new(Self { ways, rate, told, under_way, traffic });
         let forgetting = Arc::clone(&gate);
         tokio::spawn(async move {
             while stop.run_until_cancelled(tokio::time::sleep(FORGET_EVERY)).await.is_some() {
@@ -110,11 +118,11 @@ impl Gate {
         mut request: Request<Incoming>,
     ) -> Response<Body> {
         let path = request.uri().path();
-        let _room = match self.admit(&peer, path, request.headers()).await {
+        let counted = match self.admit(&peer, path, request.headers()).await {
             Ok(None) => None,
-            Ok(Some((identity, permit))) => {
+            Ok(Some((identity, counted))) => {
                 request.extensions_mut().insert(identity);
-                Some(permit)
+                Some(counted)
             }
             Err(status) => return status.into_http(),
         };
@@ -123,7 +131,7 @@ impl Gate {
         request.headers_mut().remove(AUTHORIZATION);
         let time = Duration::from_secs(self.traffic.request_seconds.into());
         match tokio::time::timeout(time, routes.call(request)).await {
-            Ok(Ok(response)) => response,
+            Ok(Ok(response)) => response.map(|body| Body::new(UnderWay { body, _counted: counted })),
             Err(_) => reason::given_up(time).into_http(),
         }
     }
@@ -133,7 +141,7 @@ impl Gate {
         peer: &Peer,
         path: &str,
         headers: &HeaderMap,
-    ) -> Result<Option<(Arc<Identity>, SemaphorePermit<'_>)>, Status> {
+    ) -> Result<Option<(Arc<Identity>, Counted<String>)>, Status> {
         let access = methods::access(path);
         if access == Some(Access::Anyone) {
             return Ok(None);
@@ -146,14 +154,40 @@ impl Gate {
             tracing::info!(caller = identity.caller, path, peer = %peer.address, "a call without the role for it");
             return Err(reason::without_role(path, &identity.caller));
         }
-        if matches!(self.ways, Ways::Proof { .. }) {
-            self.rate.check_key(&identity.caller).map_err(|until| {
-                let wait = until.wait_time_from(DefaultClock::default().now());
-                reason::rate_limited(wait, self.traffic.caller_requests_per_second)
-            })?;
+        let mut most = self.traffic.requests;
+        if self.is_bounded() {
+            self.rate.check_key(&identity.caller).map_err(|until| self.too_fast(&until))?;
+            most = self.traffic.caller_requests;
         }
-        let permit = self.room.try_acquire().map_err(|_| reason::overloaded())?;
-        Ok(Some((identity, permit)))
+        let counted = self.under_way.one_more(&identity.caller, self.traffic.requests, most);
+        Ok(Some((identity, counted.ok_or_else(reason::overloaded)?)))
+    }
+
+    /// Counts a batch as its items: the request itself was one of them.
+    ///
+    /// # Errors
+    ///
+    /// RATE_LIMITED.
+    pub fn charge(&self, identity: &Identity, items: usize) -> Result<(), Status> {
+        // More than may come at once could never come.
+        let more = u32::try_from(items).unwrap_or(u32::MAX).min(self.traffic.caller_burst).saturating_sub(1);
+        match NonZeroU32::new(more).filter(|_| self.is_bounded()) {
+            None => Ok(()),
+            Some(more) => match self.rate.check_key_n(&identity.caller, more) {
+                Ok(Err(until)) => Err(self.too_fast(&until)),
+                Ok(Ok(())) | Err(_) => Ok(()),
+            },
+        }
+    }
+
+    /// Whether callers are bounded, each for itself: that needs callers who are who they say.
+    fn is_bounded(&self) -> bool {
+        matches!(self.ways, Ways::Proof { .. })
+    }
+
+    fn too_fast(&self, until: &NotUntil<QuantaInstant>) -> Status {
+        let wait = until.wait_time_from(DefaultClock::default().now());
+        reason::rate_limited(wait, self.traffic.caller_requests_per_second)
     }
 
     /// Who asks.
@@ -183,6 +217,32 @@ impl Gate {
             TokenError::Expired => reason::token_expired(),
             TokenError::Invalid(why) => invalid(why),
         })
+    }
+}
+
+/// An answer, whose request is under way for as long as this is.
+struct UnderWay {
+    body: Body,
+    _counted: Option<Counted<String>>,
+}
+
+impl hyper::body::Body for UnderWay {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }
 

@@ -98,8 +98,13 @@ impl Callers {
 fn configured(servers: &Servers, callers: Option<&Callers>) -> Config {
     let config = servers.config("127.0.0.1:0");
     let Some(callers) = callers else { return config };
-    let traffic =
-        Traffic { caller_requests_per_second: 1_000_000, caller_burst: 1_000_000, ..Traffic::default() };
+    let most = 1_000_000;
+    let traffic = Traffic {
+        caller_requests_per_second: most,
+        caller_burst: most,
+        caller_requests: most,
+        ..Traffic::default()
+    };
     Config { insecure_dev: false, auth: callers.known.auth(), traffic, ..config }
 }
 
