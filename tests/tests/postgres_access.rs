@@ -2,14 +2,14 @@
 
 use std::{fs, os::unix::fs::PermissionsExt as _, path::Path};
 use tcc_coordinator::{
-    config::{Config, Database, Login, PostgresConfig, PostgresTls, ShardConfig},
+    config::{Config, Database, Login, PostgresConfig, PostgresTls, ShardConfig, Telemetry},
     databases::{Logins, ROLES},
     dev::{Cluster, Options},
     schedule::partitions,
     serve,
     store::{Store, keys::Keys},
 };
-use tcc_proto::v1::{self, CreateHoldRequest, Phase};
+use tcc_proto::v1::{self, CreateHoldRequest, OperatorActionKind, Phase};
 use tcc_tests::{
     Coordinator, System, alice_and_bob, amount, connect, hold, hold_due_in, new_id, secure::Authority, until,
 };
@@ -100,6 +100,36 @@ async fn the_service_needs_no_more_than_its_roles_have() {
         .into_inner();
     while replay.message().await.unwrap().is_some() {}
     client.operator.list_findings(v1::ListFindingsRequest::default()).await.unwrap();
+
+    // And what operators do, all of it.
+    let why = "a test".to_owned();
+    let act = async |action: OperatorActionKind| {
+        let (id, reason) = (first.id.clone(), why.clone());
+        let request = v1::ActRequest { id, action: action.into(), reason, ticket: String::new() };
+        client.clone().recovery.act(request).await
+    };
+    act(OperatorActionKind::Pause).await.unwrap();
+    act(OperatorActionKind::Resume).await.unwrap();
+    let describe = v1::DescribeHoldRequest { id: first.id.clone() };
+    client.recovery.describe_hold(describe).await.unwrap();
+    let (action, ids) = (OperatorActionKind::ForceCancel.into(), vec![first.id.clone()]);
+    let plan = v1::CreatePlanRequest { action, ids, ..Default::default() };
+    let plan = client.recovery.create_plan(plan).await.unwrap().into_inner().plan.unwrap();
+    let execute = v1::ExecutePlanRequest { id: plan.id.clone(), reason: why.clone(), ..Default::default() };
+    let mut told = client.recovery.execute_plan(execute).await.unwrap().into_inner();
+    while told.message().await.unwrap().is_some() {}
+    assert_eq!(client.until_final(&first.id).await.phase(), Phase::Cancelled);
+    client.recovery.get_plan(v1::GetPlanRequest { id: plan.id }).await.unwrap();
+    client.recovery.list_plans(v1::ListPlansRequest::default()).await.unwrap();
+    client.recovery.list_attention(v1::ListAttentionRequest::default()).await.unwrap();
+    client.recovery.list_instances(v1::ListInstancesRequest::default()).await.unwrap();
+    let (name, reason) = ("shard-0".to_owned(), why.clone());
+    let drain = v1::DrainShardRequest { name: name.clone(), reason, ticket: String::new() };
+    client.recovery.drain_shard(drain).await.unwrap();
+    let resume = v1::ResumeShardRequest { name, reason: why, ticket: String::new() };
+    client.operator.resume_shard(resume).await.unwrap();
+    let actions = client.recovery.list_actions(v1::ListActionsRequest::default()).await.unwrap();
+    assert_eq!(actions.into_inner().actions.len(), 5);
     client.audit_is_clean().await;
     running.stop().cancel();
     running.ended().await.unwrap();
@@ -341,6 +371,7 @@ async fn the_service_works_over_encrypted_connections() {
         coordinator: Database { url: url("coordinator") },
         shards: vec![shard(0), shard(1)],
         postgres: server.access(),
+        telemetry: Telemetry { listen: String::new(), ..Telemetry::default() },
         ..Config::default()
     };
     let Coordinator { mut client, running } = Coordinator::on(serve::start(&config).await.unwrap()).await;

@@ -16,7 +16,7 @@ use tcc_coordinator::{
 };
 use tcc_proto::v1::{
     self, hold_service_client::HoldServiceClient, ledger_service_client::LedgerServiceClient,
-    operator_service_client::OperatorServiceClient,
+    operator_service_client::OperatorServiceClient, recovery_service_client::RecoveryServiceClient,
 };
 use tcc_tests::{
     System, hold, new_id, reason,
@@ -343,6 +343,28 @@ async fn a_key_belongs_to_whoever_has_proved_to_be_its_caller() {
     assert_eq!((&pretended, &nonsense), (&of_two, &of_two), "nobody looks at what a caller says of itself");
     stop(running).await;
     developer.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_an_operator_did_is_recorded_with_the_name_that_it_has_proved() {
+    let system = System::start().await;
+    let mut known = Known::new();
+    let carol = known.caller("carol", &["operator"], &[]);
+    let running = secure::coordinator(&secure::config(&system, known.auth())).await;
+    let carol = Caller::plain(running.address, Some(&carol)).await;
+    let mut recovery = RecoveryServiceClient::new(carol.channel.clone());
+    let (name, reason) = ("shard-0".to_owned(), "a test".to_owned());
+
+    let mut drain = carol.request(v1::DrainShardRequest { name, reason, ticket: String::new() });
+    drain.metadata_mut().insert("tcc-caller", "dave".parse().unwrap());
+    recovery.drain_shard(drain).await.unwrap();
+
+    let list = carol.request(v1::ListActionsRequest::default());
+    let actions = recovery.list_actions(list).await.unwrap().into_inner().actions;
+    assert_eq!(actions.len(), 1);
+    assert_eq!((actions[0].actor.as_str(), actions[0].target.as_str()), ("carol", "shard-0"));
+    assert!(actions[0].address.starts_with("127.0.0.1:"), "{}", actions[0].address);
+    stop(running).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
