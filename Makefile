@@ -26,6 +26,7 @@ demo: setup
 
 test: setup
 	@coordinator/ops/ensure-grpcurl
+	@coordinator/ops/ensure-promtool
 	@coordinator/ops/ensure-faketime
 	@coordinator/ops/ensure-python
 	$(CARGO) build --locked --workspace --bins

@@ -65,7 +65,9 @@ CREATE TABLE shard (
     name text PRIMARY KEY,
     -- What it has lost, if work on it is stopped because it has lost commits, and how often an operator has let it go on.
     lost text,
-    resumed integer NOT NULL DEFAULT 0
+    resumed integer NOT NULL DEFAULT 0,
+    -- An operator has stopped work on it.
+    drained boolean NOT NULL DEFAULT false
 );
 CREATE TABLE bucket (
     bucket smallint PRIMARY KEY CHECK (bucket BETWEEN 0 AND 4095),
@@ -121,11 +123,13 @@ CREATE TABLE attention (
     -- How often its participant served others and failed at it.
     attempts integer NOT NULL,
     last_error text NOT NULL,
-    next_try timestamptz
+    next_try timestamptz,
+    -- Parked, and settled by hand: nobody needs to look at it any more.
+    acknowledged boolean NOT NULL DEFAULT false
 ) WITH (fillfactor = 50);
 
 -- The keys by which callers may ask again for what they created with one. Each fence keeps the key, too, so one that was lost
--- is found again. A caller without a name is ''.
+-- is found again.
 CREATE TABLE idempotency (
     caller text COLLATE "C" NOT NULL,
     key text COLLATE "C" NOT NULL,
@@ -135,3 +139,55 @@ CREATE TABLE idempotency (
     PRIMARY KEY (caller, key)
 );
 CREATE INDEX idempotency_by_look ON idempotency (look_at);
+-- What operators did: written in the transaction that did it, never changed, never deleted.
+CREATE TABLE operator_action (
+    number bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    acted_at timestamptz NOT NULL,
+    action text NOT NULL,
+    -- The id of a transaction, or the name of a shard.
+    target text NOT NULL,
+    -- Who it was, from where, and why.
+    actor text NOT NULL,
+    address text NOT NULL,
+    reason text NOT NULL CHECK (reason <> ''),
+    ticket text NOT NULL,
+    plan uuid,
+    before text NOT NULL,
+    after text NOT NULL
+);
+CREATE INDEX operator_action_by_target ON operator_action (target, number);
+
+CREATE FUNCTION refuse_change() RETURNS trigger
+LANGUAGE plpgsql AS $$
+BEGIN
+    RAISE EXCEPTION 'rows of % are evidence: they are neither changed nor deleted', TG_TABLE_NAME;
+END $$;
+CREATE TRIGGER append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON operator_action
+FOR EACH STATEMENT EXECUTE FUNCTION refuse_change();
+
+-- What an operator has looked at before doing it: exactly these transactions, as they stood then.
+CREATE TABLE plan (
+    id uuid PRIMARY KEY,
+    action text NOT NULL,
+    -- How they were chosen, in words.
+    selection text NOT NULL,
+    actor text NOT NULL,
+    created_at timestamptz NOT NULL,
+    expires_at timestamptz NOT NULL,
+    started_at timestamptz
+);
+CREATE TABLE plan_item (
+    plan uuid NOT NULL REFERENCES plan,
+    position integer NOT NULL,
+    transaction_id uuid NOT NULL,
+    amount bigint NOT NULL,
+    currency text NOT NULL,
+    phase smallint NOT NULL,
+    attention smallint NOT NULL,
+    -- Why it would not be done. Null if it would.
+    refusal text,
+    -- What became of it: done, changed, refused or failed. Null until then.
+    outcome text,
+    detail text NOT NULL DEFAULT '',
+    PRIMARY KEY (plan, position)
+);

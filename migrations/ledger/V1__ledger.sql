@@ -101,3 +101,12 @@ BEGIN
             USING ERRCODE = 'serialization_failure';
     END IF;
 END $$;
+
+-- Puts what is new into the summaries of an index, of the partitions whose names come after one. Only the index's owner may, and
+-- the engine is none. It looks nothing up by a name that the engine could have given to something else.
+CREATE FUNCTION summarize(brin regclass, beyond text) RETURNS bigint
+LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+    SELECT count(brin_summarize_new_values(i.inhrelid))
+    FROM pg_inherits i JOIN pg_index x ON x.indexrelid = i.inhrelid JOIN pg_class c ON c.oid = x.indrelid
+    WHERE i.inhparent = brin AND c.relname::text COLLATE "C" > beyond;
+$$;

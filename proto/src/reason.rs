@@ -79,7 +79,7 @@ reasons! {
         "An idempotency key is not 1 to 64 printable ASCII characters without spaces."
         "Choose another form, such as a UUID.";
     CallerInvalid = "CALLER_INVALID", InvalidArgument, 400:
-        "The metadata `tcc-caller` is not 1 to 64 printable ASCII characters without spaces."
+        "The metadata `tcc-caller`, with which callers name themselves to a server that believes everybody, is not 1 to 64 printable ASCII characters without spaces."
         "Choose another name, or leave it out.";
     AccountIdInvalid = "ACCOUNT_ID_INVALID", InvalidArgument, 400:
         "An account id is not 1 to 64 printable ASCII characters without spaces."
@@ -120,6 +120,23 @@ reasons! {
     PageTokenInvalid = "PAGE_TOKEN_INVALID", InvalidArgument, 400:
         "A page token was not made by this call with this filter for this caller."
         "Repeat the request that gave the token with nothing but the token changed, or begin at the first page.";
+
+    // Who asks, and whether that one may.
+    TokenMissing = "TOKEN_MISSING", Unauthenticated, 401:
+        "A request does not say who asks. Nothing was done."
+        "Send the metadata `authorization: Bearer …` with an API key or a token, or show a client certificate.";
+    TokenInvalid = "TOKEN_INVALID", Unauthenticated, 401:
+        "The API key or token is not accepted. Nothing was done. Why exactly is told to nobody but the server's log."
+        "Check what is sent, and to which server. The operator finds the cause in the log of `tccd`.";
+    TokenExpired = "TOKEN_EXPIRED", Unauthenticated, 401:
+        "The token was good once. Nothing was done."
+        "Get a new one, and repeat with the same id or key.";
+    CertificateUnknown = "CERTIFICATE_UNKNOWN", Unauthenticated, 401:
+        "The client certificate is of an accepted authority, but no caller has one of the names in it. Nothing was done."
+        "Show a caller's certificate, or have the operator add its name to the file of callers.";
+    NotAllowed = "NOT_ALLOWED", PermissionDenied, 403:
+        "The caller has no role for the method that `metadata.method` names, is not responsible for the account that `metadata.account` names, or is not the payer of the hold. Nothing was done."
+        "Have the operator give the caller the role or the account. Repeating it does not help.";
 
     // What does not exist.
     AccountNotFound = "ACCOUNT_NOT_FOUND", NotFound, 404:
@@ -180,10 +197,36 @@ reasons! {
     ShardNotFound = "SHARD_NOT_FOUND", NotFound, 404:
         "There is no shard of that name."
         "`tccctl status` names the shards.";
+    ShardDrained = "SHARD_DRAINED", FailedPrecondition, 409:
+        "An operator has stopped work on the shard already."
+        "`tccctl actions list --target SHARD` says who and why; `tccctl shards resume SHARD` lets it go on.";
+
+    // What operators ask for.
+    ActionRefused = "ACTION_REFUSED", FailedPrecondition, 409:
+        "What an operator asked for cannot be done to the transaction as it stands. Nothing was changed."
+        "See how it stands: `tccctl holds describe ID`.";
+    PlanRequired = "PLAN_REQUIRED", FailedPrecondition, 409:
+        "A cancel is forced by plan only. Nothing was done."
+        "Make a plan, look at it, execute it: `tccctl holds force-cancel ID`.";
+    ForceUnsafe = "FORCE_UNSAFE", FailedPrecondition, 409:
+        "A forced cancel would create or lose units, since a shard has confirmed already. It stands in a plan, and says how much."
+        "See what is final: `tccctl holds describe ID`. Mend what keeps it from its end, and requeue it.";
+    PlanNotFound = "PLAN_NOT_FOUND", NotFound, 404:
+        "There is no plan of that id."
+        "`tccctl plan list` names the plans.";
+    PlanExpired = "PLAN_EXPIRED", FailedPrecondition, 409:
+        "A plan was not begun within 15 minutes: too much may have changed since somebody looked at it. Nothing was done."
+        "Make it anew.";
+    Declined = "DECLINED", FailedPrecondition, 409:
+        "`tccctl` asked a person, who did not say yes, or there was no terminal to ask at. No server was asked to do anything."
+        "Say yes at a terminal, or with `--yes` to what is not force.";
 
     // No answer, or none yet.
     Overloaded = "OVERLOADED", ResourceExhausted, 429:
         "Too much is under way. Nothing was done."
+        "Repeat after the delay in RetryInfo, with the same id or key.";
+    RateLimited = "RATE_LIMITED", ResourceExhausted, 429:
+        "The caller asks faster than `metadata.requests_per_second` allows. Nothing was done."
         "Repeat after the delay in RetryInfo, with the same id or key.";
     ShardUnavailable = "SHARD_UNAVAILABLE", Unavailable, 503:
         "A shard that is needed does not answer."

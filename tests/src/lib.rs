@@ -10,17 +10,18 @@ pub mod memory;
 pub mod process;
 pub mod program;
 pub mod proxy;
+pub mod secure;
 
 use jiff::{SignedDuration, Timestamp};
 use std::time::Duration;
 use tcc_coordinator::{
-    config::{Config, Database, ShardConfig},
+    config::{Config, Database, ShardConfig, Telemetry},
     dev::{Cluster, Options, Servers},
     serve::{self, Running},
 };
 use tcc_proto::v1::{
     self, hold_service_client::HoldServiceClient, ledger_service_client::LedgerServiceClient,
-    operator_service_client::OperatorServiceClient,
+    operator_service_client::OperatorServiceClient, recovery_service_client::RecoveryServiceClient,
 };
 use tonic::{Status, transport::Channel};
 use tonic_types::StatusExt as _;
@@ -61,8 +62,10 @@ impl System {
         }
         let config = Config {
             listen: "127.0.0.1:0".into(),
+            insecure_dev: true,
             coordinator: Database { url: url("coordinator") },
             shards: names.iter().map(|name| ShardConfig { name: name.clone(), url: url(name) }).collect(),
+            telemetry: Telemetry { listen: "127.0.0.1:0".into(), ..Telemetry::default() },
             ..Config::default()
         };
         Self { cluster, config }
@@ -153,6 +156,8 @@ pub struct Client {
     pub ledger: LedgerServiceClient<Channel>,
     /// Of the operator's view.
     pub operator: OperatorServiceClient<Channel>,
+    /// Of single transactions, for people on call.
+    pub recovery: RecoveryServiceClient<Channel>,
 }
 
 impl Client {
@@ -174,7 +179,8 @@ impl Client {
         Self {
             holds: HoldServiceClient::new(channel.clone()),
             ledger: LedgerServiceClient::new(channel.clone()),
-            operator: OperatorServiceClient::new(channel),
+            operator: OperatorServiceClient::new(channel.clone()),
+            recovery: RecoveryServiceClient::new(channel),
         }
     }
 

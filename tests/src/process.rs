@@ -61,6 +61,8 @@ impl Tccd {
         if let Some(host) = config.listen.strip_suffix(":0") {
             config.listen = free_address(host)?;
         }
+        // Several of them on one machine must not meet on the port that is meant for one.
+        config.telemetry.listen = "127.0.0.1:0".into();
         let folder =
             tempfile::Builder::new().prefix("tccd-").tempdir().context("making a folder for tccd")?;
         let text = toml::to_string(&config).context("writing tccd's configuration")?;

@@ -13,7 +13,7 @@ use std::{
     path::{Path, PathBuf},
     time::Duration,
 };
-use tcc_proto::v1::{self, CreateHoldRequest, Phase};
+use tcc_proto::v1::{self, CreateHoldRequest, OperatorActionKind as Action, Phase};
 use tcc_tests::{
     Client, GOLD, System, amount, connect, hold, hold_due_in, new_id, on_shard, on_two_shards, process::Tccd,
     reason,
@@ -54,11 +54,17 @@ enum Deed {
     LoseShard,
     /// An operator lets work on such a shard go on.
     ResumeShard,
+    /// An operator stops work on a shard, and lets it go on.
+    Drain,
+    /// A hold is parked; an operator acknowledges that, takes it up again, pauses and resumes it, and it is paid on request.
+    Mend,
+    /// An operator cancels a hold by plan.
+    Force,
 }
 
 use Deed::{
-    Block, Cancel, CancelAfterRefusal, CreateBesideLock, Leave, LoseShard, Open, Pay, PayByKey, PayNow,
-    PayTogether, Rebuild, Refuse, ResumeShard, Start,
+    Block, Cancel, CancelAfterRefusal, CreateBesideLock, Drain, Force, Leave, LoseShard, Mend, Open, Pay, PayByKey,
+    PayNow, PayTogether, Rebuild, Refuse, ResumeShard, Start,
 };
 
 /// Every point, and the deeds that reach it. A point that no deed reaches is a read of which nothing depends: whoever dies
@@ -84,7 +90,7 @@ const POINTS: &[(&str, &[Deed])] = &[
     // The coordinator's table.
     ("begin", &[Pay, Refuse]),
     ("tccd-begin committed", &[Pay, Refuse]),
-    ("advance", &[Pay, PayTogether, PayNow, Cancel, Refuse]),
+    ("advance", &[Pay, PayTogether, PayNow, Cancel, Refuse, Force]),
     ("tccd-advance committed", &[Pay, PayTogether, PayNow, Cancel, Refuse]),
     ("wake", &[Pay, PayTogether]),
     ("defer", &[CreateBesideLock]),
@@ -119,7 +125,18 @@ const POINTS: &[(&str, &[Deed])] = &[
     // The heads.
     ("keep_head", &[Pay]),
     ("stop_shard", &[LoseShard]),
-    ("resume_shard", &[ResumeShard]),
+    ("resume_shard", &[ResumeShard, Drain]),
+    // Operators.
+    ("drain_shard", &[Drain]),
+    ("rearm", &[Mend]),
+    ("pause", &[Mend]),
+    ("acknowledge", &[Mend]),
+    ("note_action", &[Drain, Mend, Force]),
+    ("acted", &[Drain, Mend, Force]),
+    ("create_plan", &[Force]),
+    ("add_plan_items", &[Force]),
+    ("start_plan", &[Force]),
+    ("finish_plan_item", &[Force]),
     // The auditor in the background.
     ("audited", &[Start]),
     ("set_audited", &[Start]),
@@ -138,6 +155,8 @@ const POINTS: &[(&str, &[Deed])] = &[
     ("lost_heads", &[]),
     ("leaves", &[]),
     ("late", &[]),
+    ("is_member", &[]),
+    ("is_granted", &[]),
     ("partitions_of", &[]),
     ("account", &[]),
     ("account_of_holdings", &[]),
@@ -166,6 +185,18 @@ const POINTS: &[(&str, &[Deed])] = &[
     ("audits", &[]),
     ("findings", &[]),
     ("count_findings", &[]),
+    ("lock_transaction", &[]),
+    ("lock_shard", &[]),
+    ("list_attention", &[]),
+    ("attention_of", &[]),
+    ("acknowledged", &[]),
+    ("actions", &[]),
+    ("instances", &[]),
+    ("plan", &[]),
+    ("plan_items", &[]),
+    ("plans", &[]),
+    ("fences", &[]),
+    ("postings_near", &[]),
 ];
 
 #[test]
@@ -263,6 +294,8 @@ const LANES: usize = 4;
 const FUNDS: i64 = 1_000_000;
 /// What each hold is about.
 const AMOUNT: i64 = 10;
+/// Why operators do what they do.
+const WHY: &str = "a test";
 /// The reason for which a hold is not taken any more.
 const TOO_LATE: &str = "DUE_TIME_IN_PAST";
 
@@ -426,13 +459,13 @@ impl Stage {
         let holds = match deed {
             Pay => vec![(hold_due_in(alice, bob, AMOUNT, soon), Phase::Confirmed)],
             PayTogether => vec![(hold_due_in(carol, dave, AMOUNT, soon), Phase::Confirmed)],
-            Start | PayNow => vec![(hold(alice, bob, AMOUNT), Phase::Confirmed)],
+            Start | PayNow | Mend => vec![(hold(alice, bob, AMOUNT), Phase::Confirmed)],
             PayByKey => {
                 let (id, idempotency_key) = (String::new(), new_id());
                 let request = CreateHoldRequest { id, idempotency_key, ..hold(alice, bob, AMOUNT) };
                 vec![(request, Phase::Confirmed)]
             }
-            Cancel => vec![(hold(alice, bob, AMOUNT), Phase::Cancelled)],
+            Cancel | Force => vec![(hold(alice, bob, AMOUNT), Phase::Cancelled)],
             Refuse => vec![(hold(alice, bob, FUNDS * 10), Phase::Cancelled)],
             CancelAfterRefusal => vec![
                 (hold(alice, bob, FUNDS * 10), Phase::Cancelled),
@@ -443,7 +476,7 @@ impl Stage {
                 (hold(carol, dave, AMOUNT), Phase::Cancelled),
             ],
             Rebuild => lost.into_iter().map(|request| (request, Phase::Confirmed)).collect(),
-            Open | Block | Leave | LoseShard | ResumeShard => Vec::new(),
+            Open | Block | Leave | LoseShard | ResumeShard | Drain => Vec::new(),
         };
         let account = if deed == Block { carol.clone() } else { format!("new-{}", new_id()) };
         Wish { deed, holds, account, issue: new_id() }
@@ -451,7 +484,10 @@ impl Stage {
 
     /// The client asks again until it has what it wanted, and everything is at rest.
     async fn again(&mut self, mut client: Client, wish: &Wish, what: &str) {
-        if matches!(wish.deed, LoseShard | ResumeShard) {
+        if wish.deed == Drain {
+            drain(&mut client).await;
+        }
+        if matches!(wish.deed, LoseShard | ResumeShard | Drain) {
             resume(&mut client).await;
         }
         if wish.deed == Open {
@@ -472,7 +508,7 @@ impl Stage {
                     request.id.clone()
                 }
             };
-            decide(&mut client, wish.deed, &id).await;
+            decide(&mut client, wish.deed, &id, &self.databases()).await;
             let found = client.until_final(&id).await.phase();
             assert_eq!(found, *end, "{what}");
             if found == Phase::Confirmed {
@@ -499,6 +535,10 @@ impl Wish {
                 Start | Leave | LoseShard => pending().await,
                 Rebuild => stands(&client, &wish.holds[0].0.id, Phase::Held).await,
                 ResumeShard => resume(&mut client).await,
+                Drain => {
+                    drain(&mut client).await;
+                    resume(&mut client).await;
+                }
                 Open => open(&mut client, &wish).await,
                 Block => block(&mut client, &wish.account).await,
                 CreateBesideLock => wish.create_beside_lock(&client, &databases).await,
@@ -509,7 +549,7 @@ impl Wish {
                             Err(status) if reason(&status) == TOO_LATE => return,
                             Err(_) => request.id.clone(),
                         };
-                        decide(&mut client, wish.deed, &id).await;
+                        decide(&mut client, wish.deed, &id, &databases).await;
                         stands(&client, &id, *end).await;
                     }
                 }
@@ -564,11 +604,16 @@ async fn stands(client: &Client, id: &str, phase: Phase) {
     }
 }
 
-/// What the client wants of a hold that is held.
-async fn decide(client: &mut Client, deed: Deed, id: &str) {
+/// What the client, or an operator, wants of a hold that is held.
+async fn decide(client: &mut Client, deed: Deed, id: &str, databases: &Databases) {
+    match deed {
+        Mend => mend(client, id, databases).await,
+        Force => force(client, id).await,
+        _ => {}
+    }
     loop {
         let answer = match deed {
-            Start | PayNow | PayByKey | Rebuild => client.confirm(id).await,
+            Start | PayNow | PayByKey | Rebuild | Mend => client.confirm(id).await,
             Cancel | CancelAfterRefusal | CreateBesideLock => client.cancel(id).await,
             _ => return,
         };
@@ -580,6 +625,58 @@ async fn decide(client: &mut Client, deed: Deed, id: &str) {
             _ => return,
         }
     }
+}
+
+/// Parks a hold, and asks for what operators do with such a one.
+async fn mend(client: &mut Client, id: &str, databases: &Databases) {
+    let park = format!(
+        "WITH parked AS (
+             UPDATE transaction SET attention = 3 WHERE id = '{id}' AND phase = 2 AND attention = 0 RETURNING id
+         )
+         INSERT INTO attention (transaction_id, kind, since, attempts, last_error)
+         SELECT id, 3, clock_timestamp(), 50, 'a test' FROM parked
+         ON CONFLICT (transaction_id) DO UPDATE SET kind = 3, acknowledged = false"
+    );
+    connect(&databases.coordinator).await.batch_execute(&park).await.unwrap();
+    for action in [Action::Acknowledge, Action::Requeue, Action::Pause, Action::Resume] {
+        let (id, action) = (id.to_owned(), action.into());
+        let act = v1::ActRequest { id, action, reason: WHY.into(), ticket: String::new() };
+        // What was done before the death is refused now.
+        while client.recovery.act(act.clone()).await.is_err_and(|status| is_unknown(&status)) {
+            sleep(Duration::from_millis(50)).await;
+        }
+    }
+}
+
+/// Has a hold cancelled by plan, asking again until there is an answer.
+async fn force(client: &mut Client, id: &str) {
+    loop {
+        match force_once(client, id).await {
+            Err(status) if is_unknown(&status) => sleep(Duration::from_millis(50)).await,
+            done => return done.expect("the plan is executed"),
+        }
+    }
+}
+
+/// Goes on with the plan that there is, or makes one.
+async fn force_once(client: &mut Client, id: &str) -> Result<(), tonic::Status> {
+    let recovery = &mut client.recovery;
+    let newest = recovery.list_plans(v1::ListPlansRequest { page_size: 1 }).await?.into_inner().plans.pop();
+    let mut known = None;
+    if let Some(newest) = newest {
+        let found = recovery.get_plan(v1::GetPlanRequest { id: newest.id }).await?.into_inner();
+        known = found.plan.filter(|_| found.items.iter().any(|item| item.id == id));
+    }
+    if known.is_none() {
+        let (action, ids) = (Action::ForceCancel.into(), vec![id.to_owned()]);
+        let plan = v1::CreatePlanRequest { action, ids, ..Default::default() };
+        known = recovery.create_plan(plan).await?.into_inner().plan;
+    }
+    let plan = known.expect("an answer has a plan");
+    let execute = v1::ExecutePlanRequest { id: plan.id, reason: WHY.into(), ..Default::default() };
+    let mut told = recovery.execute_plan(execute).await?.into_inner();
+    while told.message().await?.is_some() {}
+    Ok(())
 }
 
 fn is_unknown(status: &tonic::Status) -> bool {
@@ -616,9 +713,19 @@ async fn block(client: &mut Client, account: &str) {
     }
 }
 
+/// Has work on the shard stopped, asking again until there is an answer.
+async fn drain(client: &mut Client) {
+    let (name, reason) = ("shard-0".to_owned(), WHY.to_owned());
+    let drain = v1::DrainShardRequest { name, reason, ticket: String::new() };
+    while client.recovery.drain_shard(drain.clone()).await.is_err_and(|status| is_unknown(&status)) {
+        sleep(Duration::from_millis(50)).await;
+    }
+}
+
 /// Waits until the shard is stopped, and lets work on it go on.
 async fn resume(client: &mut Client) {
-    let resume = v1::ResumeShardRequest { name: "shard-0".into() };
+    let (name, reason) = ("shard-0".to_owned(), WHY.to_owned());
+    let resume = v1::ResumeShardRequest { name, reason, ticket: String::new() };
     let began = Timestamp::now();
     while client.operator.resume_shard(resume.clone()).await.is_err() {
         assert!(

@@ -57,6 +57,7 @@ fn target(case: Case) -> Option<Phase> {
             case.attention != Attention::Parked && (case.on_maturity == OnMaturity::Confirm || !case.is_due)
         }
         Event::Tried | Event::TimedOut => !case.from_another_server,
+        Event::CancelForced => !(case.phase == Phase::Confirming && case.flipped),
         event => !(event.is_flip() && case.flipped),
     };
     is_allowed.then_some(target)

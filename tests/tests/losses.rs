@@ -329,11 +329,16 @@ async fn shard_forgets(while_tccd_runs: bool) {
     let second = serve_on(&servers).await;
     assert!(status(&second.client).await.is_some_and(|status| !status.shards[1].lost.is_empty()));
 
-    client.operator.resume_shard(v1::ResumeShardRequest { name: "shard-1".into() }).await.unwrap();
+    let resume = || v1::ResumeShardRequest {
+        name: "shard-1".into(),
+        reason: "it has what there is".into(),
+        ticket: String::new(),
+    };
+    client.operator.resume_shard(resume()).await.unwrap();
     for client in [&client, &second.client] {
         create(client, &hold(&alice, &bob, 10)).await;
     }
-    let again = client.operator.resume_shard(v1::ResumeShardRequest { name: "shard-1".into() }).await;
+    let again = client.operator.resume_shard(resume()).await;
     assert_eq!(reason(&again.unwrap_err()), "SHARD_NOT_STOPPED");
 }
 

@@ -310,7 +310,7 @@ async fn partitions_are_indexed_before_they_are_needed_and_dropped_when_drained_
     let Coordinator { mut client, running: _running } = system.coordinator().await;
     let (alice, bob) = alice_and_bob(&mut client).await;
     let sql = system.sql().await;
-    let config: tokio_postgres::Config = system.config.coordinator.url.parse().unwrap();
+    let database: tcc_participant::Postgres = system.config.coordinator.url.parse().unwrap();
     let far = create(&mut client, &alice, &bob, 1, Duration::from_secs(40 * 3_600)).await.remove(0);
     let far = Uuid::parse_str(&far).unwrap();
     let leaf =
@@ -320,14 +320,14 @@ async fn partitions_are_indexed_before_they_are_needed_and_dropped_when_drained_
     let indexes = || async { sql.query_one(indexes, &[&leaf]).await.unwrap().get::<_, i64>(0) };
     assert_eq!(indexes().await, 0, "what is far has no index");
     assert_eq!(
-        partitions::maintain(&config, None).await.unwrap(),
+        partitions::maintain(&database, None).await.unwrap(),
         Done::default(),
         "nothing is to be done at the start"
     );
 
     // A day and a half later.
     let now = Timestamp::now();
-    let done = partitions::maintain(&config, Some(now + SignedDuration::from_hours(36))).await.unwrap();
+    let done = partitions::maintain(&database, Some(now + SignedDuration::from_hours(36))).await.unwrap();
     assert!(done.created >= 5 && done.indexed >= 5 && done.dropped == 0, "{done:?}");
     assert!(done.stragglers == 0, "{done:?}");
     assert_eq!(indexes().await, 1);
@@ -337,8 +337,8 @@ async fn partitions_are_indexed_before_they_are_needed_and_dropped_when_drained_
     let reader = system.sql().await;
     reader.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM wakeup").await.unwrap();
     let dropping = tokio::spawn({
-        let config = config.clone();
-        async move { partitions::maintain(&config, None).await }
+        let database = database.clone();
+        async move { partitions::maintain(&database, None).await }
     });
     let half = "SELECT count(*) FROM pg_inherits WHERE inhdetachpending";
     until("a partition is half detached", || async {
@@ -360,7 +360,7 @@ async fn partitions_are_indexed_before_they_are_needed_and_dropped_when_drained_
     sql.query_one(kill, &[]).await.unwrap();
     assert!(dropping.await.unwrap().is_err());
     reader.batch_execute("COMMIT").await.unwrap();
-    let done = partitions::maintain(&config, None).await.unwrap();
+    let done = partitions::maintain(&database, None).await.unwrap();
     assert!(done.dropped >= 3 && done.stragglers == 0, "{done:?}");
     let left = "SELECT count(*) FROM pg_class WHERE relname LIKE 'wakeup\\_%' AND relkind = 'r' AND NOT relispartition";
     assert_eq!(sql.query_one(left, &[]).await.unwrap().get::<_, i64>(0), 0);
@@ -391,8 +391,8 @@ async fn what_a_drained_partition_names_and_is_not_final_is_looked_at_again() {
     let late = "UPDATE transaction SET due_at = clock_timestamp() - interval '2 minutes' WHERE id = $1";
     sql.execute(late, &[&due]).await.unwrap();
 
-    let config: tokio_postgres::Config = system.config.coordinator.url.parse().unwrap();
-    let done = partitions::maintain(&config, None).await.unwrap();
+    let database: tcc_participant::Postgres = system.config.coordinator.url.parse().unwrap();
+    let done = partitions::maintain(&database, None).await.unwrap();
 
     assert_eq!(done.stragglers, 1);
     let armed = "SELECT count(*) FROM wakeup WHERE transaction_id = $1";

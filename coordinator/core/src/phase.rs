@@ -6,6 +6,7 @@
 //!              due: pivot first, then the rest -> CONFIRMED, or CANCELLED if it was to be released
 //!              due, and the pivot had decided otherwise -> CANCELLING, or CONFIRMING
 //!  CONFIRMING  pivot confirmed, then the rest -> CONFIRMED
+//!              an operator asks for the release -> CANCELLING, as from TRYING and HELD
 //!              a veto, or a cancel that won at the pivot -> CANCELLING
 //!  CANCELLING  pivot cancelled, then the rest -> CANCELLED
 //!              a confirm that won at the pivot -> CONFIRMING
@@ -58,6 +59,8 @@ pub enum Event {
     AllConfirmed,
     /// Pivot first, every branch has cancelled.
     AllCancelled,
+    /// An operator asks for the release, whatever the time. The pivot decides, as always.
+    CancelForced,
 }
 
 /// Why a transaction was decided as it was.
@@ -101,12 +104,13 @@ impl Phase {
     #[must_use]
     pub fn after(self, event: Event) -> Option<Self> {
         use Event::{
-            AllCancelled, AllConfirmed, CancelRequested, ConfirmRequested, PivotCancelled, PivotConfirmed,
-            PivotVetoed, Refused, TimedOut, Tried,
+            AllCancelled, AllConfirmed, CancelForced, CancelRequested, ConfirmRequested, PivotCancelled,
+            PivotConfirmed, PivotVetoed, Refused, TimedOut, Tried,
         };
         match (self, event) {
             (Self::Trying, Tried) => Some(Self::Held),
             (Self::Trying, Refused | TimedOut | CancelRequested) => Some(Self::Cancelling),
+            (Self::Trying | Self::Held | Self::Confirming, CancelForced) => Some(Self::Cancelling),
 
             // What is held is asked by a client, or by its due time.
             (Self::Held, ConfirmRequested | PivotConfirmed) => Some(Self::Confirming),
@@ -157,7 +161,7 @@ impl fmt::Display for Phase {
 
 impl Event {
     /// Every event.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Tried,
         Self::Refused,
         Self::TimedOut,
@@ -168,6 +172,7 @@ impl Event {
         Self::PivotVetoed,
         Self::AllConfirmed,
         Self::AllCancelled,
+        Self::CancelForced,
     ];
 
     /// The phases in which it has a meaning.
@@ -195,6 +200,7 @@ impl Event {
             Self::TimedOut => Some(Cause::TimedOut),
             Self::CancelRequested | Self::ConfirmRequested => Some(Cause::Requested),
             Self::PivotVetoed => Some(Cause::Vetoed),
+            Self::CancelForced => Some(Cause::Operator),
             Self::Tried
             | Self::PivotConfirmed
             | Self::PivotCancelled

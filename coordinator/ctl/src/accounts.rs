@@ -184,7 +184,7 @@ pub async fn postings(
             break;
         }
     }
-    output.show(&found)?;
+    output.show_list(&found, "postings")?;
     if found.next_after_version.0 != 0 {
         output.remark(&format!("there are more: go on with --after {}", found.next_after_version));
     }

@@ -6,7 +6,7 @@
 
 use serde::Serialize;
 use std::{collections::BTreeMap, error::Error, io, process::ExitCode, time::Duration};
-use tcc_proto::reason::code_name;
+use tcc_proto::reason::{Reason, code_name};
 use tonic::{Code, ConnectError, Status, TimeoutExpired};
 use tonic_types::StatusExt as _;
 use uuid::Uuid;
@@ -18,10 +18,16 @@ pub enum Exit {
     Done = 0,
     /// The server refused, or failed.
     Failed = 1,
+    /// The command line is wrong in a way that only the command knows.
+    Usage = 2,
     /// Something is wrong that was looked for.
     Findings = 3,
     /// The server cannot be reached, or the outcome is not known.
     Unknown = 4,
+    /// Some of it was done, and some of it was not.
+    Partly = 8,
+    /// Nobody said yes.
+    Declined = 9,
 }
 
 impl From<Exit> for ExitCode {
@@ -105,6 +111,25 @@ impl Failure {
         Self::new(Code::Internal, format!("the server's answer has no {what_is_missing}"))
     }
 
+    /// The command line does not say what is needed.
+    pub fn usage(message: &str) -> Box<Self> {
+        let mut failure = Self::new(Code::InvalidArgument, message.to_owned());
+        failure.exit = Exit::Usage;
+        failure
+    }
+
+    /// There is no such thing.
+    pub fn not_found(message: &str) -> Box<Self> {
+        Self::new(Code::NotFound, message.to_owned())
+    }
+
+    /// A person would have to say yes, and there is none, or it said no.
+    pub fn declined(message: &str) -> Box<Self> {
+        let mut failure = Self::new(Code::FailedPrecondition, message.to_owned());
+        (failure.exit, failure.reason) = (Exit::Declined, Some(Reason::Declined.name().to_owned()));
+        failure
+    }
+
     /// What is not a server of tcc cannot be asked at all.
     pub fn unusable(why: String) -> Box<Self> {
         Self::new(Code::Unavailable, why)
@@ -159,6 +184,17 @@ impl Failure {
             "ACCOUNT_EXISTS" => format!("look at it with: tccctl accounts get {}", named("id")),
             "HOLD_NOT_CANCELLABLE" => {
                 format!("see how it ends with: tccctl holds get {} --watch", named("id"))
+            }
+            "TOKEN_MISSING" | "TOKEN_INVALID" | "TOKEN_EXPIRED" | "CERTIFICATE_UNKNOWN" => {
+                "give an API key or a token with --token-file or TCC_TOKEN, or a certificate with --certificate and --key"
+                    .to_owned()
+            }
+            "ACTION_REFUSED" | "PLAN_REQUIRED" => {
+                format!("look at it with: tccctl holds describe {}", named("id"))
+            }
+            "PLAN_NOT_FOUND" => "see which there are with: tccctl plan list".to_owned(),
+            "SHARD_DRAINED" => {
+                format!("let work go on with: tccctl shards resume {} --reason REASON", named("shard"))
             }
             "ID_TIME_OUT_OF_RANGE" => {
                 "compare the clock of this machine with database_time of: tccctl status".to_owned()

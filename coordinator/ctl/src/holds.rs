@@ -92,7 +92,7 @@ pub async fn list(
         }
     }
     found.more = !request.page_token.is_empty();
-    output.show(&found)?;
+    output.show_list(&found, "holds")?;
     if found.more {
         output.remark("there may be more: raise --limit, or bound the list with --until");
     }
@@ -116,18 +116,19 @@ pub async fn cancel(session: &Session, output: &Output, id: Uuid) -> Result<Exit
     Ok(Exit::Unknown)
 }
 
+/// A hold, as every command shows it.
 #[derive(Debug, Serialize)]
-struct Hold {
-    id: String,
-    phase: String,
-    attention: String,
-    payer: String,
-    payee: String,
-    amount: Option<Amount>,
-    on_maturity: String,
-    due_at: Option<String>,
-    cause: String,
-    reason: String,
+pub struct Hold {
+    pub id: String,
+    pub phase: String,
+    pub attention: String,
+    pub payer: String,
+    pub payee: String,
+    pub amount: Option<Amount>,
+    pub on_maturity: String,
+    pub due_at: Option<String>,
+    pub cause: String,
+    pub reason: String,
     created_at: Option<String>,
     held_at: Option<String>,
     decided_at: Option<String>,
@@ -137,7 +138,8 @@ struct Hold {
 }
 
 impl Hold {
-    fn of_answer(hold: Option<v1::Hold>) -> Result<Self, Box<Failure>> {
+    /// The hold that an answer must have.
+    pub fn of_answer(hold: Option<v1::Hold>) -> Result<Self, Box<Failure>> {
         hold.map(Self::from).ok_or_else(|| Failure::incomplete("hold"))
     }
 

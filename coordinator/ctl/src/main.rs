@@ -6,24 +6,30 @@
 //! server to say.
 
 mod accounts;
+mod actions;
+mod attention;
 mod audit;
+mod credentials;
 mod errors;
 mod explain;
 mod holds;
 mod output;
 mod participants;
+mod plans;
 mod session;
 mod shards;
 mod status;
 
-use clap::{Args, Parser, Subcommand};
+use attention::{Chosen, Kind, Listing, Why, act};
+use clap::{Args, CommandFactory as _, Parser, Subcommand, error::ErrorKind};
+use credentials::Credentials;
 use errors::{Exit, Failure};
-use output::{Format, Output};
+use output::{Output, Style};
 use session::Session;
-use std::{collections::HashMap, process::ExitCode, time::Duration};
+use std::{collections::HashMap, path::PathBuf, process::ExitCode, time::Duration};
 use tcc_proto::{
     Reason,
-    v1::{ListHoldsRequest, Phase},
+    v1::{ListHoldsRequest, OperatorActionKind, Phase},
 };
 use tonic::transport::Uri;
 use uuid::Uuid;
@@ -33,9 +39,14 @@ Exit codes:
   0  done
   1  the server refused, or failed
   2  the command line is wrong
-  3  an audit, or `participants verify`, found something
+  3  something was found: by an audit, by `participants verify`, and with --exit-code by `status` and `stuck`
   4  the server cannot be reached, or the outcome is not known: repeating the command is safe,
-     for `accounts issue` and `accounts burn` with the id they printed";
+     for `accounts issue` and `accounts burn` with the id they printed
+  8  a plan was done in part: some transactions had changed, or were refused
+  9  nobody said yes, or there is no terminal to ask at
+
+An API key or token is read from the file of --token-file, or from the environment: TCC_TOKEN.
+It is never an argument, which everybody on this machine could see.";
 
 /// The operator's command line of tcc.
 #[derive(Parser)]
@@ -59,9 +70,21 @@ struct Global {
         value_parser = server
     )]
     server: Uri,
-    /// How to print: for people, or as JSON (errors, too; one object, or one a line)
-    #[arg(short, long, global = true, value_enum, default_value_t = Format::Table)]
-    output: Format,
+    /// The authorities of the server's certificate (PEM) [default: the system's]
+    #[arg(long, global = true, env = "TCC_CA", value_name = "FILE")]
+    ca: Option<PathBuf>,
+    /// A file with an API key or token
+    #[arg(long, global = true, env = "TCC_TOKEN_FILE", value_name = "FILE")]
+    token_file: Option<PathBuf>,
+    /// A client certificate (PEM)
+    #[arg(long, global = true, env = "TCC_CERTIFICATE", value_name = "FILE")]
+    certificate: Option<PathBuf>,
+    /// The private key of the client certificate (PEM)
+    #[arg(long, global = true, env = "TCC_KEY", value_name = "FILE")]
+    key: Option<PathBuf>,
+    /// How to print, errors, too
+    #[arg(short, long, global = true, value_enum, default_value_t = Style::Table)]
+    output: Style,
     /// How long to wait for an answer, 1 to 86400 [default: 10; audit run, audit replay: as long as it takes]
     #[arg(long, global = true, value_name = "SECONDS", value_parser = seconds)]
     timeout: Option<Duration>,
@@ -70,11 +93,29 @@ struct Global {
 #[derive(Subcommand)]
 enum Noun {
     /// Shows how the coordinator and its shards are
-    Status,
+    Status {
+        /// Exits with 3 if that needs somebody
+        #[arg(long)]
+        exit_code: bool,
+    },
+    /// Lists what has not succeeded for two minutes, or waits for a person, and shards that do not work
+    Stuck(Listing),
+    /// Works on what waits for a person
+    #[command(subcommand)]
+    Parked(Parked),
+    /// Shows and executes what was planned
+    #[command(subcommand)]
+    Plan(Plan),
+    /// Shows what operators did
+    #[command(subcommand)]
+    Actions(Actions),
+    /// Shows which processes serve
+    #[command(subcommand)]
+    Instances(Instances),
     /// Opens, blocks and closes accounts, issues and burns units, shows books
     #[command(subcommand)]
     Accounts(Accounts),
-    /// Shows, lists and cancels holds
+    /// Shows, lists, cancels and mends holds
     #[command(subcommand)]
     Holds(Holds),
     /// Checks the books
@@ -91,6 +132,11 @@ enum Noun {
         /// Such as INSUFFICIENT_FUNDS
         #[arg(value_parser = reason)]
         reason: Option<Reason>,
+    },
+    /// Prints completions for a shell (asks no server)
+    Completions {
+        /// Which
+        shell: clap_complete::Shell,
     },
     /// Makes a new id for a hold or an issue: a UUIDv7 (asks no server)
     Id,
@@ -189,6 +235,12 @@ enum Holds {
         #[arg(long)]
         watch: bool,
     },
+    /// Shows where the money is, who says what, what happened, what is the matter, and what to do
+    Describe {
+        /// The hold
+        #[arg(value_parser = transaction_id)]
+        id: Uuid,
+    },
     /// Lists holds of a payer or a payee, the newest first
     List {
         /// Holds that this account pays
@@ -213,6 +265,14 @@ enum Holds {
         #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..))]
         limit: u32,
     },
+    /// Tries now what has failed, instead of later
+    Retry(Chosen),
+    /// Stops trying, until it is resumed
+    Pause(Chosen),
+    /// Goes on with what was paused
+    Resume(Chosen),
+    /// Plans a cancel whatever the time; the payee's shard decides, and what would create or lose units is refused
+    ForceCancel(Chosen),
     /// Releases the funds to the payer, if the hold is not due yet; exits with 4 while that is not known
     Cancel {
         /// The hold
@@ -242,11 +302,100 @@ enum Audit {
 
 #[derive(Subcommand)]
 enum Shards {
-    /// Lets work go on with a shard on which it was stopped because the shard has lost commits; run the audit first
-    Resume {
+    /// Lists the shards
+    List,
+    /// Shows a shard, and what waits for it
+    Describe {
         /// The shard, as `status` names it
         name: String,
     },
+    /// Stops work on a shard: new holds that need it are refused, what is due waits
+    Drain {
+        /// The shard, as `status` names it
+        name: String,
+        #[command(flatten)]
+        why: Why,
+    },
+    /// Lets work go on with a shard that was drained, or that has lost commits; then run the audit first
+    Resume {
+        /// The shard, as `status` names it
+        name: String,
+        #[command(flatten)]
+        why: Why,
+    },
+}
+
+#[derive(Subcommand)]
+enum Parked {
+    /// Lists what waits for a person, the oldest first
+    List(Listing),
+    /// Shows everything that is known of one
+    Describe {
+        /// The hold
+        #[arg(value_parser = transaction_id)]
+        id: Uuid,
+    },
+    /// Takes it up again; how often it failed is forgotten
+    Requeue(Chosen),
+    /// Says that it was settled by hand, so that it does not show as needing attention any more; it stays parked
+    Acknowledge(Chosen),
+}
+
+#[derive(Subcommand)]
+enum Plan {
+    /// Shows a plan and its transactions
+    Show {
+        /// The plan
+        id: Uuid,
+        /// Only those for which it is refused
+        #[arg(long)]
+        refused: bool,
+    },
+    /// Lists the newest plans
+    List,
+    /// Does what a plan says, to exactly its transactions
+    Execute {
+        /// The plan
+        id: Uuid,
+        #[command(flatten)]
+        why: Why,
+        /// At most so many
+        #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(i32).range(1..=1_000))]
+        max_per_second: i32,
+        /// Says yes, but never to force
+        #[arg(long)]
+        yes: bool,
+    },
+}
+
+#[derive(Subcommand)]
+enum Actions {
+    /// Lists what was done, the oldest first
+    List(Acts),
+    /// Prints all of it, one JSON object a line
+    Export(Acts),
+}
+
+#[derive(Args)]
+struct Acts {
+    /// Only what was done to this hold or shard
+    #[arg(long, value_name = "ID", default_value = "")]
+    target: String,
+    /// Only what was done as part of this plan
+    #[arg(long, value_name = "ID")]
+    plan: Option<Uuid>,
+    /// Only what has a greater number
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(i64).range(0..))]
+    after: i64,
+    /// At most so many [default: 100; export: all]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    limit: Option<u32>,
+}
+
+#[derive(Subcommand)]
+enum Instances {
+    /// Lists the processes that serve, or did within a day
+    List,
 }
 
 #[derive(Subcommand)]
@@ -260,7 +409,13 @@ enum Participants {
 async fn main() -> ExitCode {
     let Cli { global, noun } = Cli::parse();
     let output = Output::new(global.output);
-    let session = Session::new(global.server, global.timeout);
+    let Global { server, ca, token_file, certificate, key, timeout, .. } = global;
+    let session = Credentials::read(ca, token_file, certificate, key)
+        .and_then(|credentials| Session::new(server, &credentials, timeout));
+    let session = match session {
+        Ok(session) => session,
+        Err(what) => Cli::command().error(ErrorKind::ValueValidation, what).exit(),
+    };
     match run(noun, &session, &output).await {
         Ok(exit) => exit.into(),
         Err(failure) => {
@@ -272,7 +427,31 @@ async fn main() -> ExitCode {
 
 async fn run(noun: Noun, session: &Session, output: &Output) -> Result<Exit, Box<Failure>> {
     match noun {
-        Noun::Status => status::show(session, output).await,
+        Noun::Status { exit_code } => status::show(session, output, exit_code).await,
+        Noun::Stuck(listing) => attention::stuck(session, output, listing).await,
+        Noun::Parked(verb) => match verb {
+            Parked::List(listing) => attention::list(session, output, &[Kind::Parked], listing).await,
+            Parked::Describe { id } => attention::describe(session, output, id).await,
+            Parked::Requeue(chosen) => act(session, output, OperatorActionKind::Requeue, chosen).await,
+            Parked::Acknowledge(chosen) => {
+                act(session, output, OperatorActionKind::Acknowledge, chosen).await
+            }
+        },
+        Noun::Plan(verb) => match verb {
+            Plan::Show { id, refused } => plans::show(session, output, id, refused).await,
+            Plan::List => plans::list(session, output).await,
+            Plan::Execute { id, why, max_per_second, yes } => {
+                plans::execute(session, output, id, why, max_per_second, yes).await
+            }
+        },
+        Noun::Actions(Actions::List(Acts { target, plan, after, limit })) => {
+            actions::list(session, output, after, target, plan, limit.unwrap_or(100)).await
+        }
+        Noun::Actions(Actions::Export(Acts { target, plan, after, limit })) => {
+            let output = Output::new(Style::Jsonl);
+            actions::list(session, &output, after, target, plan, limit.unwrap_or(u32::MAX)).await
+        }
+        Noun::Instances(Instances::List) => actions::instances(session, output).await,
         Noun::Accounts(verb) => match verb {
             Accounts::Create { id, currency } => accounts::create(session, output, id, currency).await,
             Accounts::Get { id } => accounts::get(session, output, id).await,
@@ -294,6 +473,7 @@ async fn run(noun: Noun, session: &Session, output: &Output) -> Result<Exit, Box
         Noun::Holds(verb) => match verb {
             Holds::Get { id, watch: false } => holds::get(session, output, id).await,
             Holds::Get { id, watch: true } => holds::watch(session, output, id).await,
+            Holds::Describe { id } => attention::describe(session, output, id).await,
             Holds::List { payer, payee, phase, label, from, until, limit } => {
                 let request = ListHoldsRequest {
                     payer: payer.unwrap_or_default(),
@@ -306,6 +486,10 @@ async fn run(noun: Noun, session: &Session, output: &Output) -> Result<Exit, Box
                 };
                 holds::list(session, output, request, limit).await
             }
+            Holds::Retry(chosen) => act(session, output, OperatorActionKind::Retry, chosen).await,
+            Holds::Pause(chosen) => act(session, output, OperatorActionKind::Pause, chosen).await,
+            Holds::Resume(chosen) => act(session, output, OperatorActionKind::Resume, chosen).await,
+            Holds::ForceCancel(chosen) => act(session, output, OperatorActionKind::ForceCancel, chosen).await,
             Holds::Cancel { id } => holds::cancel(session, output, id).await,
         },
         Noun::Audit(verb) => match verb {
@@ -314,10 +498,19 @@ async fn run(noun: Noun, session: &Session, output: &Output) -> Result<Exit, Box
             Audit::Watch => audit::watch(session, output).await,
             Audit::Replay { shard, at } => audit::replay(session, output, shard, at).await,
         },
-        Noun::Shards(Shards::Resume { name }) => shards::resume(session, output, name).await,
+        Noun::Shards(verb) => match verb {
+            Shards::List => shards::list(session, output).await,
+            Shards::Describe { name } => shards::describe(session, output, name).await,
+            Shards::Drain { name, why } => shards::drain(session, output, name, why).await,
+            Shards::Resume { name, why } => shards::resume(session, output, name, why).await,
+        },
         Noun::Participants(Participants::Verify(asked)) => participants::verify_one(output, asked).await,
         Noun::Explain { reason: Some(reason) } => explain::one(output, reason),
         Noun::Explain { reason: None } => explain::all(output),
+        Noun::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "tccctl", &mut std::io::stdout());
+            Ok(Exit::Done)
+        }
         Noun::Id => {
             println!("{}", Uuid::now_v7());
             Ok(Exit::Done)
@@ -327,11 +520,11 @@ async fn run(noun: Noun, session: &Session, output: &Output) -> Result<Exit, Box
 
 /// Reads `--server`.
 fn server(text: &str) -> Result<Uri, String> {
-    let uri: Uri = text.parse().map_err(|_| "write it as http://HOST:PORT".to_owned())?;
+    let wrong = || "write it as https://HOST:PORT or http://HOST:PORT".to_owned();
+    let uri: Uri = text.parse().map_err(|_| wrong())?;
     match uri.scheme_str() {
-        Some("http") if matches!(uri.path(), "" | "/") && uri.query().is_none() => Ok(uri),
-        Some("https") => Err("TLS is not spoken here: write it as http://HOST:PORT".to_owned()),
-        _ => Err("write it as http://HOST:PORT".to_owned()),
+        Some("http" | "https") if matches!(uri.path(), "" | "/") && uri.query().is_none() => Ok(uri),
+        _ => Err(wrong()),
     }
 }
 
@@ -384,7 +577,6 @@ fn moment(text: &str) -> Result<prost_types::Timestamp, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::{CommandFactory as _, error::ErrorKind};
 
     fn error_of(args: &[&str]) -> (ErrorKind, String) {
         let Err(error) = Cli::try_parse_from([&["tccctl"], args].concat()) else {
@@ -420,12 +612,12 @@ mod tests {
     }
 
     #[test]
-    fn a_server_is_a_plain_http_address() {
-        for good in ["http://127.0.0.1:7070", "http://[::1]:7070/", "http://tcc.internal"] {
+    fn a_server_is_an_address_without_a_path() {
+        for good in ["http://127.0.0.1:7070", "http://[::1]:7070/", "https://tcc.internal"] {
             assert!(server(good).is_ok(), "{good}");
         }
         for wrong in
-            ["127.0.0.1:7070", "localhost", "https://tcc:7070", "http://tcc:7070/v1", "ftp://tcc", ""]
+            ["127.0.0.1:7070", "localhost", "https://tcc:7070/v1", "http://tcc:7070/v1", "ftp://tcc", ""]
         {
             assert!(server(wrong).is_err(), "{wrong}");
         }
@@ -468,7 +660,7 @@ mod tests {
     #[test]
     fn global_flags_are_taken_before_and_after_the_command() {
         for args in [["tccctl", "-o", "json", "status"], ["tccctl", "status", "-o", "json"]] {
-            assert_eq!(Cli::try_parse_from(args).unwrap().global.output, Format::Json);
+            assert_eq!(Cli::try_parse_from(args).unwrap().global.output, Style::Json);
         }
     }
 
@@ -476,7 +668,7 @@ mod tests {
     fn the_help_lists_every_exit_code() {
         let help = Cli::command().render_help().to_string();
 
-        for exit in [Exit::Done, Exit::Failed, Exit::Findings, Exit::Unknown] {
+        for exit in [Exit::Done, Exit::Failed, Exit::Findings, Exit::Unknown, Exit::Partly, Exit::Declined] {
             assert!(help.contains(&format!("\n  {}  ", exit as u8)), "{exit:?}");
         }
         assert!(help.contains("\n  2  the command line is wrong"), "clap's own");

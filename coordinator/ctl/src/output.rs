@@ -1,4 +1,4 @@
-//! How values look: as a table for people, as JSON for scripts.
+//! How values look: as a table for people, as JSON or YAML for scripts.
 //!
 //! The JSON has the proto's field names in snake_case and is otherwise proto3 JSON: 64-bit integers are strings, because
 //! readers that take numbers for floats would lose units; enums are names, without their prefix; times are RFC 3339 with
@@ -10,6 +10,7 @@ use clap::ValueEnum;
 use comfy_table::{CellAlignment, Table, presets};
 use jiff::SignedDuration;
 use serde::{Serialize, Serializer};
+use serde_json::Value;
 use std::{
     fmt::{self, Display},
     io::{self, Write as _},
@@ -18,57 +19,94 @@ use tcc_proto::v1;
 
 /// What `-o` chooses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Format {
+pub enum Style {
     /// For people
     Table,
-    /// For scripts
+    /// For people with wide terminals: more columns
+    Wide,
+    /// For scripts: one object, or one a line where the answer comes in parts
+    Json,
+    /// For scripts: each thing of a list on a line of its own
+    Jsonl,
+    /// For scripts that read YAML
+    Yaml,
+    /// Ids or names only, one a line
+    Name,
+}
+
+/// For whom a style is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// For people.
+    Table,
+    /// For scripts.
     Json,
 }
 
 /// Where results and complaints go.
 pub struct Output {
-    format: Format,
+    style: Style,
 }
 
 impl Output {
     /// In a format.
-    pub fn new(format: Format) -> Self {
-        Self { format }
+    pub fn new(style: Style) -> Self {
+        Self { style }
     }
 
     /// How results are printed, for those that come in parts.
     pub fn format(&self) -> Format {
-        self.format
+        match self.style {
+            Style::Table | Style::Wide => Format::Table,
+            Style::Json | Style::Jsonl | Style::Yaml | Style::Name => Format::Json,
+        }
     }
 
-    /// Prints one result: as its `Display` for people, as one line of JSON for scripts.
+    /// Whether people read it.
+    pub fn is_for_people(&self) -> bool {
+        self.format() == Format::Table
+    }
+
+    /// Prints one result: as its `Display` for people, as JSON or YAML for scripts. `{:#}` has more columns.
     pub fn show(&self, result: &(impl Serialize + Display)) -> Result<(), Box<Failure>> {
-        let text = match self.format {
-            Format::Table => result.to_string(),
-            Format::Json => json(result),
+        let text = match self.style {
+            Style::Table => result.to_string(),
+            Style::Wide => format!("{result:#}"),
+            Style::Json | Style::Jsonl => json(result),
+            Style::Yaml => yaml(&value(result)),
+            Style::Name => name_of(&value(result)),
         };
-        // Not println, which panics when the reader has gone, as `| head` does.
-        writeln!(io::stdout(), "{text}").map_err(|error| Failure::unwritable(&error))
+        write(&text)
+    }
+
+    /// As [`Output::show`], for a result whose field of this name is a list of things.
+    pub fn show_list(&self, result: &(impl Serialize + Display), list: &str) -> Result<(), Box<Failure>> {
+        let all = value(result);
+        let things = all.get(list).and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+        let line: fn(&Value) -> String = match self.style {
+            Style::Jsonl => Value::to_string,
+            Style::Name => name_of,
+            _ => return self.show(result),
+        };
+        things.iter().try_for_each(|thing| write(&line(thing)))
     }
 
     /// Says something about a result, to people only.
     pub fn remark(&self, text: &str) {
-        if self.format == Format::Table {
+        if self.format() == Format::Table {
             say(&format!("tccctl: {}", printable(text)));
         }
     }
 
     /// Says why there is no result.
     pub fn complain(&self, failure: &Failure) {
-        match self.format {
-            Format::Json => {
-                say(&json(&Complaint { error: failure, id: failure.id.map(|id| id.to_string()) }))
-            }
-            Format::Table => {
-                self.remark(&failure.text());
-                if let Some(hint) = failure.hint() {
-                    self.remark(&hint);
-                }
+        let complaint = Complaint { error: failure, id: failure.id.map(|id| id.to_string()) };
+        match self.style {
+            Style::Json | Style::Jsonl => say(&json(&complaint)),
+            Style::Yaml => say(&yaml(&value(&complaint))),
+            Style::Table | Style::Wide | Style::Name => {
+                let lines = [Some(failure.text()), failure.hint()];
+                lines.iter().flatten().for_each(|line| say(&format!("tccctl: {}", printable(line))));
             }
         }
     }
@@ -84,6 +122,59 @@ struct Complaint<'a> {
 /// A stderr that is closed is no reason to end with another exit code.
 fn say(text: &str) {
     let _ = writeln!(io::stderr(), "{text}");
+}
+
+fn write(text: &str) -> Result<(), Box<Failure>> {
+    // Not println, which panics when the reader has gone, as `| head` does.
+    writeln!(io::stdout(), "{text}").map_err(|error| Failure::unwritable(&error))
+}
+
+fn value(result: &impl Serialize) -> Value {
+    serde_json::to_value(result).expect("views have string keys and no failing serializers")
+}
+
+/// What a thing is called: its own id or name, or that of the one that it holds.
+fn name_of(thing: &Value) -> String {
+    let keys = ["id", "name", "number", "transaction_id", "account"];
+    let own = keys.iter().find_map(|key| thing.get(key).and_then(Value::as_str));
+    let held = || thing.get("hold").or_else(|| thing.get("plan")).and_then(|held| held.get("id")?.as_str());
+    own.or_else(held).unwrap_or_default().to_owned()
+}
+
+/// Block style; texts are quoted as in JSON, which YAML reads.
+fn yaml(value: &Value) -> String {
+    let mut lines = Vec::new();
+    yaml_lines(value, 0, &mut lines);
+    lines.join("\n")
+}
+
+fn yaml_lines(value: &Value, depth: usize, lines: &mut Vec<String>) {
+    let indent = "  ".repeat(depth);
+    let is_flat = |value: &Value| match value {
+        Value::Array(items) => items.is_empty(),
+        Value::Object(fields) => fields.is_empty(),
+        _ => true,
+    };
+    match value {
+        Value::Object(fields) if !fields.is_empty() => {
+            for (key, value) in fields {
+                if is_flat(value) {
+                    lines.push(format!("{indent}{key}: {value}"));
+                } else {
+                    lines.push(format!("{indent}{key}:"));
+                    yaml_lines(value, depth + 1, lines);
+                }
+            }
+        }
+        Value::Array(items) if !items.is_empty() => {
+            for item in items {
+                let first = lines.len();
+                yaml_lines(item, depth + 1, lines);
+                lines[first].replace_range(indent.len()..indent.len() + 2, "- ");
+            }
+        }
+        flat => lines.push(format!("{indent}{flat}")),
+    }
 }
 
 fn json(value: &impl Serialize) -> String {
@@ -251,6 +342,29 @@ mod tests {
             time(&Timestamp { seconds: i64::MAX, nanos: 1 }),
             "9223372036854775807 s and 1 ns after 1970"
         );
+    }
+
+    #[test]
+    fn yaml_says_what_json_says() {
+        let value: Value = serde_json::from_str(
+            r#"{"id":"7","list":[{"a":"1","b":null},{"a":"x: \"y\""}],"none":[],"deep":{"n":3}}"#,
+        )
+        .unwrap();
+
+        let expected = concat!(
+            "id: \"7\"\nlist:\n  - a: \"1\"\n    b: null\n  - a: \"x: \\\"y\\\"\"\n",
+            "none: []\ndeep:\n  n: 3"
+        );
+        assert_eq!(yaml(&value), expected);
+    }
+
+    #[test]
+    fn a_thing_is_called_by_its_id_or_by_that_of_the_hold_in_it() {
+        for (json, name) in
+            [(r#"{"id":"7"}"#, "7"), (r#"{"hold":{"id":"8"}}"#, "8"), (r#"{"name":"shard-0"}"#, "shard-0")]
+        {
+            assert_eq!(name_of(&serde_json::from_str(json).unwrap()), name);
+        }
     }
 
     #[test]

@@ -4,10 +4,11 @@
 //! retries: a command that meets an unknown outcome says so and leaves the decision to whoever called it. Only a watch
 //! asks again by itself, because reading changes nothing.
 
-use crate::errors::Failure;
-use std::time::Duration;
+use crate::{credentials::Credentials, errors::Failure};
+use std::{net::IpAddr, time::Duration};
 use tonic::{
     Request, Status,
+    metadata::AsciiMetadataValue,
     transport::{Channel, Endpoint, Uri},
 };
 
@@ -21,18 +22,36 @@ const KEEP_ALIVE: Duration = Duration::from_secs(10);
 pub struct Session {
     server: String,
     endpoint: Endpoint,
+    authorization: Option<AsciiMetadataValue>,
     timeout: Option<Duration>,
 }
 
 impl Session {
     /// Connects to nothing yet.
-    pub fn new(server: Uri, timeout: Option<Duration>) -> Self {
+    ///
+    /// # Errors
+    ///
+    /// A sentence, if the credentials do not go with the server.
+    pub fn new(server: Uri, credentials: &Credentials, timeout: Option<Duration>) -> Result<Self, String> {
         let name = server.to_string().trim_end_matches('/').to_owned();
-        let endpoint = Endpoint::from(server)
+        let is_encrypted = server.scheme_str() == Some("https");
+        if !is_encrypted && !is_local(&server) && credentials.authorization().is_some() {
+            return Err(format!("an API key or token sent to {name} could be read on the way; use https"));
+        }
+        if !is_encrypted && credentials.are_for_tls() {
+            return Err(format!("certificates need an encrypted connection, and {name} is none; use https"));
+        }
+        let mut endpoint = Endpoint::from(server)
             .connect_timeout(timeout.unwrap_or(DEFAULT_TIMEOUT))
             .http2_keep_alive_interval(KEEP_ALIVE)
             .keep_alive_timeout(KEEP_ALIVE);
-        Self { server: name, endpoint, timeout }
+        if is_encrypted {
+            endpoint = endpoint.tls_config(credentials.tls()).map_err(|error| {
+                let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}"));
+                format!("--ca, --certificate or --key: {error}{}", cause.unwrap_or_default())
+            })?;
+        }
+        Ok(Self { server: name, endpoint, authorization: credentials.authorization().cloned(), timeout })
     }
 
     /// Connects. A connection lost later is made anew by the next call.
@@ -52,16 +71,33 @@ impl Session {
 
     /// A message with the deadline of a call. The server sees it, too.
     pub fn request<T>(&self, message: T) -> Request<T> {
-        let mut request = Request::new(message);
+        let mut request = self.bare_request(message);
         request.set_timeout(self.timeout());
         request
     }
 
     /// A message with a deadline only if the caller set one, for what may take long.
     pub fn unhurried_request<T>(&self, message: T) -> Request<T> {
-        let mut request = Request::new(message);
+        let mut request = self.bare_request(message);
         if let Some(timeout) = self.timeout {
             request.set_timeout(timeout);
+        }
+        request
+    }
+
+    /// Where it is.
+    pub fn server(&self) -> &str {
+        &self.server
+    }
+
+    /// A message that shows who sends it: credentials, or to a server that believes everybody a name, for the record of actions.
+    fn bare_request<T>(&self, message: T) -> Request<T> {
+        let mut request = Request::new(message);
+        let metadata = request.metadata_mut();
+        if let Some(authorization) = &self.authorization {
+            metadata.insert("authorization", authorization.clone());
+        } else if let Some(user) = user() {
+            metadata.insert("tcc-caller", user);
         }
         request
     }
@@ -70,4 +106,18 @@ impl Session {
     pub fn failure(&self, status: Status) -> Box<Failure> {
         Failure::of_status(&self.server, &status)
     }
+}
+
+/// Whether nothing leaves this machine.
+fn is_local(server: &Uri) -> bool {
+    let host = server.host().unwrap_or_default().trim_matches(['[', ']']);
+    host == "localhost" || host.parse().is_ok_and(|ip: IpAddr| ip.is_loopback())
+}
+
+/// Who is logged in.
+fn user() -> Option<AsciiMetadataValue> {
+    let user = std::env::var("USER").or_else(|_| std::env::var("LOGNAME")).ok()?;
+    // What the server would not take as a name is not one.
+    let is_name = (1..=64).contains(&user.len()) && user.bytes().all(|byte| byte.is_ascii_graphic());
+    user.parse().ok().filter(|_| is_name)
 }

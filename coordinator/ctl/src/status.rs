@@ -12,12 +12,22 @@ use serde::Serialize;
 use std::fmt;
 use tcc_proto::v1::{self, operator_service_client::OperatorServiceClient};
 
-/// Shows how the coordinator and its shards are.
-pub async fn show(session: &Session, output: &Output) -> Result<Exit, Box<Failure>> {
+/// Shows how the coordinator and its shards are. With `exit_code` it exits with 3 if that needs somebody.
+pub async fn show(session: &Session, output: &Output, exit_code: bool) -> Result<Exit, Box<Failure>> {
+    let status = read(session).await?;
+    output.show(&status)?;
+    Ok(if exit_code && status.needs_somebody() { Exit::Findings } else { Exit::Done })
+}
+
+/// How the shards are.
+pub async fn shards(session: &Session) -> Result<Vec<Shard>, Box<Failure>> {
+    Ok(read(session).await?.shards)
+}
+
+async fn read(session: &Session) -> Result<Status, Box<Failure>> {
     let mut client = OperatorServiceClient::new(session.connect().await?);
     let answer = client.get_status(session.request(v1::GetStatusRequest {})).await;
-    output.show(&Status::from(answer.map_err(|status| session.failure(status))?.into_inner()))?;
-    Ok(Exit::Done)
+    Ok(Status::from(answer.map_err(|status| session.failure(status))?.into_inner()))
 }
 
 #[derive(Debug, Serialize)]
@@ -42,17 +52,60 @@ struct Status {
     attention: Vec<Attention>,
 }
 
+/// A shard.
 #[derive(Debug, Serialize)]
-struct Shard {
-    name: String,
-    reachable: bool,
-    queued: Int64,
-    waiting: Int64,
-    buckets: i32,
-    audited_until: Option<String>,
-    audited_postings: Int64,
+pub struct Shard {
+    pub name: String,
+    pub reachable: bool,
+    pub queued: Int64,
+    pub waiting: Int64,
+    pub buckets: i32,
+    pub audited_until: Option<String>,
+    pub audited_postings: Int64,
     #[serde(skip_serializing_if = "String::is_empty")]
-    lost: String,
+    pub lost: String,
+    #[serde(skip_serializing_if = "is_false")]
+    pub drained: bool,
+}
+
+fn is_false(value: &bool) -> bool {
+    !value
+}
+
+impl Shard {
+    /// In a word.
+    pub fn state(&self) -> &'static str {
+        match self {
+            Self { lost, .. } if !lost.is_empty() => "LOST COMMITS",
+            Self { drained: true, .. } => "DRAINED",
+            Self { reachable: false, .. } => "UNREACHABLE",
+            _ => "WORKING",
+        }
+    }
+
+    /// What to do about it, if there is anything to do.
+    pub fn advice(&self) -> Option<String> {
+        let name = &self.name;
+        match self.state() {
+            "LOST COMMITS" => {
+                Some(format!("it has lost commits ({}): run tccctl audit run first", self.lost))
+            }
+            "DRAINED" => Some(format!("let work go on with: tccctl shards resume {name} --reason REASON")),
+            "UNREACHABLE" => {
+                Some("its server does not answer; what waits for it goes on by itself when it does".into())
+            }
+            _ => None,
+        }
+    }
+}
+
+impl Status {
+    /// Whether something does not mend itself.
+    fn needs_somebody(&self) -> bool {
+        self.findings.0 > 0
+            || self.shards.iter().any(|shard| shard.state() != "WORKING")
+            || self.attention.iter().any(|count| matches!(count.attention.as_str(), "STUCK" | "PARKED"))
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -103,6 +156,7 @@ impl From<v1::ShardStatus> for Shard {
             audited_until: shard.audited_until.as_ref().map(time),
             audited_postings: Int64(shard.audited_postings),
             lost: shard.lost,
+            drained: shard.drained,
         }
     }
 }
@@ -159,7 +213,19 @@ impl fmt::Display for Status {
         for shard in self.shards.iter().filter(|shard| !shard.lost.is_empty()) {
             write!(f, "\n\n{} HAS LOST COMMITS: {}", shard.name, shard.lost)?;
             write!(f, "\nno work is done on it; `tccctl audit run` tells which transactions are affected,")?;
-            write!(f, "\n`tccctl shards resume {}` lets work go on with what there is", shard.name)?;
+            write!(
+                f,
+                "\n`tccctl shards resume {} --reason REASON` lets work go on with what there is",
+                shard.name
+            )?;
+        }
+        for shard in self.shards.iter().filter(|shard| shard.drained) {
+            write!(
+                f,
+                "\n\n{} IS DRAINED: an operator has stopped work on it; what is due waits",
+                shard.name
+            )?;
+            write!(f, "\n`tccctl shards resume {} --reason REASON` lets it go on", shard.name)?;
         }
         if self.attention.is_empty() {
             return Ok(());
@@ -203,6 +269,7 @@ mod tests {
                 waiting: 5,
                 buckets: 4096,
                 lost: String::new(),
+                drained: false,
                 audited_until: Some(Timestamp { seconds: 1_790_000_050, nanos: 0 }),
                 audited_postings: 5,
             }],
@@ -246,7 +313,7 @@ shard-0  true            7        5     4096  2026-09-21T14:14:10.000000Z";
 
 shard-0 HAS LOST COMMITS: branch 1 of 019b2c3d was confirmed and is absent now
 no work is done on it; `tccctl audit run` tells which transactions are affected,
-`tccctl shards resume shard-0` lets work go on with what there is";
+`tccctl shards resume shard-0 --reason REASON` lets work go on with what there is";
         assert!(text.ends_with(expected), "{text}");
     }
 
@@ -280,6 +347,30 @@ no work is done on it; `tccctl audit run` tells which transactions are affected,
 ATTENTION  TRANSACTIONS   OLDEST  EXAMPLE                               ERROR
 STUCK                 2  12m 40s  019b2c3d-4e5f-7a6b-8c9d-0e1f2a3b4c5d  connection refused";
         assert!(text.ends_with(expected), "{text}");
+    }
+
+    #[test]
+    fn a_drained_shard_what_is_parked_and_a_finding_need_somebody_and_what_is_retried_does_not() {
+        let needs = |change: fn(&mut v1::GetStatusResponse)| {
+            let mut answer = answer();
+            change(&mut answer);
+            Status::from(answer).needs_somebody()
+        };
+
+        assert!(!needs(|_| {}));
+        assert!(needs(|answer| answer.shards[0].drained = true));
+        assert!(needs(|answer| answer.shards[0].reachable = false));
+        assert!(needs(|answer| answer.findings = 1));
+        assert!(needs(|answer| {
+            answer
+                .attention
+                .push(v1::AttentionCount { attention: v1::Attention::Parked.into(), ..Default::default() });
+        }));
+        assert!(!needs(|answer| {
+            answer
+                .attention
+                .push(v1::AttentionCount { attention: v1::Attention::Retrying.into(), ..Default::default() });
+        }));
     }
 
     #[test]

@@ -303,6 +303,7 @@ impl OperatorService for Prepared {
         &self,
         request: Request<v1::ResumeShardRequest>,
     ) -> Result<Response<v1::ResumeShardResponse>, Status> {
+        assert!(!request.get_ref().reason.is_empty());
         match request.get_ref().name.as_str() {
             "stopped" => Ok(Response::new(v1::ResumeShardResponse {})),
             name => Err(refusal(Code::FailedPrecondition, "SHARD_NOT_STOPPED", [("shard", name)])),

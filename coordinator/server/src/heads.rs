@@ -1,4 +1,5 @@
 //! Keeps the shards' heads, and stops work on a shard that has lost some: on every instance, until an operator lets it go on.
+//! An operator may stop it, too.
 
 use crate::{shards::Shards, store::Store, store::StoreError};
 use std::{collections::HashMap, sync::Arc, time::Duration};
@@ -47,6 +48,14 @@ impl Keeper {
             }
             if let Some(lost) = &kept.lost {
                 shard.heads().stop(lost.clone());
+            }
+            if kept.drained != shard.is_drained() {
+                tracing::warn!(
+                    shard = shard.name(),
+                    drained = kept.drained,
+                    "an operator decides about work on a shard"
+                );
+                shard.set_drained(kept.drained);
             }
             self.look(shard).await;
             match (shard.heads().lost(), shard.heads().newest()) {

@@ -1,21 +1,31 @@
 //! The tcc coordinator.
 //!
 //! Calls go down, values come back up: [`api`] turns requests into domain types, [`engine`] lives transactions' lives,
-//! [`store`] keeps them, [`schedule`] wakes them. Three tasks watch over what they rest on: [`audit`] checks the books,
-//! [`sweep`] rebuilds what the coordinator's database has lost, [`heads`] notices what a shard has lost. A fourth, [`keys`],
-//! forgets what nobody may ask for any more. [`serve`] puts it all together, [`dev`] starts the servers that it needs on a
-//! developer's machine. The rules are not here: phases, fences and decisions stand in `tcc-core`, the ledger in
+//! [`store`] keeps them, [`schedule`] wakes them. Before that, [`listener`] takes connections and [`auth`] finds out who asks
+//! and whether that one may; [`tls`], [`watched`], [`counted`] and [`databases`] are what they are made of. Three tasks watch over what they
+//! rest on: [`audit`] checks the books, [`sweep`] rebuilds what the coordinator's database has lost, [`heads`] notices what a
+//! shard has lost. A fourth, [`keys`], forgets what nobody may ask for any more. [`telemetry`] tells whoever watches how it goes,
+//! and [`recovery`] what is wrong with a single transaction. [`serve`] puts it all together, [`dev`] starts the servers that it
+//! needs on a developer's machine. The rules are not here: phases, fences and decisions stand in `tcc-core`, the ledger in
 //! `tcc-ledger`.
 
 pub mod api;
 pub mod audit;
+pub mod auth;
 pub mod config;
+pub mod counted;
+pub mod databases;
 pub mod dev;
 pub mod engine;
 pub mod heads;
 pub mod keys;
+pub mod listener;
+pub mod recovery;
 pub mod schedule;
 pub mod serve;
 pub mod shards;
 pub mod store;
 pub mod sweep;
+pub mod telemetry;
+pub mod tls;
+pub mod watched;

@@ -4,9 +4,11 @@ use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 use std::{io::Write as _, path::PathBuf};
 use tcc_coordinator::{
+    auth::callers,
     config::Config,
     dev::Servers,
     serve::{self, Running},
+    telemetry::logs::Logs,
 };
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -30,7 +32,20 @@ enum Command {
         /// The configuration; coordinator/docs/tccd.toml documents every key.
         #[arg(long, env = "TCC_CONFIG", default_value = "tccd.toml")]
         config: PathBuf,
+        /// Believes whatever callers say of themselves, without encryption. Only on a loopback address.
+        #[arg(long)]
+        insecure_dev: bool,
     },
+    /// Creates or changes the tables of all databases of a configuration, and ends.
+    Migrate {
+        /// As for serve.
+        #[arg(long, env = "TCC_CONFIG", default_value = "tccd.toml")]
+        config: PathBuf,
+    },
+    /// Prints the SQL that makes tcc's roles, to be run in each database by a superuser: tccd roles | psql …
+    Roles,
+    /// Makes an API key, and prints it with the hash that stands in the file of callers.
+    NewKey,
     /// Start PostgreSQL servers of its own, and serve on them. For development: needs no configuration.
     Dev {
         /// How many ledger shards.
@@ -46,14 +61,6 @@ enum Command {
 }
 
 fn main() -> std::process::ExitCode {
-    tracing_subscriber::fmt()
-        .with_env_filter(
-            tracing_subscriber::EnvFilter::try_from_env("TCC_LOG")
-                .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info,refinery_core=warn")),
-        )
-        .with_writer(std::io::stderr)
-        .with_ansi(false)
-        .init();
     match run(Cli::parse()) {
         Ok(()) => std::process::ExitCode::SUCCESS,
         Err(error) => {
@@ -66,14 +73,30 @@ fn main() -> std::process::ExitCode {
 #[tokio::main]
 async fn run(cli: Cli) -> anyhow::Result<()> {
     match cli.command {
-        Command::Serve { config } => {
-            let config = Config::load(&config)?;
+        Command::Serve { config, insecure_dev } => {
+            let mut config = Config::load(&config)?;
+            config.insecure_dev |= insecure_dev;
+            config.telemetry.logs.start();
             let running = serve::start(&config).await?;
-            println!("tccd: ready on http://{}", running.address);
+            println!("tccd: ready on {}", running.url());
             stop_at_signals(&running, true);
             Ok(running.ended().await?)
         }
+        Command::Migrate { config } => Ok(serve::migrate(&Config::load(&config)?).await?),
+        Command::Roles => {
+            print!("{}", tcc_coordinator::databases::ROLES);
+            Ok(())
+        }
+        Command::NewKey => {
+            let (key, hash) = callers::new_key();
+            println!("key   {key}\nhash  {hash}");
+            eprintln!(
+                "the key is shown only now: give it to the caller, and write the hash into the file of callers"
+            );
+            Ok(())
+        }
         Command::Dev { shards, data, listen } => {
+            Logs::default().start();
             let servers =
                 tokio::task::spawn_blocking(move || Servers::start(shards.into(), data.as_deref(), &[]));
             let servers = servers.await.context("starting PostgreSQL")??;
@@ -89,9 +112,12 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
 }
 
 fn tell_how_to_reach(servers: &Servers, running: &Running) {
-    println!("tccd: ready on http://{}", running.address);
+    println!("tccd: ready on {}", running.url());
     println!("  gRPC       grpcurl -plaintext {} list", running.address);
-    println!("  operator   tccctl --server http://{} status", running.address);
+    println!("  operator   tccctl --server {} status", running.url());
+    if let Some(address) = running.telemetry {
+        println!("  metrics    curl http://{address}/metrics");
+    }
     println!("  databases  psql '{}'", servers.coordinator.url());
     for shard in &servers.shards {
         println!("             psql '{}'", shard.url());

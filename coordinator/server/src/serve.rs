@@ -2,29 +2,38 @@
 //! order.
 
 use crate::{
-    api::{Holds, Ledger, Operator},
+    api::{Holds, Ledger, Operator, Recoveries},
     audit::follow,
+    auth::Gate,
     config::Config,
+    databases::{Database, Logins},
     engine::{Engine, Participants},
     heads, keys,
+    listener::Listener,
+    recovery::Recovery,
     schedule::{Leases, Scheduler, Timers, fire, partitions},
     shards::Shards,
     store::{self, Store, keys::Keys},
     sweep::{self, Progress},
+    telemetry::{self, Calls, Gauges, gauges::Sources},
+    tls,
+    watched::{WatchError, Watched},
 };
 use std::{collections::HashSet, net::SocketAddr, sync::Arc, time::Duration};
 use tcc_core::Timestamp;
 use tcc_ledger::{Shard, heads::Heads};
-use tcc_participant::{Failure, Participant, retry::Backoff, session::bounded};
+use tcc_participant::{Failure, Participant, Postgres, retry::Backoff};
 use tcc_proto::v1::{
     hold_service_server::HoldServiceServer, ledger_service_server::LedgerServiceServer,
-    operator_service_server::OperatorServiceServer,
+    operator_service_server::OperatorServiceServer, recovery_service_server::RecoveryServiceServer,
 };
-use tokio::net::TcpListener;
-use tokio_postgres::NoTls;
+use tokio::net::{TcpListener, ToSocketAddrs};
 use tokio_util::sync::CancellationToken;
-use tonic::transport::{Server, server::TcpIncoming};
-use tonic_health::server::HealthReporter;
+use tonic::service::Routes;
+use tonic_health::{
+    pb::health_server::{Health, HealthServer},
+    server::HealthReporter,
+};
 use uuid::Uuid;
 
 /// How long what is under way may take to finish when a coordinator stops.
@@ -33,10 +42,10 @@ const DRAIN: Duration = Duration::from_secs(10);
 const HANG_UP: Duration = Duration::from_secs(2);
 /// How long wake-ups are fired on after the slots were given back, if others take them: they need a moment to read.
 const FIRE_ON: Duration = Duration::from_secs(2);
-/// Requests are small: an id, two accounts, an amount.
-const MAX_REQUEST: usize = 64 * 1024;
-/// A batch has up to 1,000 of them.
-const MAX_BATCH: usize = 2 * 1024 * 1024;
+/// Where there are no batches, a request is an id, two accounts and an amount.
+const USUAL_MESSAGE: usize = 64 * 1024;
+/// A plan may name 10,000 ids.
+const PLAN_MESSAGE: usize = 1024 * 1024;
 
 /// Why a coordinator does not start, or stopped by itself.
 #[derive(Debug, thiserror::Error)]
@@ -76,9 +85,32 @@ pub enum ServeError {
         /// Why.
         source: std::io::Error,
     },
-    /// The server broke down.
-    #[error("serving: {0}")]
-    Serve(#[from] tonic::transport::Error),
+    /// An insecure server that others than this machine could reach.
+    #[error(
+        "insecure_dev believes whoever calls, so it listens on a loopback address, and {0} is none: \
+         listen on 127.0.0.1, or configure [tls] and [auth] and leave insecure_dev out"
+    )]
+    Exposed(String),
+    /// An insecure server that has been told how to be a secure one.
+    #[error(
+        "insecure_dev believes whoever calls, and [auth] and [tls] say whom to believe: leave one of them out"
+    )]
+    Contradiction,
+    /// Nobody could call it.
+    #[error(
+        "nobody could call: [auth] is missing. Name callers with API keys or certificates in auth.callers, or an identity \
+         provider in [auth.jwt]; for development on this machine alone there is --insecure-dev"
+    )]
+    Closed,
+    /// Credentials would be sent in the clear.
+    #[error(
+        "credentials sent to {0} could be read on the way: configure [tls], or listen on 127.0.0.1 behind something that \
+         speaks TLS"
+    )]
+    Unencrypted(String),
+    /// A file that the configuration names.
+    #[error(transparent)]
+    File(#[from] WatchError),
     /// The reflection service cannot be built.
     #[error("reflection: {0}")]
     Reflection(#[from] tonic_reflection::server::Error),
@@ -100,6 +132,10 @@ pub struct Vitals {
 pub struct Running {
     /// Where it listens.
     pub address: SocketAddr,
+    /// Whether it speaks TLS there.
+    pub is_encrypted: bool,
+    /// Where metrics and health are served, if they are.
+    pub telemetry: Option<SocketAddr>,
     /// Its engine.
     pub engine: Arc<Engine>,
     /// Its ring.
@@ -109,6 +145,12 @@ pub struct Running {
 }
 
 impl Running {
+    /// Where clients find it.
+    #[must_use]
+    pub fn url(&self) -> String {
+        format!("{}://{}", if self.is_encrypted { "https" } else { "http" }, self.address)
+    }
+
     /// A token that stops it, in order.
     #[must_use]
     pub fn stop(&self) -> CancellationToken {
@@ -147,25 +189,38 @@ pub async fn start_with(
     between: Between,
     change_store: impl FnOnce(Store) -> Store,
 ) -> Result<Running, ServeError> {
-    let coordinator = database("the coordinator", &config.coordinator.url)?;
+    let addresses = addresses(config).await?;
+    let stop = CancellationToken::new();
+    // Whatever fails from here on ends what has been started.
+    let unless_served = stop.clone().drop_guard();
+    let gate = Gate::start(config, stop.clone()).await?;
+    let tls = match config.tls.clone() {
+        Some(files) => {
+            let paths = tls::files(&files);
+            Some(Watched::start(paths, move |contents| tls::server(&files, contents), stop.clone())?)
+        }
+        None => None,
+    };
+
+    let logins = Logins::read(&config.postgres)?;
+    let coordinator = database(&logins, "the coordinator", &config.coordinator.url)?;
     let names: Vec<String> = config.shards.iter().map(|shard| shard.name.clone()).collect();
-    let mut client = connect("the coordinator", &coordinator).await?;
+    let mut client = connect("the coordinator", &coordinator.migrator).await?;
     let map = store::schema::prepare(&mut client, &names).await?;
     let kept = store::heads::kept(&client).await.map_err(store::schema::SchemaError::from)?;
 
-    let stop = CancellationToken::new();
-    let mut shards = Vec::new();
+    let (mut shards, mut maintained) = (Vec::new(), Vec::new());
     for shard in &config.shards {
         let which = format!("shard {}", shard.name);
-        let database = database(&which, &shard.url)?;
+        let database = database(&logins, &which, &shard.url)?;
         let buckets = map[&shard.name].clone();
-        match connect(&which, &database).await {
+        match connect(&which, &database.migrator).await {
             Ok(mut client) => tcc_ledger::prepare(&mut client, &shard.name, &buckets).await?,
             Err(error) => {
                 tracing::warn!(%error, "starting without a shard; it joins when it is there");
                 tokio::spawn(prepare_late(
                     which,
-                    database.clone(),
+                    database.migrator.clone(),
                     shard.name.clone(),
                     buckets.clone(),
                     stop.clone(),
@@ -177,53 +232,84 @@ pub async fn start_with(
             heads.expect(kept.heads.clone());
             kept.lost.iter().for_each(|lost| heads.stop(lost.clone()));
         }
-        shards.push(Shard::start(&shard.name, &database, buckets, heads));
+        let drained = kept.iter().any(|kept| kept.shard == shard.name && kept.drained);
+        maintained.push((shard.name.clone(), database.maintainer));
+        let shard = Shard::start(&shard.name, &database.engine, buckets, heads);
+        shard.set_drained(drained);
+        shards.push(shard);
     }
 
-    let listener = TcpListener::bind(&config.listen).await;
-    let listen = |source| ServeError::Listen { address: config.listen.clone(), source };
-    let listener = listener.map_err(listen)?;
-    let address = listener.local_addr().map_err(listen)?;
+    let (tcp, address) = listen(&config.listen, &addresses[..]).await?;
+    let telemetry = match config.telemetry.listen.as_str() {
+        "" => None,
+        to => Some(listen(to, to).await?),
+    };
 
     let instance = Uuid::now_v7();
-    let leases = Leases::start(&coordinator, instance, &format!("{}/{address}", machine()))
+    let leases = Leases::start(&coordinator.engine, instance, &format!("{}/{address}", machine()))
         .await
         .map_err(ServeError::Leases)?;
     let (timers, clock) = (leases.timers(), leases.clock());
-    let scheduler = Scheduler::new(&coordinator, clock.clone(), timers.clone(), leases.hung());
+    let scheduler = Scheduler::new(&coordinator.engine, clock.clone(), timers.clone(), leases.hung());
     let (unbroken, progress) = (leases.unbroken(), Progress::default());
     let vitals =
         Vitals { instance, started_at: clock.now(), timers: timers.clone(), sweep: progress.clone() };
     let participants =
         shards.iter().map(|shard| between(Arc::new(shard.clone()) as Arc<dyn Participant>)).collect();
     let participants = Participants::new(participants, &map);
-    let store = change_store(Store::start(&coordinator));
+    let store = change_store(Store::start(&coordinator.engine));
     let engine = Engine::new(store, participants, timers.clone(), clock.clone(), unbroken.clone());
     let shards = Arc::new(Shards::new(shards, &map));
-    let keys = Keys::start(&coordinator, engine.store().clone());
+    let keys = Keys::start(&coordinator.engine, engine.store().clone());
 
     tokio::spawn(keys::keep(keys.clone(), timers.clone(), stop.clone()));
-    tokio::spawn(partitions::keep(coordinator.clone(), timers.clone(), Arc::clone(&shards), stop.clone()));
+    tokio::spawn(partitions::keep(coordinator.maintainer, maintained, timers.clone(), stop.clone()));
     tokio::spawn(heads::keep(engine.store().clone(), Arc::clone(&shards), instance, stop.clone()));
     tokio::spawn(follow::keep(
-        coordinator.clone(),
+        coordinator.engine.clone(),
         engine.store().clone(),
         Arc::clone(&shards),
         stop.clone(),
     ));
     let (engine_to_tell, shards_to_sweep) = (Arc::clone(&engine), Arc::clone(&shards));
-    tokio::spawn(sweep::keep(coordinator, engine_to_tell, shards_to_sweep, unbroken, progress, stop.clone()));
+    tokio::spawn(sweep::keep(
+        coordinator.engine,
+        engine_to_tell,
+        shards_to_sweep,
+        unbroken,
+        progress,
+        stop.clone(),
+    ));
     let schedule = Schedule { leases, scheduler };
-    let vitals = Arc::new(vitals);
+    let (vitals, calls) = (Arc::new(vitals), Calls::new(tcc_proto::FILE_DESCRIPTOR_SET));
+    // It is watched to its very end, which is when whoever looks wants to know why.
+    let unwatched = CancellationToken::new();
+    let guard = unwatched.clone().drop_guard();
+    let telemetry = telemetry.map(|(listener, address)| {
+        let sources =
+            Sources { engine: Arc::clone(&engine), shards: Arc::clone(&shards), vitals: Arc::clone(&vitals) };
+        let watched = telemetry::http::Watched { gauges: Gauges::new(), calls: calls.clone(), sources };
+        tokio::spawn(telemetry::http::serve(listener, watched, unwatched));
+        address
+    });
     let api = Api { engine: Arc::clone(&engine), shards, keys, vitals, config: config.clone() };
-    let serving = tokio::spawn(serve(api, listener, schedule, stop.clone()));
-    Ok(Running { address, engine, timers, stop, serving })
+    let health = tonic_health::server::health_reporter();
+    set_health(&health.0, true).await;
+    let routes = api.routes(Arc::clone(&gate), health.1)?;
+    let listener = Listener { tcp, tls, traffic: config.traffic.clone(), gate, routes, calls };
+    let stopped = stop.clone();
+    let serving = tokio::spawn(async move {
+        let _guard = guard;
+        serve(api, listener, health.0, schedule, stopped).await
+    });
+    let _ = unless_served.disarm();
+    Ok(Running { address, is_encrypted: config.tls.is_some(), telemetry, engine, timers, stop, serving })
 }
 
 /// Prepares a shard that was not there at the start, once it is. Its executors refuse it until then.
 async fn prepare_late(
     which: String,
-    database: tokio_postgres::Config,
+    database: Postgres,
     name: String,
     buckets: HashSet<u16>,
     stop: CancellationToken,
@@ -251,6 +337,36 @@ struct Api {
     config: Config,
 }
 
+impl Api {
+    /// What there is to ask for.
+    fn routes(&self, gate: Arc<Gate>, health: HealthServer<impl Health>) -> Result<Routes, ServeError> {
+        let descriptors = || {
+            tonic_reflection::server::Builder::configure()
+                .register_encoded_file_descriptor_set(tcc_proto::FILE_DESCRIPTOR_SET)
+                .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+                .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
+        };
+        let (engine, limits) = (&self.engine, &self.config.limits);
+        let (keys, sweep) = (self.keys.clone(), self.vitals.sweep.clone());
+        let holds =
+            Holds::new(Arc::clone(engine), Arc::clone(&self.shards), keys, sweep, gate, limits.clone());
+        let ledger = Ledger::new(Arc::clone(&self.shards), Arc::clone(engine), limits.clone());
+        let operator = Operator::new(Arc::clone(engine), Arc::clone(&self.shards), Arc::clone(&self.vitals));
+        let recovery = Recovery { engine: Arc::clone(engine), shards: Arc::clone(&self.shards) };
+        let recoveries = Recoveries::new(recovery, Arc::clone(&self.vitals));
+        let longest = self.config.traffic.message_bytes as usize;
+        let (usual, plan) = (longest.min(USUAL_MESSAGE), longest.min(PLAN_MESSAGE));
+        let routes = Routes::new(HoldServiceServer::new(holds).max_decoding_message_size(longest))
+            .add_service(LedgerServiceServer::new(ledger).max_decoding_message_size(usual))
+            .add_service(OperatorServiceServer::new(operator).max_decoding_message_size(usual))
+            .add_service(RecoveryServiceServer::new(recoveries).max_decoding_message_size(plan))
+            .add_service(health)
+            .add_service(descriptors().build_v1()?)
+            .add_service(descriptors().build_v1alpha()?);
+        Ok(routes.prepare())
+    }
+}
+
 struct Schedule {
     leases: Leases,
     scheduler: Scheduler,
@@ -259,41 +375,15 @@ struct Schedule {
 /// Serves until asked to stop; then stops in order: readiness and new work, slots, what is due, work under way, connections.
 async fn serve(
     api: Api,
-    listener: TcpListener,
+    listener: Listener,
+    health: HealthReporter,
     schedule: Schedule,
     stop: CancellationToken,
 ) -> Result<(), ServeError> {
-    let Api { engine, shards, keys, vitals, config } = api;
+    let Api { engine, vitals, .. } = api;
     let (timers, clock) = (vitals.timers.clone(), engine.clock().clone());
-    let (health, health_service) = tonic_health::server::health_reporter();
-    set_health(&health, true).await;
-    let descriptors = || {
-        tonic_reflection::server::Builder::configure()
-            .register_encoded_file_descriptor_set(tcc_proto::FILE_DESCRIPTOR_SET)
-            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-            .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
-    };
-    let limits = &config.limits;
-    let sweep = vitals.sweep.clone();
-    let holds = Holds::new(Arc::clone(&engine), Arc::clone(&shards), keys, sweep, limits.clone());
-    let ledger = Ledger::new(Arc::clone(&shards), Arc::clone(&engine), limits.clone());
-    let operator = Operator::new(Arc::clone(&engine), shards, vitals);
     let hang_up = CancellationToken::new();
-    let server = Server::builder()
-        .tcp_nodelay(true)
-        .http2_keepalive_interval(Some(Duration::from_secs(20)))
-        .max_concurrent_streams(1_024)
-        .add_service(HoldServiceServer::new(holds).max_decoding_message_size(MAX_BATCH))
-        .add_service(LedgerServiceServer::new(ledger).max_decoding_message_size(MAX_REQUEST))
-        .add_service(OperatorServiceServer::new(operator).max_decoding_message_size(MAX_REQUEST))
-        .add_service(health_service)
-        .add_service(descriptors().build_v1()?)
-        .add_service(descriptors().build_v1alpha()?)
-        .serve_with_incoming_shutdown(
-            TcpIncoming::from(listener).with_nodelay(Some(true)),
-            hang_up.clone().cancelled_owned(),
-        );
-    let server = tokio::spawn(server);
+    let server = tokio::spawn(listener.serve(hang_up.clone()));
 
     let stop_schedule = CancellationToken::new();
     let leases = tokio::spawn(schedule.leases.run(stop_schedule.clone()));
@@ -322,18 +412,25 @@ async fn serve(
     admitting.abort();
     engine.drain(DRAIN).await;
     hang_up.cancel();
-    if let Ok(Ok(served)) = tokio::time::timeout(HANG_UP, server).await {
-        served?;
-    }
+    let _ = tokio::time::timeout(HANG_UP, server).await;
     Ok(())
 }
 
 async fn set_health(health: &HealthReporter, serving: bool) {
     let status =
         if serving { tonic_health::ServingStatus::Serving } else { tonic_health::ServingStatus::NotServing };
-    for service in ["", "tcc.v1.HoldService", "tcc.v1.LedgerService", "tcc.v1.OperatorService"] {
+    for service in
+        ["", "tcc.v1.HoldService", "tcc.v1.LedgerService", "tcc.v1.OperatorService", "tcc.v1.RecoveryService"]
+    {
         health.set_service_status(service, status).await;
     }
+}
+
+async fn listen(address: &str, found: impl ToSocketAddrs) -> Result<(TcpListener, SocketAddr), ServeError> {
+    let failed = |source| ServeError::Listen { address: address.to_owned(), source };
+    let listener = TcpListener::bind(found).await.map_err(failed)?;
+    let address = listener.local_addr().map_err(failed)?;
+    Ok((listener, address))
 }
 
 /// This machine's name.
@@ -342,21 +439,61 @@ fn machine() -> String {
     name.trim().to_owned()
 }
 
-fn database(which: &str, url: &str) -> Result<tokio_postgres::Config, ServeError> {
-    url.parse().map_err(|source| ServeError::Url { which: which.to_owned(), source })
+/// Where to listen, if that is safe.
+async fn addresses(config: &Config) -> Result<Vec<SocketAddr>, ServeError> {
+    let address = &config.listen;
+    let found = tokio::net::lookup_host(address).await;
+    let found = found.map_err(|source| ServeError::Listen { address: address.clone(), source })?;
+    let addresses: Vec<SocketAddr> = found.collect();
+    let is_local = addresses.iter().all(|address| address.ip().is_loopback());
+    let is_told_whom_to_believe = config.auth.callers.is_some() || config.auth.jwt.is_some();
+    if config.insecure_dev {
+        if !is_local {
+            return Err(ServeError::Exposed(address.clone()));
+        }
+        if is_told_whom_to_believe || config.tls.is_some() {
+            return Err(ServeError::Contradiction);
+        }
+    } else {
+        if !is_told_whom_to_believe {
+            return Err(ServeError::Closed);
+        }
+        if config.tls.is_none() && !is_local {
+            return Err(ServeError::Unencrypted(address.clone()));
+        }
+    }
+    Ok(addresses)
 }
 
-async fn connect(
-    which: &str,
-    database: &tokio_postgres::Config,
-) -> Result<tokio_postgres::Client, ServeError> {
+fn database(logins: &Logins, which: &str, url: &str) -> Result<Database, ServeError> {
+    logins.to(url).map_err(|source| ServeError::Url { which: which.to_owned(), source })
+}
+
+async fn connect(which: &str, database: &Postgres) -> Result<tokio_postgres::Client, ServeError> {
     let unreachable = |error: tokio_postgres::Error| ServeError::Unreachable {
         which: which.to_owned(),
         why: tcc_participant::session::sort(&error).to_string(),
     };
-    let (client, connection) =
-        bounded(database.clone(), "tccd-setup").connect(NoTls).await.map_err(unreachable)?;
-    tokio::spawn(connection);
+    let client = database.bounded("tccd-setup").open().await.map_err(unreachable)?;
     store::schema::check_version(&client).await?;
     Ok(client)
+}
+
+/// Creates or changes the tables of all databases, and serves nothing.
+///
+/// # Errors
+///
+/// [`ServeError`].
+pub async fn migrate(config: &Config) -> Result<(), ServeError> {
+    let logins = Logins::read(&config.postgres)?;
+    let coordinator = database(&logins, "the coordinator", &config.coordinator.url)?;
+    let names: Vec<String> = config.shards.iter().map(|shard| shard.name.clone()).collect();
+    let mut client = connect("the coordinator", &coordinator.migrator).await?;
+    let map = store::schema::prepare(&mut client, &names).await?;
+    for shard in &config.shards {
+        let which = format!("shard {}", shard.name);
+        let mut client = connect(&which, &database(&logins, &which, &shard.url)?.migrator).await?;
+        tcc_ledger::prepare(&mut client, &shard.name, &map[&shard.name]).await?;
+    }
+    Ok(())
 }

@@ -32,8 +32,7 @@ use std::{
 };
 use tcc_core::{Cause, FenceState, Timestamp, Transaction, TransactionId, decision::rebuilt};
 use tcc_ledger::{BranchRow, Branches, ReadError, Shard};
-use tcc_participant::Failure;
-use tokio_postgres::Config;
+use tcc_participant::{Failure, Postgres};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -97,7 +96,7 @@ impl Progress {
 
 /// Sweeps every shard, at once after each time that the coordinator's database may have gone back, until asked to stop.
 pub async fn keep(
-    coordinator: Config,
+    coordinator: Postgres,
     engine: Arc<Engine>,
     shards: Arc<Shards>,
     mut unbroken: Unbroken,

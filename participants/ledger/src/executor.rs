@@ -28,10 +28,10 @@ use std::{
 };
 use tcc_core::{AccountId, Currency, FenceState, Operation, Refusal, Role, Timestamp, TransactionId};
 use tcc_participant::{
-    Executor, Failure, Session,
+    Executor, Failure, Postgres, Session,
     session::{Plans, sort},
 };
-use tokio_postgres::{Config, Row, types::ToSql};
+use tokio_postgres::{Row, types::ToSql};
 use uuid::Uuid;
 
 macro_rules! lock_fences {
@@ -172,8 +172,8 @@ const WITH_LOCKS: u32 = 16;
 impl ShardExecutor {
     /// An executor for a shard that serves these buckets.
     #[must_use]
-    pub fn new(name: &str, config: &Config, buckets: Arc<HashSet<u16>>, heads: Heads) -> Self {
-        let session = Session::new(config, CONNECTION, Plans::Generic);
+    pub fn new(name: &str, database: &Postgres, buckets: Arc<HashSet<u16>>, heads: Heads) -> Self {
+        let session = Session::new(database, CONNECTION, Plans::Generic);
         Self { session, name: name.to_owned(), buckets, heads, with_locks: 0, leaves_out: false }
     }
 

@@ -13,6 +13,8 @@ mod schema;
 mod shard;
 
 pub use books::{Account, AccountState, PostingKind, refusal};
-pub use reads::{BalanceRow, BranchRow, Branches, Holdings, Listing, PostingRow, Postings, ReadError};
+pub use reads::{
+    BalanceRow, BranchRow, Branches, FenceRow, Holdings, Listing, PostingRow, Postings, ReadError,
+};
 pub use schema::{SchemaError, ensure_partitions, prepare};
 pub use shard::{Shard, ShardError};

@@ -75,6 +75,64 @@ pub struct BranchRow {
     pub age_us: i64,
 }
 
+/// A fence with its times, as an operator looks at it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FenceRow {
+    /// Which of the transaction's branches.
+    pub branch: u16,
+    /// How far it is.
+    pub state: FenceState,
+    /// When it was written, by the shard's clock.
+    pub fenced_at: Timestamp,
+    /// When it was moved from `tried`, or written as something else.
+    pub decided_at: Option<Timestamp>,
+}
+
+/// A transaction's fences.
+pub(crate) async fn fences(client: &Client, transaction: Uuid) -> Result<Vec<FenceRow>, String> {
+    let sql = "-- fences
+        SELECT branch, state, refusal, fenced_at, decided_at FROM branch WHERE transaction_id = $1 ORDER BY branch";
+    let fence = |row: &tokio_postgres::Row| {
+        let refusal = row.get::<_, Option<&str>>("refusal").map(str::parse::<Refusal>).transpose().ok()?;
+        Some(FenceRow {
+            branch: row.get::<_, i16>("branch") as u16,
+            state: FenceState::from_number(row.get("state"), refusal)?,
+            fenced_at: row.get("fenced_at"),
+            decided_at: row.get("decided_at"),
+        })
+    };
+    let rows = client.query(sql, &[&transaction]).await.map_err(|e| e.to_string())?;
+    rows.iter().map(|row| fence(row).ok_or_else(|| "a fence has an unknown state".to_owned())).collect()
+}
+
+/// A transaction's postings on an account, which were recorded within seconds of these times: there is no index by transaction.
+/// An account with very many postings may make this take long, so it is given up after two seconds.
+pub(crate) async fn postings_near(
+    client: &mut Client,
+    id: &AccountId,
+    transaction: Uuid,
+    times: [Timestamp; 2],
+) -> Result<Vec<PostingRow>, String> {
+    let sql = "-- postings_near
+        SELECT version, transaction_id, kind, amount, available_after, held_after, recorded_at
+        FROM posting
+        WHERE account = $1 AND transaction_id = $2
+          AND (recorded_at BETWEEN $3::timestamptz - interval '10 s' AND $3::timestamptz + interval '10 s'
+            OR recorded_at BETWEEN $4::timestamptz - interval '10 s' AND $4::timestamptz + interval '10 s')
+        ORDER BY version";
+    let rows = async {
+        let reading = client.transaction().await?;
+        reading.batch_execute("SET LOCAL statement_timeout = '2s'").await?;
+        let rows = reading.query(sql, &[&id.as_str(), &transaction, &times[0], &times[1]]).await?;
+        reading.commit().await?;
+        Ok::<_, tokio_postgres::Error>(rows)
+    };
+    let rows = rows.await.map_err(|e| e.to_string())?;
+    rows.iter()
+        .map(|row| read_posting(row).ok_or_else(|| "a posting has an unknown id or kind".to_owned()))
+        .collect()
+}
+
 pub(crate) async fn account(client: &Client, id: &AccountId) -> Result<Option<Account>, String> {
     let sql = "-- account
         SELECT id, currency, available, held, state, version, posted_at, created_at FROM account WHERE id = $1";
@@ -113,20 +171,21 @@ pub(crate) async fn postings(
         FROM posting WHERE account = $1 AND version > $2 AND version <= $3 ORDER BY version LIMIT $4";
     let rows = client.query(sql, &[&id.as_str(), &after, &last, &limit]).await;
     let rows = rows.map_err(|e| e.to_string())?;
-    let posting = |row: &tokio_postgres::Row| {
-        Some(PostingRow {
-            version: row.get("version"),
-            transaction: TransactionId::from_uuid(row.get("transaction_id")).ok()?,
-            kind: PostingKind::from_number(row.get("kind"))?,
-            amount: row.get("amount"),
-            available_after: row.get("available_after"),
-            held_after: row.get("held_after"),
-            recorded_at: row.get("recorded_at"),
-        })
-    };
     rows.iter()
-        .map(|row| posting(row).ok_or_else(|| "a posting has an unknown id or kind".to_owned()))
+        .map(|row| read_posting(row).ok_or_else(|| "a posting has an unknown id or kind".to_owned()))
         .collect()
+}
+
+fn read_posting(row: &tokio_postgres::Row) -> Option<PostingRow> {
+    Some(PostingRow {
+        version: row.get("version"),
+        transaction: TransactionId::from_uuid(row.get("transaction_id")).ok()?,
+        kind: PostingKind::from_number(row.get("kind"))?,
+        amount: row.get("amount"),
+        available_after: row.get("available_after"),
+        held_after: row.get("held_after"),
+        recorded_at: row.get("recorded_at"),
+    })
 }
 
 /// What an account had at a time, and by which posting.
@@ -331,11 +390,18 @@ pub enum Branches<'a> {
 pub(crate) async fn horizon(client: &Client) -> Result<Timestamp, String> {
     // The clock is read before the list: who begins between the two is not in it, and has a later time.
     let sql = "-- horizon
-        SELECT least(n.now, min(a.xact_start))
+        SELECT least(n.now, min(a.xact_start)), coalesce(bool_or(a.pid IS NOT NULL AND a.state IS NULL), false)
         FROM (SELECT clock_timestamp() AS now) AS n
         LEFT JOIN pg_stat_activity a ON a.datname = current_database() AND a.application_name = $1
         GROUP BY n.now";
-    Ok(client.query_one(sql, &[&CONNECTION]).await.map_err(|e| e.to_string())?.get(0))
+    let row = client.query_one(sql, &[&CONNECTION]).await.map_err(|e| e.to_string())?;
+    if row.get(1) {
+        // What a user may not see of others is NULL.
+        return Err(
+            "it is hidden what another instance is writing; grant pg_read_all_stats to tccd's user".into()
+        );
+    }
+    Ok(row.get(0))
 }
 
 /// The shard's clock.
@@ -351,13 +417,11 @@ pub(crate) async fn summarize(
     since: Timestamp,
 ) -> Result<(), tokio_postgres::Error> {
     let sql = "-- summarize
-        SELECT brin_summarize_new_values(i.inhrelid)
-        FROM pg_inherits i JOIN pg_index x ON x.indexrelid = i.inhrelid JOIN pg_class c ON c.oid = x.indrelid
-        WHERE i.inhparent = ($1::text || '_by_time')::regclass AND c.relname::text COLLATE \"C\" > $2";
+        SELECT summarize(($1::text || '_by_time')::regclass, $2)";
     // A partition covers a week from the hour in its name on, and what is written may have an id of a day before.
     let before = since - WEEK - SignedDuration::from_hours(25);
     let last = format!("{table}_{}", before.strftime("%Y%m%d%H"));
-    client.query(sql, &[&table, &last]).await.map(drop)
+    client.execute(sql, &[&table, &last]).await.map(drop)
 }
 
 /// The transactions of fences that were written from one time on and before another.

@@ -5,6 +5,7 @@ use tcc_core::Timestamp;
 use tcc_participant::{
     crash,
     partitions::{Key, Scheme, WEEK},
+    roles::{self, MAINTAINER, MIGRATOR},
 };
 use tokio_postgres::Client;
 
@@ -36,6 +37,9 @@ pub enum SchemaError {
     OtherBuckets(String),
 }
 
+/// What each role may do.
+const GRANTS: &str = include_str!("../../../migrations/roles/ledger.sql");
+
 /// The advisory lock that keeps two migrations apart.
 const MIGRATION_LOCK: i64 = 0x7463_635f_6c64_6772;
 
@@ -49,8 +53,8 @@ pub(crate) const POSTING: Scheme =
 /// Written once.
 const NAME_SHARD: &str = "\
 -- name_shard
-WITH named AS (INSERT INTO shard (name) SELECT $1 WHERE NOT EXISTS (SELECT FROM shard) RETURNING 1)
-INSERT INTO bucket SELECT unnest($2::int2[]) WHERE EXISTS (SELECT FROM named)";
+WITH named AS (INSERT INTO shard (name) VALUES ($1))
+INSERT INTO bucket SELECT unnest($2::int2[])";
 
 /// Migrates the database, and makes sure that it is this shard and serves these buckets. Safe to run by several at once.
 ///
@@ -58,6 +62,7 @@ INSERT INTO bucket SELECT unnest($2::int2[]) WHERE EXISTS (SELECT FROM named)";
 ///
 /// [`SchemaError`].
 pub async fn prepare(client: &mut Client, name: &str, buckets: &HashSet<u16>) -> Result<(), SchemaError> {
+    roles::act_as(client, MIGRATOR).await?;
     client.execute("SELECT pg_advisory_lock($1)", &[&MIGRATION_LOCK]).await?;
     let prepared = prepare_locked(client, name, buckets).await;
     client.execute("SELECT pg_advisory_unlock($1)", &[&MIGRATION_LOCK]).await?;
@@ -65,14 +70,15 @@ pub async fn prepare(client: &mut Client, name: &str, buckets: &HashSet<u16>) ->
 }
 
 async fn prepare_locked(client: &mut Client, name: &str, buckets: &HashSet<u16>) -> Result<(), SchemaError> {
-    embedded::migrations::runner().set_abort_divergent(true).run_async(client).await?;
-    let now: Timestamp = client.query_one("SELECT clock_timestamp()", &[]).await?.get(0);
-    ensure_partitions(client, now).await?;
-
+    let report = embedded::migrations::runner().set_abort_divergent(true).run_async(client).await?;
+    roles::grant(client, "account", !report.applied_migrations().is_empty(), GRANTS).await?;
     let mut numbers: Vec<i16> = buckets.iter().map(|bucket| *bucket as i16).collect();
     numbers.sort_unstable();
-    crash::statement(NAME_SHARD);
-    client.execute(NAME_SHARD, &[&name, &numbers]).await?;
+    // Asked first: only who may write it needs to.
+    if client.query_opt("SELECT FROM shard", &[]).await?.is_none() {
+        crash::statement(NAME_SHARD);
+        client.execute(NAME_SHARD, &[&name, &numbers]).await?;
+    }
     let found: String = client.query_one("SELECT name FROM shard", &[]).await?.get(0);
     if found != name {
         return Err(SchemaError::OtherShard { expected: name.to_owned(), found });
@@ -82,6 +88,10 @@ async fn prepare_locked(client: &mut Client, name: &str, buckets: &HashSet<u16>)
     if served != numbers {
         return Err(SchemaError::OtherBuckets(name.to_owned()));
     }
+
+    let now: Timestamp = client.query_one("SELECT clock_timestamp()", &[]).await?.get(0);
+    roles::act_as(client, MAINTAINER).await?;
+    ensure_partitions(client, now).await?;
     Ok(())
 }
 

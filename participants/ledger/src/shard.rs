@@ -5,21 +5,26 @@ use crate::{
     books::{Account, AccountState, Answer, Op},
     executor::ShardExecutor,
     heads::Heads,
-    reads::{self, BalanceRow, BranchRow, Branches, Holdings, Listing, PostingRow, Postings, ReadError},
+    reads::{
+        self, BalanceRow, BranchRow, Branches, FenceRow, Holdings, Listing, PostingRow, Postings, ReadError,
+    },
 };
-use deadpool_postgres::{
-    Manager, ManagerConfig, Object, Pool, PoolError, RecyclingMethod, Runtime, Timeouts,
-};
+use deadpool_postgres::{Object, Pool, PoolError, Status};
 use futures::future::BoxFuture;
 use jiff::SignedDuration;
-use std::{collections::HashSet, sync::Arc, time::Duration};
+use std::{
+    collections::HashSet,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 use tcc_core::{AccountId, Currency, Outcome, Timestamp, Transaction};
 use tcc_participant::{
-    Batcher, Call, Participant,
+    Batcher, Call, Participant, Postgres,
     batch::{Limits, Unknown},
-    session::bounded,
 };
-use tokio_postgres::{Config, NoTls};
 use uuid::Uuid;
 
 /// How often a read of a balance looks whether what was under way is written, and how long it waits in between.
@@ -36,6 +41,7 @@ pub struct Shard {
     reads: Pool,
     buckets: usize,
     heads: Heads,
+    drained: Arc<AtomicBool>,
 }
 
 /// Why an account could not be changed.
@@ -58,25 +64,14 @@ impl Shard {
     /// Starts the shard's executors, which connect by themselves and keep trying. They work only on a server that has these
     /// heads.
     #[must_use]
-    pub fn start(name: &str, config: &Config, buckets: HashSet<u16>, heads: Heads) -> Self {
+    pub fn start(name: &str, database: &Postgres, buckets: HashSet<u16>, heads: Heads) -> Self {
         let served = buckets.len();
         let buckets = Arc::new(buckets);
         // A second one would mostly wait for the accounts that the first one has locked.
-        let executors = vec![ShardExecutor::new(name, config, buckets, heads.clone())];
+        let executors = vec![ShardExecutor::new(name, database, buckets, heads.clone())];
         let operations = Batcher::start(&format!("shard {name}"), executors, Limits::default());
-        let manager = Manager::from_config(
-            bounded(config.clone(), "tcc-shard-reads"),
-            NoTls,
-            ManagerConfig { recycling_method: RecyclingMethod::Verified },
-        );
-        let patience = Some(Duration::from_secs(3));
-        let reads = Pool::builder(manager)
-            .max_size(8)
-            .runtime(Runtime::Tokio1)
-            .timeouts(Timeouts { wait: patience, create: patience, recycle: patience })
-            .build()
-            .expect("a pool with a runtime and time-outs is complete");
-        Self { name: name.into(), operations, reads, buckets: served, heads }
+        let reads = database.pool("tcc-shard-reads");
+        Self { name: name.into(), operations, reads, buckets: served, heads, drained: Arc::default() }
     }
 
     /// Its name.
@@ -102,6 +97,23 @@ impl Shard {
             tracing::error!(shard = self.name(), what, "a shard has lost commits; work on it is stopped");
         }
         Ok(())
+    }
+
+    /// How its connections for reading are used.
+    #[must_use]
+    pub fn reading(&self) -> Status {
+        self.reads.status()
+    }
+
+    /// Whether an operator has stopped work on it.
+    #[must_use]
+    pub fn is_drained(&self) -> bool {
+        self.drained.load(Ordering::Relaxed)
+    }
+
+    /// An operator stops work on it, or lets it go on. What is under way ends as it would.
+    pub fn set_drained(&self, drained: bool) {
+        self.drained.store(drained, Ordering::Relaxed);
     }
 
     /// How many operations wait for their batch.
@@ -233,6 +245,33 @@ impl Shard {
         reads::branches(&mut client, which).await.map_err(|cause| self.unreachable(cause))
     }
 
+    /// Reads a transaction's fences, in the order of its branches.
+    ///
+    /// # Errors
+    ///
+    /// [`ReadError`].
+    pub async fn fences(&self, transaction: Uuid) -> Result<Vec<FenceRow>, ReadError> {
+        let client = self.reader().await?;
+        reads::fences(&client, transaction).await.map_err(|cause| self.unreachable(cause))
+    }
+
+    /// Reads a transaction's postings on an account that were recorded within seconds of these times.
+    ///
+    /// # Errors
+    ///
+    /// [`ReadError`], also if that takes longer than two seconds.
+    pub async fn postings_near(
+        &self,
+        id: &AccountId,
+        transaction: Uuid,
+        times: [Timestamp; 2],
+    ) -> Result<Vec<PostingRow>, ReadError> {
+        let mut client = self.reader().await?;
+        reads::postings_near(&mut client, id, transaction, times)
+            .await
+            .map_err(|cause| self.unreachable(cause))
+    }
+
     /// Checks the shard's books against themselves, in one consistent snapshot. Tells how many of how many checks are done.
     ///
     /// # Errors
@@ -353,20 +392,6 @@ impl Shard {
         reads::fenced_before(&client, until, limit).await.map_err(|cause| self.unreachable(cause))
     }
 
-    /// Creates partitions ahead of time.
-    ///
-    /// # Errors
-    ///
-    /// [`ReadError::Unreachable`].
-    pub async fn ensure_partitions(&self) -> Result<usize, ReadError> {
-        let client = self.reader().await?;
-        let made = async {
-            let now = client.query_one("SELECT clock_timestamp()", &[]).await?.get(0);
-            crate::schema::ensure_partitions(&client, now).await
-        };
-        made.await.map_err(|e| self.unreachable(e.to_string()))
-    }
-
     /// A connection for reading, of a server whose identity the executors have checked. What has lost commits can be read.
     async fn reader(&self) -> Result<Object, ReadError> {
         if !self.operations.is_reachable() && self.heads.lost().is_none() {
@@ -399,7 +424,7 @@ impl Participant for Shard {
     }
 
     fn is_reachable(&self) -> bool {
-        self.operations.is_reachable() && self.heads.lost().is_none()
+        self.operations.is_reachable() && self.heads.lost().is_none() && !self.is_drained()
     }
 
     fn call(&self, call: Call) -> BoxFuture<'_, Vec<Outcome>> {

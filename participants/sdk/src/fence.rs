@@ -11,6 +11,7 @@
 
 use crate::{
     batch::{Batcher, Executor, Failure, Limits},
+    postgres::Postgres,
     resource::{BatchResource, Effect, Step, run_guarded},
     serve::Served,
     session::{Plans, Session, sort},
@@ -23,7 +24,7 @@ use std::{
     sync::Arc,
 };
 use tcc_core::{Admission, FenceState, Operation, Outcome, Refusal, TransactionId, fence::admit};
-use tokio_postgres::{Client, Config, Row};
+use tokio_postgres::{Client, Row};
 use uuid::Uuid;
 
 mod embedded {
@@ -97,7 +98,7 @@ impl Fenced {
     /// Starts so many executors, each with a connection of its own. Each takes so many steps into one local transaction.
     pub(crate) fn start<B: BatchResource>(
         name: &str,
-        database: &Config,
+        database: &Postgres,
         resource: B,
         connections: usize,
         batch: usize,

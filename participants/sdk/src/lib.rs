@@ -67,8 +67,8 @@
 //!
 //! [`Participant`] is what the engine calls, [`Remote`] is one that is called over gRPC. The rest is what the coordinator and
 //! the participants in this repository share to work fast and without doubt: [`batch`] turns many callers into few commits,
-//! [`session`] owns one PostgreSQL connection and tells a commit from a guess, [`retry`] computes delays, and [`crash`] lets
-//! tests kill a process at any of its statements.
+//! [`postgres`] says how a server is reached, [`roles`] as whom, [`session`] owns one connection to it and tells a commit from
+//! a guess, [`retry`] computes delays, and [`crash`] lets tests kill a process at any of its statements.
 //!
 //! This crate compiles without the coordinator. Its only tables are the SDK's own.
 
@@ -78,9 +78,11 @@ pub mod crash;
 pub mod fence;
 pub mod participant;
 pub mod partitions;
+pub mod postgres;
 pub mod remote;
 pub mod resource;
 pub mod retry;
+pub mod roles;
 pub mod serve;
 pub mod session;
 mod tx;
@@ -88,6 +90,7 @@ pub mod wire;
 
 pub use batch::{Batcher, Executor, Failure};
 pub use participant::{Call, Participant};
+pub use postgres::Postgres;
 pub use remote::Remote;
 pub use resource::{BatchResource, Branch, Effect, Reservation, Resource, Retry, Step};
 pub use serve::{ServeError, Server};

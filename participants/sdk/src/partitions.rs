@@ -3,7 +3,7 @@
 //! `CREATE TABLE … PARTITION OF` takes an exclusive lock on the parent and waits behind every reader; a table made apart
 //! and attached does not. There is never a default partition: it would forbid detaching concurrently later.
 
-use crate::crash;
+use crate::{crash, roles};
 use jiff::{SignedDuration, Timestamp};
 use tokio_postgres::GenericClient;
 use uuid::Uuid;
@@ -128,6 +128,7 @@ impl Scheme {
     fn ddl(&self, name: &str, low: Timestamp, high: Timestamp, now: Timestamp) -> String {
         let parent = self.parent;
         let fillfactor = self.fillfactor;
+        let readable = roles::readable(name);
         // While it is empty it costs nothing.
         let index = match self.index.filter(|index| low < now + index.ahead) {
             Some(index) => {
@@ -143,6 +144,7 @@ impl Scheme {
             "CREATE TABLE IF NOT EXISTS {name} (LIKE {parent} INCLUDING DEFAULTS INCLUDING CONSTRAINTS INCLUDING INDEXES);
              ALTER TABLE {name} SET (fillfactor = {fillfactor}, {AUTOVACUUM});
              {index}
+             {readable}
              ALTER TABLE {parent} ATTACH PARTITION {name} FOR VALUES FROM ('{low}') TO ('{high}');\n"
         )
     }

@@ -6,8 +6,9 @@
 use crate::{
     fence::{Fenced, SchemaError, prepare},
     participant::{Call, Participant},
+    postgres::Postgres,
     resource::{BatchResource, EachAlone, Resource, Step},
-    session::{bounded, sort},
+    session::sort,
     wire::{Description, MAX_CALLS, MAX_REQUEST, read_call, write_description, write_outcome},
 };
 use futures::future::{BoxFuture, join_all};
@@ -21,7 +22,6 @@ use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
 };
-use tokio_postgres::{Config, NoTls};
 use tokio_util::sync::CancellationToken;
 use tonic::{
     Request, Response, Status,
@@ -88,7 +88,7 @@ pub enum ServeError {
 #[derive(Clone)]
 pub struct Server {
     name: String,
-    database: Config,
+    database: Postgres,
     listen: String,
     connections: usize,
 }
@@ -177,10 +177,8 @@ impl Server {
         connections: usize,
         batch: usize,
     ) -> Result<Running, ServeError> {
-        let database = bounded(self.database.clone(), "tcc-participant-setup");
         let unreachable = |error: tokio_postgres::Error| ServeError::Unreachable(sort(&error).to_string());
-        let (mut client, connection) = database.connect(NoTls).await.map_err(unreachable)?;
-        tokio::spawn(connection);
+        let mut client = self.database.bounded("tcc-participant-setup").open().await.map_err(unreachable)?;
         prepare(&mut client, &self.name).await?;
         let fenced = Fenced::start(&self.name, &self.database, resource, connections, batch);
         start(Arc::new(fenced), &self.listen).await

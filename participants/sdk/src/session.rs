@@ -5,19 +5,17 @@
 //! is unknown. It sends no cancel requests, since one that meets a COMMIT produces exactly that warning. Whatever goes
 //! wrong is sorted into the [`Failure`]s that a batch can have.
 
-use crate::{batch::Failure, crash};
+use crate::{batch::Failure, crash, postgres::Postgres};
+use futures::StreamExt as _;
 use std::{
     collections::HashMap,
-    future::poll_fn,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
 };
 use tokio_postgres::{
-    AsyncMessage, Client, Config, NoTls, Statement,
-    config::TargetSessionAttrs,
+    AsyncMessage, Client, Statement,
     error::{DbError, Severity, SqlState},
 };
 
@@ -38,7 +36,7 @@ pub enum Plans {
 pub struct Session {
     /// The crash point between a commit and its answer.
     committed: String,
-    config: Config,
+    database: Postgres,
     plans: Plans,
     live: Option<Live>,
 }
@@ -57,25 +55,12 @@ SET LOCAL enable_mergejoin = off;
 SET LOCAL max_parallel_workers_per_gather = 0;
 SET LOCAL jit = off";
 
-/// Bounds every connection: 2 s to connect, 10 s for a peer that does not acknowledge.
-#[must_use]
-pub fn bounded(mut config: Config, application_name: &str) -> Config {
-    config
-        .application_name(application_name)
-        .connect_timeout(Duration::from_secs(2))
-        .tcp_user_timeout(Duration::from_secs(10))
-        .keepalives_idle(Duration::from_secs(10));
-    config
-}
-
 impl Session {
     /// A session that is not connected yet.
     #[must_use]
-    pub fn new(config: &Config, application_name: &str, plans: Plans) -> Self {
-        let mut config = bounded(config.clone(), application_name);
-        // A server that became a standby takes no writes: look for the one that does.
-        config.target_session_attrs(TargetSessionAttrs::ReadWrite);
-        Self { committed: format!("{application_name} committed"), config, plans, live: None }
+    pub fn new(database: &Postgres, application_name: &str, plans: Plans) -> Self {
+        let committed = format!("{application_name} committed");
+        Self { committed, database: database.bounded(application_name).writable(), plans, live: None }
     }
 
     /// Opens the connection, dropping the one there was, and prepares the statements.
@@ -85,11 +70,11 @@ impl Session {
     /// [`Failure::Disconnected`] if the server is not reached; others if it does not know what a statement names.
     pub async fn connect(&mut self, statements: &[&'static str]) -> Result<(), Failure> {
         self.live = None;
-        let (client, mut connection) = self.config.connect(NoTls).await.map_err(|e| sort(&e))?;
+        let (client, mut messages) = self.database.connect().await.map_err(|e| sort(&e))?;
         let in_doubt = Arc::new(AtomicBool::new(false));
         let seen = Arc::clone(&in_doubt);
         tokio::spawn(async move {
-            while let Some(message) = poll_fn(|cx| connection.poll_message(cx)).await {
+            while let Some(message) = messages.next().await {
                 match message {
                     Ok(AsyncMessage::Notice(notice)) if doubts_commit(&notice) => {
                         tracing::warn!(notice = notice.message(), "a commit is in doubt");

@@ -18,9 +18,9 @@
 //! - Whether an account has the funds, or is blocked, is chosen anew whenever it matters.
 //!
 //! It keeps out SQL and locks (a fence and its effect change in one step here; that they do is tested on PostgreSQL), a
-//! shard that loses commits (which no order of messages survives), leases, retention, operators, another hold under the
-//! same id, and transactions of more branches. Of an effect outside a database it knows that asking again with the same key
-//! does not repeat it, and not that an API forgets its keys.
+//! shard that loses commits (which no order of messages survives), leases, retention, what else operators do, another hold
+//! under the same id, and transactions of more branches. Of an effect outside a database it knows that asking again with the
+//! same key does not repeat it, and not that an API forgets its keys.
 
 pub mod claims;
 pub mod pair;
@@ -52,6 +52,8 @@ pub enum Step {
     CancelHold,
     /// The client asks for the payment.
     ConfirmHold,
+    /// An operator asks for the release, whatever the time.
+    ForceCancel,
     /// The client repeats its CreateHold, with the same id, and the row is new.
     CreateHold,
     /// A coordinator takes up the transaction in a phase that it read, now or long ago. What is held it takes up when due.
@@ -172,6 +174,7 @@ impl Model for Search {
             Step::TimePasses,
             Step::CancelHold,
             Step::ConfirmHold,
+            Step::ForceCancel,
             Step::CreateHold,
             Step::TakeEffect,
         ]);
@@ -215,6 +218,12 @@ impl Search {
             Step::CancelHold if !world.due => world.cancel_admitted |= world.apply(Event::CancelRequested),
             Step::ConfirmHold if !world.due || world.on_maturity == OnMaturity::Confirm => {
                 world.confirm_accepted |= world.apply(Event::ConfirmRequested);
+            }
+            // What the pivot has turned to a payment no operator turns back.
+            Step::ForceCancel
+                if world.row.is_some_and(|row| !(row.phase == Phase::Confirming && row.flipped)) =>
+            {
+                world.cancel_admitted |= world.apply(Event::CancelForced);
             }
             Step::CreateHold if world.row.is_none() => {
                 world.write(Phase::Trying, false);

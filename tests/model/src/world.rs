@@ -42,7 +42,7 @@ pub struct World {
     pub books: Books,
     /// Whether the client that created the hold may have been told that it is HELD, before anything was decided.
     pub told_held: bool,
-    /// Whether a client's CancelHold was ever admitted.
+    /// Whether a client's CancelHold was ever admitted, or an operator's.
     pub cancel_admitted: bool,
     /// Whether a client's ConfirmHold was ever accepted.
     pub confirm_accepted: bool,

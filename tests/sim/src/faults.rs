@@ -96,10 +96,10 @@ impl Step {
         matches!(self, Self::Advance(PivotCancelled | PivotConfirmed | PivotVetoed | TimedOut))
     }
 
-    /// Whether it can fail like that. A statement of the database is not delivered twice.
+    /// Whether it can fail like that. A statement of the database is not delivered twice, and no operator lives here.
     #[must_use]
     pub fn can(self, fault: Fault) -> bool {
-        fault != Fault::Twice || matches!(self, Self::Ask(..))
+        self != Self::Advance(Event::CancelForced) && (fault != Fault::Twice || matches!(self, Self::Ask(..)))
     }
 }
 

@@ -18,7 +18,7 @@ use tcc_coordinator::{
 };
 use tcc_core::{Timestamp, TransactionId};
 use tcc_participant::{
-    Batcher, Participant,
+    Batcher, Participant, Postgres,
     batch::{Limits, Unknown},
 };
 use tokio::{sync::watch, time::sleep};
@@ -60,7 +60,7 @@ pub fn start(world: &Arc<World>) {
         wake: batcher("wake", world, number),
         defer: batcher("defer", world, number),
         get: batcher("get", world, number),
-        pool: store::reads(&tokio_postgres::Config::new()),
+        pool: Postgres::from(tokio_postgres::Config::new()).pool("unused"),
     };
     let wire = |shard| {
         let name = crate::shard::name(shard);

@@ -27,7 +27,7 @@ pub async fn show(session: &Session, output: &Output) -> Result<Exit, Box<Failur
     let mut client = Client::new(session.connect().await?);
     let found = findings_after(&mut client, session, 0).await;
     let found = Found::from(found.map_err(|status| session.failure(status))?);
-    output.show(&found)?;
+    output.show_list(&found, "findings")?;
     Ok(if found.findings.is_empty() { Exit::Done } else { Exit::Findings })
 }
 
@@ -53,7 +53,7 @@ pub async fn watch(session: &Session, output: &Output) -> Result<Exit, Box<Failu
                     }
                 }
                 if !found.is_empty() {
-                    output.show(&Found::from(found))?;
+                    output.show_list(&Found::from(found), "findings")?;
                     return Ok(Exit::Findings);
                 }
             }

@@ -2,9 +2,10 @@
 
 use super::{
     page::Filter,
-    reason::{Violation, invalid, wrong},
+    reason::{Violation, invalid, not_covered, wrong},
 };
 use crate::{
+    auth::Identity,
     config::Limits,
     store::{Record, Seen},
 };
@@ -15,7 +16,6 @@ use std::{
 use tcc_core::{
     AccountId, Amount, Attention, Cause, Currency, Descriptor, IdError, IdempotencyKey, LabelError, Labels,
     MoneyError, OnMaturity, Phase, Role, Timestamp, TransactionId,
-    caller::is_name,
     descriptor::{CREDIT, DEBIT},
     round_up,
 };
@@ -45,23 +45,10 @@ pub fn patience<T>(request: &Request<T>) -> Duration {
     asked.min(PATIENCE.2).saturating_sub(margin)
 }
 
-/// Who asks. Until callers are authenticated they name themselves, in the metadata `tcc-caller`; all who do not are one caller
-/// without a name.
-pub fn caller<T>(request: &Request<T>) -> Result<String, Status> {
-    let Some(name) = request.metadata().get("tcc-caller") else { return Ok(String::new()) };
-    match name.to_str() {
-        Ok(name) if is_name(name) => Ok(name.to_owned()),
-        _ => {
-            let message = "must be 1 to 64 printable ASCII characters without spaces";
-            Err(wrong("tcc-caller", Reason::CallerInvalid, message).into())
-        }
-    }
-}
-
 /// In which lane a caller's holds wait when more is due than can be paid at once.
 pub fn lane(caller: &str) -> u8 {
     let mut hasher = DefaultHasher::new();
-    Some(caller).filter(|name| !name.is_empty()).map(str::as_bytes).hash(&mut hasher);
+    caller.hash(&mut hasher);
     hasher.finish() as u8
 }
 
@@ -425,8 +412,8 @@ impl Listing {
     }
 }
 
-/// A list as asked for.
-pub fn listing(request: v1::ListHoldsRequest, caller: &str, now: Timestamp) -> Result<Listing, Status> {
+/// A list as asked for. It goes by an account that the caller may see, and so has nothing but holds that it may see.
+pub fn listing(request: v1::ListHoldsRequest, caller: &Identity, now: Timestamp) -> Result<Listing, Status> {
     let v1::ListHoldsRequest { payer, payee, phases, labels: asked_labels, .. } = request;
     let mut wrongs = Wrong::default();
     let some = |field, text: &str| match text {
@@ -449,12 +436,14 @@ pub fn listing(request: v1::ListHoldsRequest, caller: &str, now: Timestamp) -> R
         return Err(invalid(&wrongs.0));
     };
     let (account, role) = match (&payer, &payee) {
-        (Some(payer), _) => (payer.clone(), Role::Debit),
-        (None, Some(payee)) => (payee.clone(), Role::Credit),
+        (Some(payer), _) if caller.may_see(payer) => (payer.clone(), Role::Debit),
+        (_, Some(payee)) if caller.may_see(payee) => (payee.clone(), Role::Credit),
+        (Some(payer), _) => return Err(not_covered("payer", payer)),
+        (None, Some(payee)) => return Err(not_covered("payee", payee)),
         (None, None) => return Err(invalid(&wrongs.0)),
     };
     let which = Which { payer, payee, phases, labels, from, until };
-    let filter = Filter::new(caller, &which);
+    let filter = Filter::new(&caller.caller, &which);
     let before = match request.page_token.as_str() {
         "" => first_id(until.map_or(now, |until| until.min(now)) + ID_MAX_LEAD * 2),
         token => filter.open(token)?,
@@ -489,14 +478,6 @@ pub fn seen(text: &str) -> Option<Seen> {
     (etag(seen) == text).then_some(seen)
 }
 
-/// When a hold falls due, or, if it was due at once, when it was created.
-pub fn due_at(record: &Record) -> Timestamp {
-    match record.transaction.descriptor.is_due_at_once() {
-        true => record.standing.created_at,
-        false => record.transaction.descriptor.due_at,
-    }
-}
-
 /// A hold as the API shows it.
 pub fn hold_view(record: &Record) -> v1::Hold {
     let Record { transaction, standing, .. } = record;
@@ -504,7 +485,7 @@ pub fn hold_view(record: &Record) -> v1::Hold {
         id: transaction.id.to_string(),
         phase: phase(standing.phase).into(),
         attention: attention(standing.attention).into(),
-        due_at: Some(proto_time(due_at(record))),
+        due_at: Some(proto_time(record.due_at())),
         cause: standing.cause.map_or(v1::Cause::Unspecified, cause).into(),
         reason: standing.reason.clone().unwrap_or_default(),
         created_at: Some(proto_time(standing.created_at)),
@@ -770,7 +751,7 @@ mod tests {
                 payer, payee, phases, labels, created_from, created_until, page_size, page_token,
             };
 
-            match listing(request, "shop", now) {
+            match listing(request, &Identity::developer("shop"), now) {
                 Ok(listing) => prop_assert!((1..=PAGE.1).contains(&listing.size)),
                 Err(status) => prop_assert!(is_told(&status), "{status:?}"),
             }
@@ -783,19 +764,6 @@ mod tests {
                 && let Err(status) = hold(request, "", &Limits::default())
             {
                 prop_assert!(is_told(&status), "{status:?}");
-            }
-        }
-
-        #[test]
-        fn a_caller_is_a_name_or_told_what_is_wrong(name in proptest::collection::vec(32_u8.., 0..80)) {
-            let mut request = Request::new(());
-            if let Ok(value) = tonic::metadata::MetadataValue::try_from(name) {
-                request.metadata_mut().insert("tcc-caller", value);
-            }
-
-            match caller(&request) {
-                Ok(name) => prop_assert!(name.is_empty() || is_name(&name)),
-                Err(status) => prop_assert!(is_told(&status), "{status:?}"),
             }
         }
     }

@@ -8,6 +8,7 @@ use super::{
     reason::{self, wrong},
 };
 use crate::{
+    auth::{Gate, Identity, identity},
     config::Limits,
     engine::{Created, Engine, EngineError},
     shards::Shards,
@@ -22,7 +23,10 @@ use futures::{
     stream::{self, BoxStream},
 };
 use std::{sync::Arc, time::Duration};
-use tcc_core::{Attention, Cause, IdempotencyKey, Transaction, TransactionId};
+use tcc_core::{
+    Attention, Cause, IdempotencyKey, Transaction, TransactionId,
+    descriptor::{CREDIT, DEBIT},
+};
 use tcc_proto::{
     Reason,
     v1::{self, hold_service_server::HoldService},
@@ -49,22 +53,33 @@ pub struct Holds {
     shards: Arc<Shards>,
     keys: Keys,
     sweep: Progress,
+    gate: Arc<Gate>,
     limits: Limits,
 }
 
 /// Who creates, and how long it waits.
 #[derive(Debug, Clone)]
 struct Creator {
-    caller: String,
+    identity: Arc<Identity>,
     lane: u8,
     deadline: Instant,
 }
 
 impl Creator {
-    fn of<T>(request: &Request<T>) -> Result<Self, Status> {
-        let caller = convert::caller(request)?;
+    fn of<T>(request: &Request<T>) -> Self {
+        let identity = identity(request);
         let deadline = Instant::now() + convert::patience(request);
-        Ok(Self { lane: convert::lane(&caller), caller, deadline })
+        Self { lane: convert::lane(&identity.caller), identity, deadline }
+    }
+
+    fn name(&self) -> &str {
+        &self.identity.caller
+    }
+
+    /// Whether it may give away what this would give away. What it repeats has the same payer, so that is its own, too.
+    fn check_spends(&self, asked: &Asked) -> Result<(), Status> {
+        let payer = &asked.descriptor.branches[usize::from(DEBIT)].account;
+        if self.identity.may_spend(payer) { Ok(()) } else { Err(reason::not_covered("payer", payer)) }
     }
 
     fn patience(&self) -> Duration {
@@ -73,20 +88,22 @@ impl Creator {
 }
 
 impl Holds {
-    /// On an engine and the shards with its accounts, within limits.
+    /// On an engine and the shards with its accounts, within limits. The gate counts what comes in batches.
     #[must_use]
     pub fn new(
         engine: Arc<Engine>,
         shards: Arc<Shards>,
         keys: Keys,
         sweep: Progress,
+        gate: Arc<Gate>,
         limits: Limits,
     ) -> Self {
-        Self { engine, shards, keys, sweep, limits }
+        Self { engine, shards, keys, sweep, gate, limits }
     }
 
     /// Creates what is asked for, or answers what there is under its name. A refusal is an error.
     async fn create(&self, creator: &Creator, asked: Asked) -> Result<Created, Status> {
+        creator.check_spends(&asked)?;
         let now = self.engine.clock().now();
         let fresh = asked.fresh(now, &self.limits).map_err(Status::from);
         let Asked { name, descriptor, .. } = asked;
@@ -116,7 +133,8 @@ impl Holds {
     }
 
     /// Checks what is asked for, and creates nothing. Answers the hold that there is under its name, if there is one.
-    async fn validate(&self, asked: Asked) -> Result<v1::CreateHoldResponse, Status> {
+    async fn validate(&self, creator: &Creator, asked: Asked) -> Result<v1::CreateHoldResponse, Status> {
+        creator.check_spends(&asked)?;
         let known = match &asked.name {
             Name::None => None,
             Name::Id(id) => self.get(*id).await?,
@@ -183,6 +201,23 @@ impl Holds {
         self.get(id).await?.ok_or_else(|| EngineError::NotFound(id).into())
     }
 
+    /// The hold that an id names, if somebody may see it: its payer and its payee do, to all others it does not exist.
+    async fn find_for(&self, caller: &Identity, id: TransactionId) -> Result<Record, Status> {
+        let record = self.find(id).await?;
+        let sees = |branch| caller.may_see(&record.transaction.branch(branch).account);
+        if sees(DEBIT) || sees(CREDIT) { Ok(record) } else { Err(EngineError::NotFound(id).into()) }
+    }
+
+    /// Whether somebody may decide about a hold: its payer may. Who pays does not change, so it may be read beforehand.
+    async fn check_decides(&self, caller: &Identity, id: TransactionId) -> Result<(), Status> {
+        if caller.may_spend_all() {
+            return Ok(());
+        }
+        let record = self.find_for(caller, id).await?;
+        let is_payer = caller.may_spend(&record.transaction.branch(DEBIT).account);
+        if is_payer { Ok(()) } else { Err(reason::not_the_payer(id)) }
+    }
+
     /// What an etag says about a hold; nothing, if it is empty.
     async fn seen(&self, id: TransactionId, etag: &str) -> Result<Option<Seen>, Status> {
         match (etag, convert::seen(etag)) {
@@ -198,9 +233,9 @@ impl Holds {
         creator: &Creator,
         request: v1::CreateHoldRequest,
     ) -> Result<v1::CreateHoldResponse, Status> {
-        let asked = convert::item(request, &creator.caller, &self.limits)?;
+        let asked = convert::item(request, creator.name(), &self.limits)?;
         if asked.validate_only {
-            return self.validate(asked).await;
+            return self.validate(creator, asked).await;
         }
         let Created { record, replayed } = self.create(creator, asked).await?;
         Ok(response(&record, replayed))
@@ -215,10 +250,10 @@ impl HoldService for Holds {
         &self,
         request: Request<v1::CreateHoldRequest>,
     ) -> Result<Response<v1::CreateHoldResponse>, Status> {
-        let creator = Creator::of(&request)?;
-        let asked = convert::hold(request.into_inner(), &creator.caller, &self.limits)?;
+        let creator = Creator::of(&request);
+        let asked = convert::hold(request.into_inner(), creator.name(), &self.limits)?;
         if asked.validate_only {
-            return Ok(Response::new(self.validate(asked).await?));
+            return Ok(Response::new(self.validate(&creator, asked).await?));
         }
         let Created { record, replayed } = self.create(&creator, asked).await?;
         Ok(Response::new(response(&record, replayed)))
@@ -229,7 +264,7 @@ impl HoldService for Holds {
         request: Request<v1::BatchCreateHoldsRequest>,
     ) -> Result<Response<v1::BatchCreateHoldsResponse>, Status> {
         use v1::batch_create_holds_outcome::Outcome;
-        let creator = Creator::of(&request)?;
+        let creator = Creator::of(&request);
         let holds = request.into_inner().holds;
         match holds.len() {
             0 => return Err(wrong("holds", Reason::FieldRequired, "is required").into()),
@@ -239,6 +274,7 @@ impl HoldService for Holds {
                 return Err(wrong("holds", Reason::TooManyItems, message).into());
             }
         }
+        self.gate.charge(&creator.identity, holds.len())?;
         let creator = &creator;
         let outcomes = join_all(holds.into_iter().map(|hold| async move {
             let outcome = match self.create_item(creator, hold).await {
@@ -254,8 +290,8 @@ impl HoldService for Holds {
         &self,
         request: Request<v1::TransferRequest>,
     ) -> Result<Response<v1::TransferResponse>, Status> {
-        let creator = Creator::of(&request)?;
-        let asked = convert::transfer(request.into_inner(), &creator.caller, &self.limits)?;
+        let creator = Creator::of(&request);
+        let asked = convert::transfer(request.into_inner(), creator.name(), &self.limits)?;
         let Created { record, replayed } = self.create(&creator, asked).await?;
         let record = self.engine.until_final(record.id(), creator.patience()).await?;
         refuse(&record, replayed)?;
@@ -266,7 +302,8 @@ impl HoldService for Holds {
         &self,
         request: Request<v1::GetHoldRequest>,
     ) -> Result<Response<v1::GetHoldResponse>, Status> {
-        let record = self.find(convert::id(&request.get_ref().id)?).await?;
+        let id = convert::id(&request.get_ref().id)?;
+        let record = self.find_for(&identity(&request), id).await?;
         Ok(Response::new(v1::GetHoldResponse { hold: Some(convert::hold_view(&record)) }))
     }
 
@@ -274,7 +311,7 @@ impl HoldService for Holds {
         &self,
         request: Request<v1::ListHoldsRequest>,
     ) -> Result<Response<v1::ListHoldsResponse>, Status> {
-        let caller = convert::caller(&request)?;
+        let caller = identity(&request);
         let asked = convert::listing(request.into_inner(), &caller, self.engine.clock().now())?;
         let shard = self.shards.of(&asked.account);
         let mut page = Page { holds: Vec::new(), looked_at: 0, before: asked.before };
@@ -302,8 +339,9 @@ impl HoldService for Holds {
         &self,
         request: Request<v1::WatchHoldRequest>,
     ) -> Result<Response<Self::WatchHoldStream>, Status> {
+        let caller = identity(&request);
         let v1::WatchHoldRequest { id, etag } = request.into_inner();
-        let record = self.find(convert::id(&id)?).await?;
+        let record = self.find_for(&caller, convert::id(&id)?).await?;
         let told = convert::seen(&etag).map(|seen| (seen, record.standing.attention));
         let watch = Watch { holds: self.clone(), id: record.id(), told, is_over: false };
         let stream = stream::unfold(watch, |mut watch| async move {
@@ -317,9 +355,10 @@ impl HoldService for Holds {
         &self,
         request: Request<v1::CancelHoldRequest>,
     ) -> Result<Response<v1::CancelHoldResponse>, Status> {
-        let patience = convert::patience(&request);
+        let (patience, caller) = (convert::patience(&request), identity(&request));
         let v1::CancelHoldRequest { id, etag } = request.into_inner();
         let id = convert::id(&id)?;
+        self.check_decides(&caller, id).await?;
         let seen = self.seen(id, &etag).await?;
         let record = self.engine.cancel(id, seen, patience).await?;
         Ok(Response::new(v1::CancelHoldResponse { hold: Some(convert::hold_view(&record)) }))
@@ -329,9 +368,10 @@ impl HoldService for Holds {
         &self,
         request: Request<v1::ConfirmHoldRequest>,
     ) -> Result<Response<v1::ConfirmHoldResponse>, Status> {
-        let patience = convert::patience(&request);
+        let (patience, caller) = (convert::patience(&request), identity(&request));
         let v1::ConfirmHoldRequest { id, etag } = request.into_inner();
         let id = convert::id(&id)?;
+        self.check_decides(&caller, id).await?;
         let seen = self.seen(id, &etag).await?;
         let record = self.engine.confirm_now(id, seen, patience).await?;
         Ok(Response::new(v1::ConfirmHoldResponse { hold: Some(convert::hold_view(&record)) }))

@@ -4,7 +4,12 @@ use super::{
     convert,
     reason::{self, wrong},
 };
-use crate::{config::Limits, engine::Engine, shards::Shards};
+use crate::{
+    auth::{Identity, identity},
+    config::Limits,
+    engine::Engine,
+    shards::Shards,
+};
 use std::sync::Arc;
 use tcc_core::{AccountId, Amount, Currency, Descriptor, Outcome, Transaction};
 use tcc_ledger::{Account, AccountState, Branches, Postings};
@@ -126,6 +131,7 @@ impl LedgerService for Ledger {
         request: Request<v1::GetAccountRequest>,
     ) -> Result<Response<v1::GetAccountResponse>, Status> {
         let id = convert::account("id", &request.get_ref().id)?;
+        check_sees("id", &identity(&request), &id)?;
         let account = self.account(&id).await?;
         Ok(Response::new(v1::GetAccountResponse { account: Some(convert::account_view(&id, &account)) }))
     }
@@ -135,6 +141,7 @@ impl LedgerService for Ledger {
         request: Request<v1::GetHoldingsRequest>,
     ) -> Result<Response<v1::GetHoldingsResponse>, Status> {
         let id = convert::account("account", &request.get_ref().account)?;
+        check_sees("account", &identity(&request), &id)?;
         let holdings = self.shards.of(&id).holdings(&id, HOLDINGS).await.map_err(reason::of_read)?;
         let holdings = holdings.ok_or_else(|| not_found(&id))?;
         Ok(Response::new(v1::GetHoldingsResponse {
@@ -148,8 +155,10 @@ impl LedgerService for Ledger {
         &self,
         request: Request<v1::GetBalanceRequest>,
     ) -> Result<Response<v1::GetBalanceResponse>, Status> {
+        let caller = identity(&request);
         let request = request.into_inner();
         let id = convert::account("account", &request.account)?;
+        check_sees("account", &caller, &id)?;
         let at = convert::time_if_any("at", request.at)?;
         let account = self.account(&id).await?;
         let response = v1::GetBalanceResponse {
@@ -227,8 +236,10 @@ impl LedgerService for Ledger {
         &self,
         request: Request<v1::ListPostingsRequest>,
     ) -> Result<Response<v1::ListPostingsResponse>, Status> {
+        let caller = identity(&request);
         let request = request.into_inner();
         let id = convert::account("account", &request.account)?;
+        check_sees("account", &caller, &id)?;
         let size = convert::page_size(request.page_size, PAGE.0, PAGE.1)?;
         if request.after_version < 0 {
             return Err(wrong("after_version", Reason::FieldInvalid, "must not be negative").into());
@@ -248,6 +259,11 @@ impl LedgerService for Ledger {
             postings.iter().map(|posting| convert::posting_view(&id, &account.currency, posting)).collect();
         Ok(Response::new(v1::ListPostingsResponse { postings, next_after_version }))
     }
+}
+
+/// Whether somebody may see an account. It is not told whether there is one that may not be seen.
+fn check_sees(field: &str, caller: &Identity, account: &AccountId) -> Result<(), Status> {
+    if caller.may_see(account) { Ok(()) } else { Err(reason::not_covered(field, account)) }
 }
 
 fn not_found(id: &AccountId) -> Status {

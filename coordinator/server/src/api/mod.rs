@@ -4,12 +4,15 @@
 //! `tonic::Status`, from the registry in `tcc-proto`. The engine and the shards never see a prost type.
 
 mod convert;
+mod evidence;
 mod holds;
 mod ledger;
 mod operator;
 mod page;
-mod reason;
+pub(crate) mod reason;
+mod recovery;
 
 pub use holds::Holds;
 pub use ledger::Ledger;
 pub use operator::Operator;
+pub use recovery::Recoveries;

@@ -1,6 +1,6 @@
 //! `OperatorService`: for `tccctl` and people on call.
 
-use super::{convert, reason};
+use super::{convert, evidence::evidence, reason};
 use crate::{
     audit::{self, AuditError, AuditEvent, Finding},
     engine::{Engine, EngineError},
@@ -62,6 +62,7 @@ impl OperatorService for Operator {
                 buckets: shard.buckets() as i32,
                 waiting: self.engine.waiting(index) as i64,
                 lost: shard.heads().lost().unwrap_or_default(),
+                drained: shard.is_drained(),
                 audited_until: audited.map(|audited| convert::proto_time(audited.until)),
                 audited_postings: audited.map_or(0, |audited| audited.postings),
             }
@@ -97,12 +98,20 @@ impl OperatorService for Operator {
         &self,
         request: Request<v1::ResumeShardRequest>,
     ) -> Result<Response<v1::ResumeShardResponse>, Status> {
-        let name = request.into_inner().name;
-        if self.engine.store().resume_shard(&name).await.map_err(EngineError::from)? {
-            tracing::warn!(shard = name, "an operator lets work go on with a shard that has lost commits");
-            return Ok(Response::new(v1::ResumeShardResponse {}));
+        let v1::ResumeShardRequest { name, reason, ticket } = request.get_ref();
+        let evidence = evidence(&request, reason, ticket)?;
+        match self.engine.store().resume_shard(name, &evidence).await.map_err(EngineError::from)? {
+            Some(true) => {
+                tracing::warn!(
+                    shard = name,
+                    actor = evidence.actor,
+                    "an operator lets work on a shard go on"
+                );
+                self.engine.metrics().acted("resume-shard", "done");
+                Ok(Response::new(v1::ResumeShardResponse {}))
+            }
+            Some(false) | None => Err(reason::not_stopped(name)),
         }
-        Err(reason::not_stopped(&name))
     }
 
     type RunAuditStream = BoxStream<'static, Result<v1::RunAuditResponse, Status>>;
@@ -128,10 +137,7 @@ impl OperatorService for Operator {
         let v1::ReplayShardRequest { shard: name, at } = request.into_inner();
         let at = at.map(|at| convert::time("at", at)).transpose()?;
         let shard = self.shards.all().iter().find(|shard| shard.name() == name);
-        let shard = shard.cloned().ok_or_else(|| {
-            let message = format!("there is no shard {name}; `tccctl status` names them");
-            reason::status(Reason::ShardNotFound, message, [("shard", name.clone())])
-        })?;
+        let shard = shard.cloned().ok_or_else(|| reason::shard_not_found(&name))?;
         let (events, told) = mpsc::channel(64);
         let replay = tokio::spawn(async move {
             let tell = |done: usize, all: usize| {

@@ -6,7 +6,7 @@ use crate::{
     store::Record,
 };
 use std::{collections::HashMap, time::Duration};
-use tcc_core::{Attention, Event, Phase, Refusal};
+use tcc_core::{AccountId, Attention, Event, Phase, Refusal, TransactionId};
 use tcc_ledger::{ReadError, ShardError};
 use tcc_proto::{
     reason::{DOMAIN, Reason},
@@ -157,7 +157,7 @@ pub fn changed(record: &Record) -> Status {
 fn too_late(asked: Event, record: &Record) -> Status {
     let id = record.id();
     let phase = record.standing.phase;
-    let due_at = convert::due_at(record);
+    let due_at = record.due_at();
     let (reason, message) = match (asked, record.standing.phase) {
         (Event::CancelRequested, Phase::Trying | Phase::Held) => (
             Reason::HoldNotCancellable,
@@ -184,6 +184,72 @@ fn too_late(asked: Event, record: &Record) -> Status {
 pub fn not_stopped(shard: &str) -> Status {
     let message = format!("work on shard {shard} is not stopped, or there is no such shard");
     status(Reason::ShardNotStopped, message, [("shard", shard.to_owned())])
+}
+
+/// A name that no shard has.
+pub fn shard_not_found(shard: &str) -> Status {
+    let message = format!("there is no shard {shard}; `tccctl status` names them");
+    status(Reason::ShardNotFound, message, [("shard", shard.to_owned())])
+}
+
+/// Nobody said who asks.
+pub fn nobody() -> Status {
+    let message = "say who you are: send the metadata \"authorization: Bearer …\" with an API key or a token, or a client certificate";
+    status(Reason::TokenMissing, message, [])
+}
+
+/// A credential that is not accepted. Why exactly stands in the log: it would help whoever forges one.
+pub fn token_invalid() -> Status {
+    status(Reason::TokenInvalid, "the API key or token is not accepted", [])
+}
+
+/// A token that was good once.
+pub fn token_expired() -> Status {
+    status(Reason::TokenExpired, "the token has expired; get a new one and repeat", [])
+}
+
+/// A certificate of an accepted authority that no caller has.
+pub fn certificate_unknown(names: &[String]) -> Status {
+    let message = format!("no caller has a certificate for {}", names.join(", "));
+    status(Reason::CertificateUnknown, message, [])
+}
+
+/// A method that none of the caller's roles opens.
+pub fn without_role(path: &str, caller: &str) -> Status {
+    let method = path.trim_start_matches('/');
+    let message = format!("{caller} has no role that may call {method}");
+    status(Reason::NotAllowed, message, [("method", method.to_owned())])
+}
+
+/// An account that the caller is not responsible for, whether or not it exists.
+pub fn not_covered(field: &str, account: &AccountId) -> Status {
+    let message = format!("{field}: you may not act for account {account}");
+    status(Reason::NotAllowed, message, [("field", field.to_owned()), ("account", account.to_string())])
+}
+
+/// A hold that the caller sees because it is the payee: only the payer decides about it.
+pub fn not_the_payer(id: TransactionId) -> Status {
+    let message = format!("only the payer of hold {id} can do that");
+    status(Reason::NotAllowed, message, [("id", id.to_string())])
+}
+
+/// A caller that asks faster than it may.
+pub fn rate_limited(wait: Duration, per_second: u32) -> Status {
+    let mut details = info(Reason::RateLimited, [("requests_per_second", per_second.to_string())]);
+    details.set_retry_info(Some(wait));
+    let message = format!("more than {per_second} requests a second; nothing was done");
+    Status::with_error_details(Reason::RateLimited.code(), message, details)
+}
+
+/// More requests at a time than this instance takes.
+pub fn overloaded() -> Status {
+    EngineError::Overloaded.into()
+}
+
+/// A request that took too long to wait for.
+pub fn given_up(after: Duration) -> Status {
+    let message = format!("no answer after {} s; what it began goes on", after.as_secs());
+    status(Reason::OutcomeUnknown, message, [])
 }
 
 /// A ledger operation without an answer.

@@ -28,8 +28,7 @@ use tcc_ledger::{
     Branches, ReadError, Shard,
     audit::{Moved, Slice},
 };
-use tcc_participant::Failure;
-use tokio_postgres::Config;
+use tcc_participant::{Failure, Postgres};
 use tokio_util::sync::CancellationToken;
 
 /// How often there is a look at what is new.
@@ -79,7 +78,7 @@ pub struct Round {
 }
 
 /// Follows all shards, until asked to stop.
-pub async fn keep(coordinator: Config, store: Store, shards: Arc<Shards>, stop: CancellationToken) {
+pub async fn keep(coordinator: Postgres, store: Store, shards: Arc<Shards>, stop: CancellationToken) {
     let mut follower = Follower::new(&coordinator, store, Arc::clone(&shards), BEHIND);
     let mut failing: HashSet<String> = HashSet::new();
     while !stop.is_cancelled() {
@@ -125,7 +124,7 @@ pub struct Follower {
 impl Follower {
     /// Looks at nothing that is younger than `behind`.
     #[must_use]
-    pub fn new(coordinator: &Config, store: Store, shards: Arc<Shards>, behind: SignedDuration) -> Self {
+    pub fn new(coordinator: &Postgres, store: Store, shards: Arc<Shards>, behind: SignedDuration) -> Self {
         let auditing = Auditing::new(coordinator);
         Self { auditing, store, shards, behind, clocks: HashMap::new(), widths: HashMap::new() }
     }

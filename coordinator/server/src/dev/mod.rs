@@ -5,7 +5,7 @@ pub mod cluster;
 
 pub use cluster::{Cluster, ClusterError, Options};
 
-use crate::config::{Config, Database, ShardConfig};
+use crate::config::{Config, Database, ShardConfig, Telemetry};
 use std::path::Path;
 
 /// The servers of a development system: one for the coordinator, one for each shard.
@@ -50,10 +50,12 @@ impl Servers {
         let shards = self.shards.iter().enumerate();
         Config {
             listen: listen.to_owned(),
+            insecure_dev: true,
             coordinator: Database { url: self.coordinator.url() },
             shards: shards
                 .map(|(n, cluster)| ShardConfig { name: format!("shard-{n}"), url: cluster.url() })
                 .collect(),
+            telemetry: Telemetry { listen: "127.0.0.1:0".into(), ..Telemetry::default() },
             ..Config::default()
         }
     }

@@ -4,7 +4,10 @@ use super::{ALREADY_CANCELLED, Engine, STUCK_AFTER, participants::Part};
 use crate::schedule::Continuity;
 use crate::store::{Advance, Defer, Record, Woken};
 use futures::future::join_all;
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 use tcc_core::{
     Attention, Event, Operation, Outcome, Phase, Timestamp,
     decision::{Tried, Unanswered, Verdict, read_follower, read_pivot, read_tries},
@@ -165,12 +168,19 @@ impl<'a> Life<'a> {
             Operation::Confirm => Event::AllConfirmed,
             Operation::Cancel | Operation::Try => Event::AllCancelled,
         };
-        self.advance(event, None).await
+        let pivot = pivot.index;
+        self.advance(event, None).await?;
+        self.engine.metrics.settled(pivot, &self.record);
+        Ok(())
     }
 
     async fn ask(&self, part: &Part<'_>, operation: Operation) -> Vec<Outcome> {
+        let began = Instant::now();
         let transaction = Arc::clone(&self.record.transaction);
-        part.participant.call(Call { operation, transaction, branches: part.branches.clone() }).await
+        let call = Call { operation, transaction, branches: part.branches.clone() };
+        let outcomes = part.participant.call(call).await;
+        self.engine.metrics.called(part.index, operation, began.elapsed(), &outcomes);
+        outcomes
     }
 
     /// Moves the row, if nobody else has.
@@ -178,13 +188,14 @@ impl<'a> Life<'a> {
         let advance = Advance {
             reason: reason.map(str::to_owned),
             found_due_at: self.found_due_at,
-            failed: self.failing_since.is_some(),
+            failed: self.failing_since.is_some() || self.record.standing.attention != Attention::None,
             open: self.safety,
             server: Some(self.continuity.server),
             ..Advance::new(self.record.id(), event)
         };
         match self.engine.store.advance.call(advance).await {
             Ok(Some(advanced)) => {
+                self.engine.metrics.moved(self.record.standing.phase, &advanced.standing);
                 self.record.standing = advanced.standing;
                 self.replace_safety(advanced.wake_at);
                 (self.faults, self.failing_since) = (0, None);
@@ -223,6 +234,7 @@ impl<'a> Life<'a> {
         let defer = Defer { id, phase: Some(phase), is_fault, attention, delay, error };
         match self.engine.store.defer.call(defer).await {
             Ok(Some(wake_at)) => {
+                self.engine.metrics.put_off(attention);
                 self.replace_safety(wake_at);
                 self.at_rest(true)
             }

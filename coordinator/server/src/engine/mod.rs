@@ -10,6 +10,7 @@
 
 mod drive;
 mod gates;
+mod operate;
 pub mod participants;
 mod wake;
 
@@ -18,6 +19,7 @@ pub use participants::Participants;
 use crate::{
     schedule::{Clock, Timers, Unbroken},
     store::{Advance, Advanced, Begin, Place, Record, Seen, Store, StoreError, begin, record::Standing},
+    telemetry::Metrics,
 };
 use gates::Gates;
 use std::{
@@ -55,6 +57,7 @@ pub struct Engine {
     tasks: TaskTracker,
     draining: AtomicBool,
     active: Mutex<HashMap<TransactionId, usize>>,
+    metrics: Metrics,
 }
 
 /// What became of a creation.
@@ -122,6 +125,7 @@ impl Engine {
         unbroken: Unbroken,
     ) -> Arc<Self> {
         let gates = Gates::new(participants.len());
+        let metrics = Metrics::new((0..participants.len()).map(|index| participants.name(index)));
         Arc::new(Self {
             store,
             participants,
@@ -134,6 +138,7 @@ impl Engine {
             tasks: TaskTracker::new(),
             draining: AtomicBool::new(false),
             active: Mutex::default(),
+            metrics,
         })
     }
 
@@ -153,6 +158,12 @@ impl Engine {
     #[must_use]
     pub fn store(&self) -> &Store {
         &self.store
+    }
+
+    /// What is counted.
+    #[must_use]
+    pub fn metrics(&self) -> &Metrics {
+        &self.metrics
     }
 
     /// How many transactions are being worked on.
@@ -197,6 +208,17 @@ impl Engine {
     /// [`EngineError`]. After [`EngineError::OutcomeUnknown`] and [`EngineError::Store`] it may go on all the same; the same
     /// id finds it.
     pub async fn create(
+        self: &Arc<Self>,
+        transaction: Transaction,
+        lane: u8,
+        patience: Duration,
+    ) -> Result<Created, EngineError> {
+        let created = self.create_at_once(transaction, lane, patience).await;
+        self.metrics.created(&created);
+        created
+    }
+
+    async fn create_at_once(
         self: &Arc<Self>,
         transaction: Transaction,
         lane: u8,
@@ -402,6 +424,8 @@ impl Engine {
         let advance = Advance { failed: true, only_from, ..Advance::new(id, event) };
         let moved = match self.store.advance.call(advance).await {
             Ok(Some(Advanced { standing, place, transaction: Some(transaction), wake_at: Some(at) })) => {
+                let from = if standing.held_at.is_some() { Phase::Held } else { Phase::Trying };
+                self.metrics.moved(from, &standing);
                 self.timers.arm(at, id, place);
                 let life = drive::Life::new(&self, Record { transaction, place, standing }, at);
                 Ok(Some(life.drive().await.record))

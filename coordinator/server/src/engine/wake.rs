@@ -100,6 +100,7 @@ impl Engine {
         for (entry, rearmed) in entries.iter().zip(join_all(rearmed).await) {
             match rearmed {
                 Ok(Some(wake_at)) => {
+                    self.metrics.put_off(attention);
                     wake_at.into_iter().for_each(|at| self.timers.arm(at, entry.id, entry.place));
                     self.timers.done(*entry);
                     self.gates.rearmed(index, *entry);

@@ -12,12 +12,12 @@ use super::{Clock, Timers, clock::timestamp, ring::SLOTS};
 use std::{collections::HashMap, time::Duration};
 use tcc_core::Timestamp;
 use tcc_participant::{
-    Failure, Session,
+    Failure, Postgres, Session,
     retry::Backoff,
     session::{Plans, sort},
 };
 use tokio::{sync::watch, time::Instant};
-use tokio_postgres::{Config, Row};
+use tokio_postgres::Row;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -151,9 +151,9 @@ impl Leases {
     /// # Errors
     ///
     /// [`Failure`], if the database does not answer.
-    pub async fn start(config: &Config, me: Uuid, address: &str) -> Result<Self, Failure> {
+    pub async fn start(database: &Postgres, me: Uuid, address: &str) -> Result<Self, Failure> {
         let mut leases = Self {
-            session: Session::new(config, "tccd-leases", Plans::Custom),
+            session: Session::new(database, "tccd-leases", Plans::Custom),
             me,
             address: address.to_owned(),
             clock: Clock::set_to(Timestamp::UNIX_EPOCH),

@@ -9,16 +9,17 @@
 //! an error in this program.
 
 use super::Timers;
-use crate::{shards::Shards, store::schema};
+use crate::store::schema;
 use jiff::SignedDuration;
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 use tcc_core::Timestamp;
 use tcc_participant::{
-    Failure, crash,
+    Failure, Postgres, crash,
     partitions::Index,
-    session::{bounded, sort},
+    roles::{self, MAINTAINER},
+    session::sort,
 };
-use tokio_postgres::{Client, Config, NoTls};
+use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -73,20 +74,26 @@ struct Leaf {
     is_indexed: bool,
 }
 
-/// Looks after the partitions of all databases once a minute, in the instance that serves slot 0.
-pub async fn keep(config: Config, timers: Timers, shards: Arc<Shards>, stop: CancellationToken) {
+/// Looks after the partitions of all databases once a minute, in the instance that serves slot 0: of the coordinator's, and of
+/// each shard's, which come with their names.
+pub async fn keep(
+    database: Postgres,
+    shards: Vec<(String, Postgres)>,
+    timers: Timers,
+    stop: CancellationToken,
+) {
     while !stop.is_cancelled() {
         if timers.lock().serves(0) {
-            match maintain(&config, None).await {
+            match maintain(&database, None).await {
                 Ok(done) if done == Done::default() => {}
                 Ok(done) => tracing::info!(?done, "looked after the partitions"),
                 Err(failure) => {
                     tracing::warn!(%failure, "cannot look after the partitions; trying again in a minute")
                 }
             }
-            for shard in shards.all() {
-                if let Err(error) = shard.ensure_partitions().await {
-                    tracing::warn!(%error, "cannot make partitions ahead of time; trying again in a minute");
+            for (shard, database) in &shards {
+                if let Err(failure) = make_ahead(database).await {
+                    tracing::warn!(shard, %failure, "cannot make partitions ahead of time; trying again in a minute");
                 }
             }
         }
@@ -102,11 +109,26 @@ pub async fn keep(config: Config, timers: Timers, shards: Arc<Shards>, stop: Can
 /// # Errors
 ///
 /// [`Failure`]: what was done stays done, and the next call goes on.
-pub async fn maintain(config: &Config, at: Option<Timestamp>) -> Result<Done, Failure> {
-    let (client, connection) =
-        bounded(config.clone(), "tccd-partitions").connect(NoTls).await.map_err(|e| sort(&e))?;
-    tokio::spawn(connection);
+pub async fn maintain(database: &Postgres, at: Option<Timestamp>) -> Result<Done, Failure> {
+    let client = open(database).await.map_err(|e| sort(&e))?;
     Keeper { client }.maintain(at).await.map_err(|e| sort(&e))
+}
+
+/// A connection of whoever owns the partitions.
+async fn open(database: &Postgres) -> Result<Client, tokio_postgres::Error> {
+    let client = database.bounded("tccd-partitions").open().await?;
+    roles::act_as(&client, MAINTAINER).await?;
+    Ok(client)
+}
+
+/// Makes the partitions of a shard.
+async fn make_ahead(database: &Postgres) -> Result<(), Failure> {
+    let made = async {
+        let client = open(database).await?;
+        let now = client.query_one("SELECT clock_timestamp()", &[]).await?.get(0);
+        tcc_ledger::ensure_partitions(&client, now).await
+    };
+    made.await.map(drop).map_err(|e: tokio_postgres::Error| sort(&e))
 }
 
 struct Keeper {

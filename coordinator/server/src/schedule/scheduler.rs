@@ -14,11 +14,11 @@ use std::{
 };
 use tcc_core::{Timestamp, TransactionId};
 use tcc_participant::{
-    Failure, Session,
+    Failure, Postgres, Session,
     retry::Backoff,
     session::{Plans, sort},
 };
-use tokio_postgres::{Config, Row};
+use tokio_postgres::Row;
 use tokio_util::sync::CancellationToken;
 
 /// How far ahead wake-ups are held in memory.
@@ -91,9 +91,9 @@ struct Mark {
 impl Scheduler {
     /// Not connected yet.
     #[must_use]
-    pub fn new(config: &Config, clock: Clock, timers: Timers, hung: Hung) -> Self {
+    pub fn new(database: &Postgres, clock: Clock, timers: Timers, hung: Hung) -> Self {
         Self {
-            session: Session::new(config, "tccd-scheduler", Plans::Custom),
+            session: Session::new(database, "tccd-scheduler", Plans::Custom),
             clock,
             timers,
             behind: VecDeque::new(),

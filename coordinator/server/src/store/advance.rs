@@ -1,8 +1,9 @@
 //! The one statement that moves a phase on an event.
 //!
-//! Its guards are derived from `Phase::after`: an event applies only in the phases in which it has a meaning. Five more
+//! Its guards are derived from `Phase::after`: an event applies only in the phases in which it has a meaning. Six more
 //! stand beside them, decided while the row is locked: by this database's clock no client cancels or releases after the due
-//! time; who has seen it in a phase may ask for it to happen in that phase only; the pivot turns a decision round once at most; and what Try has come to counts only on the server that it began on,
+//! time; who has seen it in a phase may ask for it to happen in that phase only; the pivot turns a decision round once at most,
+//! and what it has turned to a payment no operator turns back; and what Try has come to counts only on the server that it began on,
 //! since another one may have gone back, and what it says is TRYING may have been held and cancelled since.
 
 use super::{
@@ -12,10 +13,10 @@ use super::{
 use std::{collections::HashMap, sync::Arc};
 use tcc_core::{Cause, Event, Phase, Timestamp, Transaction, TransactionId};
 use tcc_participant::{
-    Executor, Failure, Session,
+    Executor, Failure, Postgres, Session, crash,
     session::{Plans, sort},
 };
-use tokio_postgres::{Config, Row};
+use tokio_postgres::{GenericClient, Row, ToStatement};
 use uuid::Uuid;
 
 /// What an event does is looked up in arrays by its number, so that each item brings little more than that.
@@ -33,7 +34,8 @@ advanced AS (
             CASE WHEN t.due_at <= coalesce(i.found_due_at, clock.now) THEN 5 ELSE 3 END
         END),
         reason = coalesce(i.reason, t.reason),
-        attention = 0,
+        -- Who paused it lets it go on.
+        attention = CASE WHEN t.attention = 4 AND e.target NOT IN (4, 6) THEN 4 ELSE 0 END,
         flipped = t.flipped OR e.flip,
         held_at = CASE WHEN e.target = 2 THEN clock.now ELSE t.held_at END,
         decided_at = CASE WHEN e.target IN (3, 5) THEN clock.now
@@ -54,11 +56,12 @@ advanced AS (
               WHEN 1 THEN t.due_at > clock_timestamp()
               WHEN 2 THEN t.attention < 3 AND (t.on_maturity = 1 OR t.due_at > clock_timestamp())
               WHEN 3 THEN i.server = pg_postmaster_start_time()
+              WHEN 4 THEN NOT (t.phase = 3 AND t.flipped)
               ELSE true
           END
     RETURNING ",
     standing!(),
-    ", t.id, t.slot, t.lane, i.failed, i.open, CASE WHEN e.bound IN (1, 2) THEN t.descriptor END AS descriptor,
+    ", t.id, t.slot, t.lane, i.failed, i.open, CASE WHEN e.bound IN (1, 2, 4) THEN t.descriptor END AS descriptor,
         CASE WHEN t.phase = 2 THEN least(greatest(t.due_at, clock.now), clock.now + $12::float8 * interval '1 second')
              WHEN t.phase IN (3, 5) THEN clock.now + $11::float8 * interval '1 second' END AS wake_at
 ),
@@ -68,7 +71,8 @@ woken AS (
     SELECT wake_at, id, slot, lane FROM advanced WHERE wake_at IS NOT NULL AND wake_at IS DISTINCT FROM open
 ),
 calmed AS (
-    DELETE FROM attention a USING advanced WHERE advanced.failed AND a.transaction_id = advanced.id
+    DELETE FROM attention a USING advanced
+    WHERE advanced.failed AND advanced.attention = 0 AND a.transaction_id = advanced.id
 )
 SELECT ",
     standing!(),
@@ -138,7 +142,7 @@ struct Table {
     target: Vec<i16>,
     cause: Vec<Option<i16>>,
     /// A client asks: 1, only before the due time; 2, likewise, unless it is paid then anyway. 3: only if the database cannot
-    /// have gone back since the branches were asked.
+    /// have gone back since the branches were asked. 4, an operator asks: not if the pivot has turned it to a payment.
     bound: Vec<i16>,
     flip: Vec<bool>,
 }
@@ -159,11 +163,38 @@ impl Table {
                     Event::CancelRequested => 1,
                     Event::ConfirmRequested => 2,
                     Event::Tried | Event::TimedOut => 3,
+                    Event::CancelForced => 4,
                     _ => 0,
                 })
                 .collect(),
             flip: events.map(Event::is_flip).collect(),
         }
+    }
+
+    /// Asks for each of these to happen, each id once.
+    async fn query<S>(
+        &self,
+        client: &impl GenericClient,
+        statement: &S,
+        items: &[&Advance],
+    ) -> Result<Vec<Row>, tokio_postgres::Error>
+    where
+        S: ?Sized + ToStatement + Sync + Send,
+    {
+        let ids: Vec<Uuid> = items.iter().map(|item| item.id.uuid()).collect();
+        let events: Vec<i16> = items.iter().map(|item| item.number()).collect();
+        let reasons: Vec<Option<&str>> = items.iter().map(|item| item.reason.as_deref()).collect();
+        let due: Vec<Option<Timestamp>> = items.iter().map(|item| item.found_due_at).collect();
+        let failed: Vec<bool> = items.iter().map(|item| item.failed).collect();
+        let open: Vec<Option<Timestamp>> = items.iter().map(|item| item.open).collect();
+        let servers: Vec<Option<Timestamp>> = items.iter().map(|item| item.server).collect();
+        let Self { sources, target, cause, bound, flip } = self;
+        #[rustfmt::skip]
+        let rows = client.query(statement, &[
+            &ids, &events, &reasons, &due, &failed, sources, target, cause, bound, flip,
+            &RETRY_INTERVAL.as_secs_f64(), &WAKE_HORIZON.as_secs_f64(), &open, &servers,
+        ]).await;
+        rows
     }
 
     /// The position of an event, counted from 1 as SQL does.
@@ -181,8 +212,8 @@ pub struct AdvanceExecutor {
 impl AdvanceExecutor {
     /// Not connected yet.
     #[must_use]
-    pub fn new(config: &Config) -> Self {
-        Self { session: Session::new(config, "tccd-advance", Plans::Generic), table: Table::new() }
+    pub fn new(database: &Postgres) -> Self {
+        Self { session: Session::new(database, "tccd-advance", Plans::Generic), table: Table::new() }
     }
 
     /// Moves in rounds, in each of which an id is there once.
@@ -204,21 +235,8 @@ impl AdvanceExecutor {
 
     /// Moves each id once.
     async fn round(&mut self, items: &[&Advance]) -> Result<HashMap<Uuid, Advanced>, Failure> {
-        let ids: Vec<Uuid> = items.iter().map(|item| item.id.uuid()).collect();
-        let events: Vec<i16> = items.iter().map(|item| item.number()).collect();
-        let reasons: Vec<Option<&str>> = items.iter().map(|item| item.reason.as_deref()).collect();
-        let due: Vec<Option<Timestamp>> = items.iter().map(|item| item.found_due_at).collect();
-        let failed: Vec<bool> = items.iter().map(|item| item.failed).collect();
-        let open: Vec<Option<Timestamp>> = items.iter().map(|item| item.open).collect();
-        let servers: Vec<Option<Timestamp>> = items.iter().map(|item| item.server).collect();
-
         let statement = self.session.statement(ADVANCE)?;
-        let Table { sources, target, cause, bound, flip } = &self.table;
-        #[rustfmt::skip]
-        let rows = self.session.client()?.query(statement, &[
-            &ids, &events, &reasons, &due, &failed, sources, target, cause, bound, flip,
-            &RETRY_INTERVAL.as_secs_f64(), &WAKE_HORIZON.as_secs_f64(), &open, &servers,
-        ]).await.map_err(|e| sort(&e))?;
+        let rows = self.table.query(self.session.client()?, statement, items).await.map_err(|e| sort(&e))?;
         self.session.settle()?;
         // It is committed: a row that cannot be read is its own trouble, which whoever looks at it next will meet.
         let read = |row: &Row| {
@@ -226,6 +244,16 @@ impl AdvanceExecutor {
         };
         Ok(rows.iter().filter_map(|row| Some((row.get("id"), read(row)?))).collect())
     }
+}
+
+/// Moves one transaction inside of a transaction of the database, which is for the caller to commit.
+pub(super) async fn advance_in(
+    client: &impl GenericClient,
+    item: &Advance,
+) -> Result<Option<Advanced>, StoreError> {
+    crash::statement(ADVANCE);
+    let rows = Table::new().query(client, ADVANCE, &[item]).await?;
+    rows.first().map(read).transpose()
 }
 
 fn read(row: &Row) -> Result<Advanced, StoreError> {

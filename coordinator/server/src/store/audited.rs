@@ -6,10 +6,10 @@
 use super::{Store, StoreError, alone};
 use tcc_core::Timestamp;
 use tcc_participant::{
-    Failure, Session,
+    Failure, Postgres, Session,
     session::{Plans, sort},
 };
-use tokio_postgres::{Config, Row};
+use tokio_postgres::Row;
 
 const AUDITED: &str = "\
 -- audited
@@ -105,8 +105,8 @@ pub struct Auditing {
 impl Auditing {
     /// Not connected yet.
     #[must_use]
-    pub fn new(config: &Config) -> Self {
-        Self { session: Session::new(config, "tccd-audit", Plans::Generic) }
+    pub fn new(database: &Postgres) -> Self {
+        Self { session: Session::new(database, "tccd-audit", Plans::Generic) }
     }
 
     /// Connects anew, and says whether this is the only one that audits `shard`: until it disconnects.

@@ -4,10 +4,9 @@ use super::{Place, RETRY_INTERVAL, Record};
 use std::{collections::HashMap, sync::Arc};
 use tcc_core::{Timestamp, Transaction};
 use tcc_participant::{
-    Executor, Failure, Session,
+    Executor, Failure, Postgres, Session,
     session::{Plans, sort},
 };
-use tokio_postgres::Config;
 use uuid::Uuid;
 
 /// A hold that is due before the next retry needs one wake-up only: the one at its due time finds it, whatever its phase.
@@ -63,8 +62,8 @@ pub struct BeginExecutor {
 impl BeginExecutor {
     /// Not connected yet.
     #[must_use]
-    pub fn new(config: &Config) -> Self {
-        Self { session: Session::new(config, "tccd-begin", Plans::Generic) }
+    pub fn new(database: &Postgres) -> Self {
+        Self { session: Session::new(database, "tccd-begin", Plans::Generic) }
     }
 }
 

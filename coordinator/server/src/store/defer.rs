@@ -3,10 +3,9 @@
 use std::{collections::HashMap, time::Duration};
 use tcc_core::{Attention, Phase, Timestamp, TransactionId};
 use tcc_participant::{
-    Executor, Failure, Session,
+    Executor, Failure, Postgres, Session,
     session::{Plans, sort},
 };
-use tokio_postgres::Config;
 use uuid::Uuid;
 
 const DEFER: &str = "\
@@ -73,8 +72,8 @@ pub struct DeferExecutor {
 impl DeferExecutor {
     /// Not connected yet.
     #[must_use]
-    pub fn new(config: &Config) -> Self {
-        Self { session: Session::new(config, "tccd-defer", Plans::Generic) }
+    pub fn new(database: &Postgres) -> Self {
+        Self { session: Session::new(database, "tccd-defer", Plans::Generic) }
     }
 }
 

@@ -4,10 +4,9 @@ use super::{Record, record::standing};
 use std::collections::HashMap;
 use tcc_core::TransactionId;
 use tcc_participant::{
-    Executor, Failure, Session,
+    Executor, Failure, Postgres, Session,
     session::{Plans, sort},
 };
-use tokio_postgres::Config;
 use uuid::Uuid;
 
 macro_rules! get {
@@ -40,8 +39,8 @@ pub struct GetExecutor {
 impl GetExecutor {
     /// Not connected yet.
     #[must_use]
-    pub fn new(config: &Config) -> Self {
-        Self { session: Session::new(config, "tccd-get", Plans::Generic) }
+    pub fn new(database: &Postgres) -> Self {
+        Self { session: Session::new(database, "tccd-get", Plans::Generic) }
     }
 }
 

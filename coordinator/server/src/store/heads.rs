@@ -9,7 +9,7 @@ use uuid::Uuid;
 /// Each shard's state and heads; those of the last 16 instances that worked on it.
 const HEADS: &str = "\
 -- heads
-SELECT s.name, s.lost, s.resumed, h.transaction_id, h.branch, h.state
+SELECT s.name, s.lost, s.resumed, s.drained, h.transaction_id, h.branch, h.state
 FROM shard s
 LEFT JOIN LATERAL (SELECT * FROM head WHERE shard = s.name ORDER BY kept_at DESC LIMIT 16) AS h ON true";
 
@@ -28,16 +28,6 @@ const STOP: &str = "\
 -- stop_shard
 UPDATE shard SET lost = $2 WHERE name = $1 AND resumed = $3 AND lost IS NULL";
 
-const RESUME: &str = "\
--- resume_shard
-WITH resumed AS (
-    UPDATE shard SET lost = NULL, resumed = resumed + 1 WHERE name = $1 AND lost IS NOT NULL RETURNING name
-),
-forgotten AS (
-    DELETE FROM head h USING resumed WHERE h.shard = resumed.name
-)
-SELECT name FROM resumed";
-
 /// What is kept of one shard.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Kept {
@@ -47,6 +37,8 @@ pub struct Kept {
     pub lost: Option<String>,
     /// How often an operator has let work go on.
     pub resumed: i32,
+    /// Whether an operator has stopped work on it.
+    pub drained: bool,
     /// What it must have.
     pub heads: Vec<Head>,
 }
@@ -62,7 +54,8 @@ pub async fn kept(client: &Client) -> Result<Vec<Kept>, tokio_postgres::Error> {
         let shard: String = row.get("name");
         let known = all.iter().position(|kept| kept.shard == shard);
         let index = known.unwrap_or_else(|| {
-            all.push(Kept { shard, lost: row.get("lost"), resumed: row.get("resumed"), heads: Vec::new() });
+            let (lost, resumed, drained) = (row.get("lost"), row.get("resumed"), row.get("drained"));
+            all.push(Kept { shard, lost, resumed, drained, heads: Vec::new() });
             all.len() - 1
         });
         if let Some(transaction) = row.get::<_, Option<Uuid>>("transaction_id") {
@@ -105,15 +98,5 @@ impl Store {
         crash::statement(STOP);
         self.reader().await?.execute(STOP, &[&shard, &lost, &resumed]).await?;
         Ok(())
-    }
-
-    /// Lets work on a shard go on. Whether it was stopped.
-    ///
-    /// # Errors
-    ///
-    /// [`StoreError`].
-    pub async fn resume_shard(&self, shard: &str) -> Result<bool, StoreError> {
-        crash::statement(RESUME);
-        Ok(self.reader().await?.query_opt(RESUME, &[&shard]).await?.is_some())
     }
 }

@@ -11,11 +11,10 @@ use super::{Store, StoreError};
 use std::{collections::HashMap, time::Duration};
 use tcc_core::{IdempotencyKey, Timestamp, TransactionId};
 use tcc_participant::{
-    Batcher, Executor, Failure, Session,
+    Batcher, Executor, Failure, Postgres, Session,
     batch::Limits,
     session::{Plans, sort},
 };
-use tokio_postgres::Config;
 use uuid::Uuid;
 
 /// How long a key is kept after its transaction is final.
@@ -82,8 +81,8 @@ pub struct Keys {
 impl Keys {
     /// Starts its batcher, which connects by itself and keeps trying.
     #[must_use]
-    pub fn start(config: &Config, store: Store) -> Self {
-        let executor = ClaimExecutor { session: Session::new(config, "tccd-keys", Plans::Generic) };
+    pub fn start(database: &Postgres, store: Store) -> Self {
+        let executor = ClaimExecutor { session: Session::new(database, "tccd-keys", Plans::Generic) };
         Self { claims: Batcher::start("keys", vec![executor], Limits::default()), store }
     }
 

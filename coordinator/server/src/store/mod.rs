@@ -2,19 +2,23 @@
 //!
 //! Five batchers work here: [`begin`] inserts transactions, [`wake`] looks at what is due, [`advance`] moves phases, [`defer`]
 //! puts off what could not be done, [`get`] reads. Callers' keys are in [`keys`]. What was lost, [`rebuild`] writes anew; [`audited`]
-//! notes what the auditor has seen. Every write of a phase is a compare-and-set whose guards come from `Phase::after`, and
+//! notes what the auditor has seen; [`operate`] does what operators ask for, and [`plans`] keeps what they have looked at
+//! before. Every write of a phase is a compare-and-set whose guards come from `Phase::after`, and
 //! whatever is not final has a wake-up that is not done with. A statement that writes takes its transaction's number before
 //! it reads the clock: a window of wake-ups is closed when no older number is still running, so a statement must not make a
 //! wake-up by a time at which it had no number yet. Other reads use a pool of their own. SQL on these tables stands here and in
 //! `schedule`, nowhere else.
 
 pub mod advance;
+pub mod attention;
 pub mod audited;
 pub mod begin;
 pub mod defer;
 pub mod get;
 pub mod heads;
 pub mod keys;
+pub mod operate;
+pub mod plans;
 pub mod read;
 pub mod rebuild;
 pub mod record;
@@ -25,18 +29,18 @@ pub use advance::{Advance, Advanced};
 pub use begin::Begin;
 pub use defer::Defer;
 pub use get::Get;
+pub use operate::{Acted, Action, Evidence};
 pub use record::{Place, Record, Seen};
 pub use wake::Woken;
 
-use deadpool_postgres::{Manager, ManagerConfig, Object, Pool, RecyclingMethod, Runtime, Timeouts};
+use deadpool_postgres::{Object, Pool};
 use std::time::Duration;
 use tcc_core::TransactionId;
 use tcc_participant::{
-    Batcher, Failure, Session,
+    Batcher, Failure, Postgres, Session,
     batch::{Limits, Unknown},
-    session::{bounded, sort},
+    session::sort,
 };
-use tokio_postgres::{Config, NoTls};
 
 /// How far ahead a wake-up may lie. A later due time is armed again on the way there.
 pub const WAKE_HORIZON: jiff::SignedDuration = jiff::SignedDuration::from_hours(90 * 24);
@@ -75,18 +79,18 @@ pub struct Store {
 impl Store {
     /// Starts the batchers, which connect by themselves and keep trying.
     #[must_use]
-    pub fn start(config: &Config) -> Self {
+    pub fn start(database: &Postgres) -> Self {
         Self {
-            begin: Batcher::start("begin", vec![begin::BeginExecutor::new(config)], Limits::default()),
+            begin: Batcher::start("begin", vec![begin::BeginExecutor::new(database)], Limits::default()),
             advance: Batcher::start(
                 "advance",
-                vec![advance::AdvanceExecutor::new(config)],
+                vec![advance::AdvanceExecutor::new(database)],
                 Limits::default(),
             ),
-            wake: Batcher::start("wake", vec![wake::WakeExecutor::new(config)], Limits::default()),
-            defer: Batcher::start("defer", vec![defer::DeferExecutor::new(config)], Limits::default()),
-            get: Batcher::start("get", vec![get::GetExecutor::new(config)], Limits::default()),
-            pool: reads(config),
+            wake: Batcher::start("wake", vec![wake::WakeExecutor::new(database)], Limits::default()),
+            defer: Batcher::start("defer", vec![defer::DeferExecutor::new(database)], Limits::default()),
+            get: Batcher::start("get", vec![get::GetExecutor::new(database)], Limits::default()),
+            pool: database.pool("tccd-reads"),
         }
     }
 
@@ -105,23 +109,6 @@ async fn alone(session: &Session, what: &str, shard: &str) -> Result<bool, Failu
     let lock = "SELECT pg_try_advisory_lock(hashtext($1), hashtext($2))";
     let row = session.client()?.query_one(lock, &[&what, &shard]).await.map_err(|e| sort(&e))?;
     Ok(row.get(0))
-}
-
-/// A pool for reads: connections are made when needed, and nobody waits longer than three seconds for one.
-#[must_use]
-pub fn reads(config: &Config) -> Pool {
-    let manager = Manager::from_config(
-        bounded(config.clone(), "tccd-reads"),
-        NoTls,
-        ManagerConfig { recycling_method: RecyclingMethod::Verified },
-    );
-    let patience = Some(Duration::from_secs(3));
-    Pool::builder(manager)
-        .max_size(8)
-        .runtime(Runtime::Tokio1)
-        .timeouts(Timeouts { wait: patience, create: patience, recycle: patience })
-        .build()
-        .expect("a pool with a runtime and time-outs is complete")
 }
 
 impl From<tokio_postgres::Error> for StoreError {

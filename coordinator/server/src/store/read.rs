@@ -23,7 +23,8 @@ SELECT DISTINCT ON (kind) kind, count(*) OVER (PARTITION BY kind) AS transaction
        extract(epoch FROM clock_timestamp() - since)::float8 AS age_s, transaction_id, last_error
 FROM attention a
 -- A row that was written while its transaction became final says nothing any more.
-WHERE EXISTS (SELECT FROM transaction t WHERE t.id = a.transaction_id AND t.attention = a.kind)
+WHERE NOT a.acknowledged
+  AND EXISTS (SELECT FROM transaction t WHERE t.id = a.transaction_id AND t.attention = a.kind)
 ORDER BY kind, since";
 
 /// What is not final and has no wake-up that is still to be looked at, or none in time. One snapshot sees it all.

@@ -14,10 +14,9 @@ use super::{
 use std::{collections::HashSet, sync::Arc};
 use tcc_core::{Cause, Phase, Timestamp, Transaction, TransactionId};
 use tcc_participant::{
-    Failure, Session,
+    Failure, Postgres, Session,
     session::{Plans, sort},
 };
-use tokio_postgres::Config;
 use uuid::Uuid;
 
 const MISSING: &str = "\
@@ -114,8 +113,8 @@ pub struct Rebuilder {
 impl Rebuilder {
     /// Not connected yet.
     #[must_use]
-    pub fn new(config: &Config) -> Self {
-        Self { session: Session::new(config, "tccd-sweep", Plans::Generic) }
+    pub fn new(database: &Postgres) -> Self {
+        Self { session: Session::new(database, "tccd-sweep", Plans::Generic) }
     }
 
     /// Connects anew, and says whether this is the only one that sweeps `shard`: until it disconnects.

@@ -90,6 +90,15 @@ impl Record {
         Some(self.transaction.descriptor.due_at.max(held_at).min(held_at + WAKE_HORIZON))
     }
 
+    /// When it falls due, or, if it was due at once, when it was created.
+    #[must_use]
+    pub fn due_at(&self) -> Timestamp {
+        match self.transaction.descriptor.is_due_at_once() {
+            true => self.standing.created_at,
+            false => self.transaction.descriptor.due_at,
+        }
+    }
+
     /// Its id.
     #[must_use]
     pub fn id(&self) -> TransactionId {

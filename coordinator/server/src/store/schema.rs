@@ -7,6 +7,7 @@ use tcc_core::{BUCKETS, Timestamp};
 use tcc_participant::{
     crash,
     partitions::{Index, Key, Scheme, WEEK},
+    roles::{self, MAINTAINER, MIGRATOR},
 };
 use tokio_postgres::Client;
 
@@ -39,6 +40,9 @@ pub enum SchemaError {
     TooOld(String),
 }
 
+/// What each role may do.
+const GRANTS: &str = include_str!("../../../../migrations/roles/coordinator.sql");
+
 /// The advisory lock that keeps two migrations apart.
 const MIGRATION_LOCK: i64 = 0x7463_635f_636f_6f72;
 
@@ -60,9 +64,9 @@ pub const WAKEUP: Scheme = Scheme {
 /// Written once.
 const MAP_BUCKETS: &str = "\
 -- map_buckets
-WITH named AS (INSERT INTO shard (name) SELECT unnest($1::text[]) WHERE NOT EXISTS (SELECT FROM shard) RETURNING 1)
+WITH named AS (INSERT INTO shard (name) SELECT unnest($1::text[]))
 INSERT INTO bucket SELECT n, ($1::text[])[n % cardinality($1::text[]) + 1]
-FROM generate_series(0, $2::int4 - 1) AS n WHERE EXISTS (SELECT FROM named)";
+FROM generate_series(0, $2::int4 - 1) AS n";
 
 /// Migrates the database, and reads the map of buckets, which is written when there is none. Safe to run by several at once.
 ///
@@ -74,6 +78,7 @@ pub async fn prepare(
     shards: &[String],
 ) -> Result<HashMap<String, HashSet<u16>>, SchemaError> {
     check_version(client).await?;
+    roles::act_as(client, MIGRATOR).await?;
     client.execute("SELECT pg_advisory_lock($1)", &[&MIGRATION_LOCK]).await?;
     let prepared = prepare_locked(client, shards).await;
     client.execute("SELECT pg_advisory_unlock($1)", &[&MIGRATION_LOCK]).await?;
@@ -102,12 +107,13 @@ async fn prepare_locked(
     client: &mut Client,
     shards: &[String],
 ) -> Result<HashMap<String, HashSet<u16>>, SchemaError> {
-    embedded::migrations::runner().set_abort_divergent(true).run_async(client).await?;
-    let now: Timestamp = client.query_one("SELECT clock_timestamp()", &[]).await?.get(0);
-    ensure_partitions(client, now).await?;
-
-    crash::statement(MAP_BUCKETS);
-    client.execute(MAP_BUCKETS, &[&shards, &i32::from(BUCKETS)]).await?;
+    let report = embedded::migrations::runner().set_abort_divergent(true).run_async(client).await?;
+    roles::grant(client, "instance", !report.applied_migrations().is_empty(), GRANTS).await?;
+    // Asked first: only who may write it needs to.
+    if client.query_opt("SELECT FROM shard LIMIT 1", &[]).await?.is_none() {
+        crash::statement(MAP_BUCKETS);
+        client.execute(MAP_BUCKETS, &[&shards, &i32::from(BUCKETS)]).await?;
+    }
     let mut map: HashMap<String, HashSet<u16>> = HashMap::new();
     for row in client.query("SELECT shard, bucket FROM bucket", &[]).await? {
         map.entry(row.get(0)).or_default().insert(row.get::<_, i16>(1) as u16);
@@ -119,6 +125,10 @@ async fn prepare_locked(
     if mapped != configured {
         return Err(SchemaError::OtherShards { configured, mapped });
     }
+
+    let now: Timestamp = client.query_one("SELECT clock_timestamp()", &[]).await?.get(0);
+    roles::act_as(client, MAINTAINER).await?;
+    ensure_partitions(client, now).await?;
     Ok(map)
 }
 

@@ -8,10 +8,9 @@ use super::{Record, record::standing};
 use std::collections::HashMap;
 use tcc_core::{Timestamp, TransactionId};
 use tcc_participant::{
-    Executor, Failure, Session,
+    Executor, Failure, Postgres, Session,
     session::{Plans, sort},
 };
-use tokio_postgres::Config;
 use uuid::Uuid;
 
 const WAKE: &str = concat!(
@@ -52,8 +51,8 @@ pub struct WakeExecutor {
 impl WakeExecutor {
     /// Not connected yet.
     #[must_use]
-    pub fn new(config: &Config) -> Self {
-        Self { session: Session::new(config, "tccd-wake", Plans::Generic) }
+    pub fn new(database: &Postgres) -> Self {
+        Self { session: Session::new(database, "tccd-wake", Plans::Generic) }
     }
 }
 

@@ -5,7 +5,7 @@
 
 use crate::{
     Scale,
-    fleet::{Chance, Payees},
+    fleet::{Chance, Payees, Wire},
     latency::Latency,
     load::{self, Due, Holds},
     progress::Progress,
@@ -23,7 +23,7 @@ use std::{
 use tcc_core::Timestamp;
 use tcc_proto::v1::{self, hold_service_client::HoldServiceClient};
 use tokio::{task::JoinSet, time::Instant};
-use tonic::{Code, transport::Channel};
+use tonic::Code;
 use tonic_types::StatusExt as _;
 
 /// How much is measured.
@@ -170,7 +170,7 @@ async fn flood(
 
 /// One caller, until the time is over.
 async fn come_in(
-    mut client: HoldServiceClient<Channel>,
+    mut client: HoldServiceClient<Wire>,
     holds: Holds,
     mut chance: Chance,
     started: Instant,

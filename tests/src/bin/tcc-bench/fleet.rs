@@ -11,7 +11,12 @@ use tcc_proto::v1::{
     self, hold_service_client::HoldServiceClient, ledger_service_client::LedgerServiceClient,
     operator_service_client::OperatorServiceClient,
 };
-use tonic::transport::{Channel, Endpoint};
+use tonic::{
+    Request, Status,
+    metadata::AsciiMetadataValue,
+    service::{Interceptor, interceptor::InterceptedService},
+    transport::{Channel, Endpoint},
+};
 use uuid::Uuid;
 
 /// The currency of the bench.
@@ -21,10 +26,27 @@ pub const FUNDS: i64 = 1_000_000_000;
 /// So many accounts are opened at a time.
 const OPENERS: usize = 256;
 
+/// A connection over which each call shows who asks.
+pub type Wire = InterceptedService<Channel, Shown>;
+
+/// What each call shows: an API key, or nothing.
+#[derive(Clone)]
+pub struct Shown(Option<AsciiMetadataValue>);
+
+impl Interceptor for Shown {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        if let Some(key) = &self.0 {
+            request.metadata_mut().insert("authorization", key.clone());
+        }
+        Ok(request)
+    }
+}
+
 /// Connections to one tccd. Clones share them.
 #[derive(Clone)]
 pub struct Fleet {
     channels: Vec<Channel>,
+    shown: Shown,
 }
 
 /// Accounts by the shard that they live on; each shard has as many. Clones share them.
@@ -46,30 +68,31 @@ pub enum Payees {
 }
 
 impl Fleet {
-    /// Opens so many connections.
+    /// Opens so many connections, over which an API key is shown if there is one.
     ///
     /// # Errors
     ///
     /// If tccd does not answer.
-    pub async fn connect(url: &str, connections: u32) -> anyhow::Result<Self> {
+    pub async fn connect(url: &str, connections: u32, key: Option<&str>) -> anyhow::Result<Self> {
         let mut channels = Vec::new();
         for _ in 0..connections {
             let endpoint = Endpoint::from_shared(url.to_owned()).context("reading tccd's address")?;
             channels.push(endpoint.tcp_nodelay(true).connect().await.context("connecting to tccd")?);
         }
-        Ok(Self { channels })
+        let key = key.map(|key| format!("Bearer {key}").parse()).transpose().context("an API key")?;
+        Ok(Self { channels, shown: Shown(key) })
     }
 
     /// A client of holds for a caller; callers share the connections evenly.
     #[must_use]
-    pub fn holds(&self, caller: usize) -> HoldServiceClient<Channel> {
-        HoldServiceClient::new(self.channel(caller))
+    pub fn holds(&self, caller: usize) -> HoldServiceClient<Wire> {
+        HoldServiceClient::new(self.wire(caller))
     }
 
     /// A client of the operator's view.
     #[must_use]
-    pub fn operator(&self) -> OperatorServiceClient<Channel> {
-        OperatorServiceClient::new(self.channel(0))
+    pub fn operator(&self) -> OperatorServiceClient<Wire> {
+        OperatorServiceClient::new(self.wire(0))
     }
 
     /// Opens accounts and issues [`FUNDS`] to each.
@@ -87,7 +110,7 @@ impl Fleet {
     }
 
     async fn open_one(&self, caller: usize, id: &str) -> anyhow::Result<()> {
-        let mut ledger = LedgerServiceClient::new(self.channel(caller));
+        let mut ledger = LedgerServiceClient::new(self.wire(caller));
         let account = v1::CreateAccountRequest { id: id.to_owned(), currency: CURRENCY.to_owned() };
         ledger.create_account(account).await.with_context(|| format!("opening account {id}"))?;
         let amount = Some(v1::Amount { value: FUNDS, currency: CURRENCY.to_owned() });
@@ -120,8 +143,9 @@ impl Fleet {
         bail!("the audit ended without a summary")
     }
 
-    fn channel(&self, caller: usize) -> Channel {
-        self.channels[caller % self.channels.len()].clone()
+    fn wire(&self, caller: usize) -> Wire {
+        let channel = self.channels[caller % self.channels.len()].clone();
+        InterceptedService::new(channel, self.shown.clone())
     }
 }
 

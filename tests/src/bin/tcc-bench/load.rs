@@ -6,7 +6,7 @@
 //! everybody who would have come in it, and is not omitted by a generator that waits along (coordinated omission).
 
 use crate::{
-    fleet::{Accounts, Chance, Fleet, Payees, from_now},
+    fleet::{Accounts, Chance, Fleet, Payees, Wire, from_now},
     latency::Latency,
     progress::Watch,
 };
@@ -23,7 +23,7 @@ use std::{
 use tcc_core::Timestamp;
 use tcc_proto::v1;
 use tokio::{task::LocalSet, time::Instant};
-use tonic::{Status, metadata::MetadataValue, transport::Channel};
+use tonic::{Status, metadata::MetadataValue};
 
 /// What a closed loop did.
 pub struct Closed {
@@ -247,7 +247,7 @@ pub async fn open(fleet: &Fleet, rate: Rate, holds: &Holds, watch: &Watch) -> an
 
 /// One hold of an open loop.
 async fn one(
-    mut client: v1::hold_service_client::HoldServiceClient<Channel>,
+    mut client: v1::hold_service_client::HoldServiceClient<Wire>,
     request: v1::CreateHoldRequest,
     caller: &'static str,
     scheduled: Instant,
@@ -284,7 +284,7 @@ impl Open {
 }
 
 async fn create(
-    client: &mut v1::hold_service_client::HoldServiceClient<Channel>,
+    client: &mut v1::hold_service_client::HoldServiceClient<Wire>,
     request: v1::CreateHoldRequest,
     caller: &'static str,
 ) -> anyhow::Result<()> {
@@ -299,7 +299,7 @@ async fn create(
 }
 
 async fn cancel(
-    client: &mut v1::hold_service_client::HoldServiceClient<Channel>,
+    client: &mut v1::hold_service_client::HoldServiceClient<Wire>,
     id: String,
 ) -> anyhow::Result<()> {
     let response = client.cancel_hold(v1::CancelHoldRequest { id, etag: String::new() }).await;

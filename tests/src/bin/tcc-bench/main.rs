@@ -67,6 +67,9 @@ pub struct Scale {
     /// How many connections the load generator opens.
     #[arg(long, global = true, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=64))]
     connections: u32,
+    /// Callers prove who they are with an API key, instead of being believed. Then all of them are one caller.
+    #[arg(long, global = true)]
+    api_key: bool,
 }
 
 #[derive(Subcommand, Clone)]

@@ -11,10 +11,14 @@ use crate::{
 };
 use anyhow::{Context as _, ensure};
 use std::{fs, time::Duration};
-use tcc_coordinator::dev::{Cluster, Servers};
+use tcc_coordinator::{
+    auth::Role,
+    config::{Config, Traffic},
+    dev::{Cluster, Servers},
+};
 use tcc_core::Timestamp;
 use tcc_proto::v1;
-use tcc_tests::process::Tccd;
+use tcc_tests::{process::Tccd, secure::Known};
 use tokio_postgres::{Client, NoTls};
 use uuid::Uuid;
 
@@ -30,6 +34,7 @@ const PATIENCE: Duration = Duration::from_secs(600);
 pub struct System {
     servers: Servers,
     tccd: Tccd,
+    callers: Option<Callers>,
     connections: u32,
     /// Connections to its tccd.
     pub fleet: Fleet,
@@ -75,6 +80,34 @@ pub struct Settled {
     pub per_second: Vec<(f64, f64)>,
 }
 
+/// The one caller that tccd knows, and its API key.
+struct Callers {
+    known: Known,
+    key: String,
+}
+
+impl Callers {
+    fn new() -> Self {
+        let mut known = Known::new();
+        let key = known.caller("bench", &Role::ALL.map(Role::name), &["*"]);
+        Self { known, key }
+    }
+}
+
+/// What a tccd is configured with. One caller does what many would: its rate is not bounded.
+fn configured(servers: &Servers, callers: Option<&Callers>) -> Config {
+    let config = servers.config("127.0.0.1:0");
+    let Some(callers) = callers else { return config };
+    let most = 1_000_000;
+    let traffic = Traffic {
+        caller_requests_per_second: most,
+        caller_burst: most,
+        caller_requests: most,
+        ..Traffic::default()
+    };
+    Config { insecure_dev: false, auth: callers.known.auth(), traffic, ..config }
+}
+
 impl System {
     /// Starts it, and opens its accounts.
     ///
@@ -84,9 +117,10 @@ impl System {
     pub async fn start(shards: usize, scale: &Scale, progress: &Progress) -> anyhow::Result<Self> {
         progress.say(&format!("   starting {} servers, tccd, {} accounts", shards + 1, scale.accounts));
         let servers = tokio::task::spawn_blocking(move || Servers::start(shards, None, &SETTINGS)).await??;
-        let config = servers.config("127.0.0.1:0");
-        let tccd = Tccd::start(&config).await?;
-        let fleet = Fleet::connect(tccd.url(), scale.connections).await?;
+        let callers = scale.api_key.then(Callers::new);
+        let tccd = Tccd::start(&configured(&servers, callers.as_ref())).await?;
+        let key = callers.as_ref().map(|callers| callers.key.as_str());
+        let fleet = Fleet::connect(tccd.url(), scale.connections, key).await?;
         let sql = connect(&servers.coordinator).await?;
         let mut shard_sql = Vec::new();
         for shard in &servers.shards {
@@ -94,10 +128,14 @@ impl System {
         }
         let accounts = Accounts::spread(scale.accounts, shards);
         let connections = scale.connections;
-        let system = Self { servers, tccd, connections, fleet, accounts, sql, shard_sql };
+        let system = Self { servers, tccd, callers, connections, fleet, accounts, sql, shard_sql };
         let watch = progress.watch("accounts", system.accounts.count());
         system.fleet.open(&system.accounts, || watch.step()).await?;
         Ok(system)
+    }
+
+    fn key(&self) -> Option<&str> {
+        self.callers.as_ref().map(|callers| callers.key.as_str())
     }
 
     /// Connections to all its databases, the coordinator's first.
@@ -166,8 +204,8 @@ impl System {
     ///
     /// If it does not start.
     pub async fn join(&self) -> anyhow::Result<Instance> {
-        let tccd = Tccd::start(&self.servers.config("127.0.0.1:0")).await?;
-        let fleet = Fleet::connect(tccd.url(), self.connections).await?;
+        let tccd = Tccd::start(&configured(&self.servers, self.callers.as_ref())).await?;
+        let fleet = Fleet::connect(tccd.url(), self.connections, self.key()).await?;
         Ok(Instance { tccd, fleet })
     }
 
@@ -361,7 +399,7 @@ impl System {
     /// If it does not start.
     pub async fn start_tccd(&mut self) -> anyhow::Result<()> {
         self.tccd.restart().await?;
-        self.fleet = Fleet::connect(self.tccd.url(), self.connections).await?;
+        self.fleet = Fleet::connect(self.tccd.url(), self.connections, self.key()).await?;
         Ok(())
     }
 

@@ -89,6 +89,7 @@ impl System {
             let shard = |n: usize| ShardConfig { name: format!("shard-{n}"), url: mine[n + 1].url() };
             let config = Config {
                 listen: "127.0.0.1:0".into(),
+                insecure_dev: true,
                 coordinator: Database { url: mine[0].url() },
                 shards: (0..SHARDS).map(shard).collect(),
                 ..Config::default()

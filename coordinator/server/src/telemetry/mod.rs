@@ -1,0 +1,20 @@
+//! What an instance says of itself to whoever watches it: metrics, health, logs.
+//!
+//! [`Metrics`] counts what happens on the way of a transaction, with atomics only: every series is resolved when the
+//! instance starts, and no label is ever an id. [`Calls`] times the API's methods. [`Gauges`] are read when somebody asks,
+//! and cost nothing otherwise. [`http`] serves all three as OpenMetrics, beside what a process manager asks for. Every
+//! instance has registries of its own, so that several of them can live in one process, as tests have them.
+//!
+//! Nothing here decides anything, and nothing waits for it.
+
+pub mod gauges;
+pub mod histogram;
+pub mod http;
+pub mod logs;
+pub mod metrics;
+pub mod rpc;
+
+pub use gauges::Gauges;
+pub use histogram::Histogram;
+pub use metrics::Metrics;
+pub use rpc::Calls;
