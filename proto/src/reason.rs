@@ -165,6 +165,9 @@ reasons! {
     ParticipantRefused = "PARTICIPANT_REFUSED", FailedPrecondition, 409:
         "A participant that is no ledger shard said no, for a reason of its own, which `metadata.refusal` names. Recorded, and final for its id."
         "See what the participant's manual says about it. Then ask with a new id.";
+    TransferCancelled = "TRANSFER_CANCELLED", FailedPrecondition, 409:
+        "A transfer was cancelled: a shard did not answer for long, or an operator cancelled it. Nothing was paid. Final for its id or key."
+        "Ask with a new id or key, if it is still wanted.";
     AlreadyCancelled = "ALREADY_CANCELLED", FailedPrecondition, 409:
         "The hold was cancelled before it was created: its row was lost and rebuilt meanwhile. Final for its id or key."
         "Ask with a new id or key, if it is still wanted.";

@@ -2,7 +2,8 @@
 //! where the protocol says so.
 
 use jiff::SignedDuration;
-use tcc_coordinator::store::{Advance, Store, schema};
+use std::sync::Arc;
+use tcc_coordinator::store::{Advance, Begin, Place, Store, schema};
 use tcc_core::{
     AccountId, Amount, Attention, Cause, Currency, Descriptor, Event, OnMaturity, Phase, Timestamp,
     Transaction, TransactionId,
@@ -63,15 +64,60 @@ fn target(case: Case) -> Option<Phase> {
     is_allowed.then_some(target)
 }
 
+/// The coordinator's tables, and what works on them.
+struct Tables {
+    sql: tokio_postgres::Client,
+    store: Store,
+    /// When their server started.
+    server: Timestamp,
+    _system: System,
+}
+
+impl Tables {
+    async fn new() -> Self {
+        let system = System::start().await;
+        let url = &system.config.coordinator.url;
+        let mut sql = connect(url).await;
+        schema::prepare(&mut sql, &["shard-0".into(), "shard-1".into()]).await.unwrap();
+        let server: Timestamp = sql.query_one("SELECT pg_postmaster_start_time()", &[]).await.unwrap().get(0);
+        let store = Store::start(&url.parse().unwrap());
+        until("the store is connected", || async { store.advance.is_reachable() }).await;
+        Self { sql, store, server, _system: system }
+    }
+}
+
+fn transaction(id: TransactionId, due_at: Timestamp, on_maturity: OnMaturity) -> Transaction {
+    let descriptor = Descriptor::hold(
+        AccountId::parse("alice").unwrap(),
+        AccountId::parse("bob").unwrap(),
+        Amount::new(1).unwrap(),
+        Currency::parse("GOLD").unwrap(),
+        due_at,
+        on_maturity,
+    );
+    Transaction::new(id, descriptor)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_named_by_a_key_is_begun_only_on_the_server_that_has_the_key() {
+    let Tables { store, server, _system, .. } = Tables::new().await;
+    let due_at = Timestamp::now() + SignedDuration::from_hours(1);
+
+    for (keyed_on, is_begun) in
+        [(None, true), (Some(server), true), (Some(server - SignedDuration::from_secs(1)), false)]
+    {
+        let id = TransactionId::parse(&new_id()).unwrap();
+        let transaction = Arc::new(transaction(id, due_at, OnMaturity::Confirm));
+        let begun = store.begin.call(Begin { transaction, place: Place::default(), keyed_on }).await.unwrap();
+
+        assert_eq!(begun.is_some(), is_begun, "{keyed_on:?}");
+        assert_eq!(store.get(id).await.unwrap().is_some(), is_begun, "{keyed_on:?}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_event_applies_exactly_where_the_protocol_says_so() {
-    let system = System::start().await;
-    let url = &system.config.coordinator.url;
-    let mut sql = connect(url).await;
-    schema::prepare(&mut sql, &["shard-0".into(), "shard-1".into()]).await.unwrap();
-    let server: Timestamp = sql.query_one("SELECT pg_postmaster_start_time()", &[]).await.unwrap().get(0);
-    let store = Store::start(&url.parse().unwrap());
-    until("the store is connected", || async { store.advance.is_reachable() }).await;
+    let Tables { sql, store, server, _system } = Tables::new().await;
     let now = Timestamp::now();
     let put = sql
         .prepare(
@@ -89,15 +135,7 @@ async fn an_event_applies_exactly_where_the_protocol_says_so() {
         } else {
             now + SignedDuration::from_hours(1)
         };
-        let descriptor = Descriptor::hold(
-            AccountId::parse("alice").unwrap(),
-            AccountId::parse("bob").unwrap(),
-            Amount::new(1).unwrap(),
-            Currency::parse("GOLD").unwrap(),
-            due_at,
-            case.on_maturity,
-        );
-        let transaction = Transaction::new(id, descriptor);
+        let transaction = transaction(id, due_at, case.on_maturity);
         let (phase, attention) = (case.phase.number(), case.attention.number());
         let then = case.on_maturity.number();
         let row: [&(dyn tokio_postgres::types::ToSql + Sync); 7] =

@@ -14,7 +14,7 @@ use crate::{
     shards::Shards,
     store::{
         Record, Seen, StoreError,
-        keys::{Claim, Keys},
+        keys::{Claim, Claimed, Keys},
     },
     sweep::Progress,
 };
@@ -24,14 +24,14 @@ use futures::{
 };
 use std::{sync::Arc, time::Duration};
 use tcc_core::{
-    Attention, Cause, IdempotencyKey, Transaction, TransactionId,
+    Attention, Cause, IdempotencyKey, Phase, Transaction, TransactionId,
     descriptor::{CREDIT, DEBIT},
 };
 use tcc_proto::{
     Reason,
     v1::{self, hold_service_server::HoldService},
 };
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
@@ -107,26 +107,32 @@ impl Holds {
         let now = self.engine.clock().now();
         let fresh = asked.fresh(now, &self.limits).map_err(Status::from);
         let Asked { name, descriptor, .. } = asked;
-        let id = match &name {
+        let (id, keyed_on) = match &name {
             Name::None => {
                 fresh?;
-                mint(now)
+                (mint(now), None)
             }
             Name::Id(id) => {
                 if let Err(stale) = fresh
                     && self.get(*id).await?.is_none()
                 {
-                    return Err(stale);
+                    return Err(self.unless_lost(stale).await?);
                 }
-                *id
+                (*id, None)
             }
             Name::Key(key) => match fresh {
-                Err(stale) => self.known(key).await?.ok_or(stale)?.id(),
-                Ok(()) => self.claim(key, descriptor.due_at, mint(now)).await?,
+                Err(stale) => match self.known(key).await? {
+                    Some(record) => (record.id(), None),
+                    None => return Err(self.unless_lost(stale).await?),
+                },
+                Ok(()) => {
+                    let Claimed { id, server } = self.claim(key, descriptor.due_at, mint(now)).await?;
+                    (id, Some(server))
+                }
             },
         };
         let transaction = Transaction::new(id, descriptor);
-        let created = self.engine.create(transaction, creator.lane, creator.patience()).await;
+        let created = self.engine.create(transaction, keyed_on, creator.lane, creator.patience()).await;
         let created = created.map_err(|error| of_name(&name, error))?;
         refuse(&created.record, created.replayed)?;
         Ok(created)
@@ -147,7 +153,9 @@ impl Holds {
             refuse(&record, true)?;
             return Ok(response(&record, true));
         }
-        asked.fresh(self.engine.clock().now(), &self.limits)?;
+        if let Err(stale) = asked.fresh(self.engine.clock().now(), &self.limits) {
+            return Err(self.unless_lost(stale.into()).await?);
+        }
         let id = match asked.name {
             Name::Id(id) => id.to_string(),
             Name::Key(_) | Name::None => String::new(),
@@ -168,7 +176,7 @@ impl Holds {
         key: &IdempotencyKey,
         due_at: tcc_core::Timestamp,
         id: TransactionId,
-    ) -> Result<TransactionId, Status> {
+    ) -> Result<Claimed, Status> {
         // A key that is known stands for what it stands for, whatever else was lost.
         let claimed = match self.sweep.swept_on() {
             Some(server) => {
@@ -184,10 +192,20 @@ impl Holds {
         })
     }
 
+    /// What is unknown and too old to be new is told so, unless it may be known again in a moment.
+    async fn unless_lost(&self, stale: Status) -> Result<Status, Status> {
+        let server = self.engine.store().server().await.map_err(EngineError::from)?;
+        if self.sweep.swept_on() == Some(server) {
+            return Ok(stale);
+        }
+        let message = "it is not known yet whether this was lost; nothing was done, repeat with the same id or key";
+        Ok(reason::unavailable(Reason::CoordinatorUnavailable, message))
+    }
+
     /// The transaction that was created by a key.
     async fn known(&self, key: &IdempotencyKey) -> Result<Option<Record>, Status> {
         match self.keys.find(key).await.map_err(EngineError::from)? {
-            Some(id) => self.get(id).await,
+            Some(claimed) => self.get(claimed.id).await,
             None => Ok(None),
         }
     }
@@ -277,9 +295,10 @@ impl HoldService for Holds {
         self.gate.charge(&creator.identity, holds.len())?;
         let creator = &creator;
         let outcomes = join_all(holds.into_iter().map(|hold| async move {
-            let outcome = match self.create_item(creator, hold).await {
-                Ok(created) => Outcome::Created(created),
-                Err(status) => Outcome::Error(reason::item(&status)),
+            let outcome = match timeout_at(creator.deadline, self.create_item(creator, hold)).await {
+                Ok(Ok(created)) => Outcome::Created(created),
+                Ok(Err(status)) => Outcome::Error(reason::item(&status)),
+                Err(_) => Outcome::Error(reason::item(&reason::no_answer_in_time())),
             };
             v1::BatchCreateHoldsOutcome { outcome: Some(outcome) }
         }));
@@ -293,8 +312,15 @@ impl HoldService for Holds {
         let creator = Creator::of(&request);
         let asked = convert::transfer(request.into_inner(), creator.name(), &self.limits)?;
         let Created { record, replayed } = self.create(&creator, asked).await?;
-        let record = self.engine.until_final(record.id(), creator.patience()).await?;
+        let record = match self.engine.until_final(record.id(), creator.patience()).await {
+            // It was there; whatever became of it, its fences know.
+            Err(EngineError::NotFound(id)) => return Err(EngineError::OutcomeUnknown(id).into()),
+            record => record?,
+        };
         refuse(&record, replayed)?;
+        if record.standing.phase == Phase::Cancelled {
+            return Err(reason::transfer_cancelled(record.id()));
+        }
         Ok(Response::new(v1::TransferResponse { hold: Some(convert::hold_view(&record)), replayed }))
     }
 

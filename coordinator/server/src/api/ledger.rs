@@ -76,7 +76,7 @@ impl Ledger {
         let shard = self.shards.of(&account);
         if let Err(stale) = convert::fresh_id(id, self.engine.clock().now()) {
             let known = shard.branches(Branches::Of(&[id.uuid()])).await.map_err(reason::of_read)?;
-            if known.is_empty() {
+            if !known.iter().any(|fence| fence.role.is_at_once()) {
                 return Err(stale.into());
             }
         }

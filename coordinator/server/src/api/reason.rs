@@ -180,6 +180,18 @@ fn too_late(asked: Event, record: &Record) -> Status {
     status(reason, message, [("id", id.to_string()), ("phase", phase.to_string())])
 }
 
+/// The time for waiting ended before it was known which transaction it is about.
+pub fn no_answer_in_time() -> Status {
+    let message = "no answer in time; the outcome is not known yet, repeat with the same id or key";
+    status(Reason::OutcomeUnknown, message, [])
+}
+
+/// A transfer that was not paid, and never will be.
+pub fn transfer_cancelled(id: TransactionId) -> Status {
+    let message = format!("transfer {id} was cancelled, and nothing was paid");
+    status(Reason::TransferCancelled, message, [("id", id.to_string())])
+}
+
 /// Work goes on with a shard already.
 pub fn not_stopped(shard: &str) -> Status {
     let message = format!("work on shard {shard} is not stopped, or there is no such shard");

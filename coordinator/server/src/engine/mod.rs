@@ -30,7 +30,7 @@ use std::{
     },
     time::Duration,
 };
-use tcc_core::{Event, OnMaturity, Phase, Transaction, TransactionId};
+use tcc_core::{Event, OnMaturity, Phase, Timestamp, Transaction, TransactionId};
 use tcc_participant::{batch::Unknown, retry::Backoff};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio_util::task::TaskTracker;
@@ -201,7 +201,8 @@ impl Engine {
         }
     }
 
-    /// Records a transaction, tries its branches, and answers once it is held or refused. `lane` is where it waits in a burst.
+    /// Records a transaction, tries its branches, and answers once it is held or refused. `lane` is where it waits in a burst,
+    /// `keyed_on` the server that has its key, if it has one.
     ///
     /// # Errors
     ///
@@ -210,6 +211,7 @@ impl Engine {
     pub async fn create(
         self: &Arc<Self>,
         transaction: Transaction,
+        keyed_on: Option<Timestamp>,
         lane: u8,
         patience: Duration,
     ) -> Result<Created, EngineError> {
@@ -242,7 +244,7 @@ impl Engine {
         let transaction = Arc::new(transaction);
         let (answer, answered) = oneshot::channel();
         let place = Place { slot: self.timers.pick_slot(), lane };
-        let begin = Begin { transaction: Arc::clone(&transaction), place };
+        let begin = Begin { transaction: Arc::clone(&transaction), place, keyed_on };
         self.spawn(Arc::clone(self).begin(begin, admitted, answer));
         let deadline = tokio::time::Instant::now() + patience;
         match tokio::time::timeout_at(deadline, answered).await {
@@ -329,7 +331,7 @@ impl Engine {
         admitted: OwnedSemaphorePermit,
         answer: oneshot::Sender<Begun>,
     ) {
-        let Begin { transaction, place } = begin.clone();
+        let Begin { transaction, place, .. } = begin.clone();
         let id = transaction.id;
         let _active = self.activate(id);
         let mut attempts = 0;

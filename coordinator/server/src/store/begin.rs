@@ -18,8 +18,9 @@ WITH clock AS MATERIALIZED (
 begun AS (
     INSERT INTO transaction (id, phase, on_maturity, slot, lane, due_at, created_at, descriptor)
     SELECT i.id, 1, i.on_maturity, i.slot, i.lane, i.due_at, clock.now, i.descriptor
-    FROM clock, unnest($1::uuid[], $2::int2[], $3::timestamptz[], $4::bytea[], $6::int2[], $7::int2[])
-        AS i (id, on_maturity, due_at, descriptor, slot, lane)
+    FROM clock, unnest($1::uuid[], $2::int2[], $3::timestamptz[], $4::bytea[], $6::int2[], $7::int2[], $8::timestamptz[])
+        AS i (id, on_maturity, due_at, descriptor, slot, lane, keyed_on)
+    WHERE i.keyed_on IS NULL OR i.keyed_on = pg_postmaster_start_time()
     ON CONFLICT (id) DO NOTHING
     RETURNING id, slot, lane, created_at,
         least(greatest(due_at, created_at), created_at + $5::float8 * interval '1 second') AS wake_at
@@ -36,9 +37,12 @@ pub struct Begin {
     pub transaction: Arc<Transaction>,
     /// Where its wake-ups are to stand.
     pub place: Place,
+    /// When the server started that has its caller's key, if it is created by one. Another one may have lost the key, so it is not
+    /// begun there.
+    pub keyed_on: Option<Timestamp>,
 }
 
-/// It was recorded. (`None` instead of it: the id was there before.)
+/// It was recorded. (`None` instead of it: the id was there before, or its key is on another server.)
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Begun {
     /// By the database's clock.
@@ -91,6 +95,7 @@ impl Executor for BeginExecutor {
         let descriptors: Vec<&[u8]> = transactions().map(|t| t.encoded.as_slice()).collect();
         let slots: Vec<i16> = sorted.iter().map(|begin| i16::from(begin.place.slot)).collect();
         let lanes: Vec<i16> = sorted.iter().map(|begin| i16::from(begin.place.lane)).collect();
+        let keyed_on: Vec<Option<Timestamp>> = sorted.iter().map(|begin| begin.keyed_on).collect();
 
         let statement = self.session.statement(BEGIN)?;
         let rows = self
@@ -98,7 +103,16 @@ impl Executor for BeginExecutor {
             .client()?
             .query(
                 statement,
-                &[&ids, &on_maturity, &due_at, &descriptors, &RETRY_INTERVAL.as_secs_f64(), &slots, &lanes],
+                &[
+                    &ids,
+                    &on_maturity,
+                    &due_at,
+                    &descriptors,
+                    &RETRY_INTERVAL.as_secs_f64(),
+                    &slots,
+                    &lanes,
+                    &keyed_on,
+                ],
             )
             .await
             .map_err(|e| sort(&e))?;

@@ -2,7 +2,8 @@
 //!
 //! A key is claimed before its transaction is begun, in a commit of its own, with an id that the server has made. Whoever asks
 //! with the same key gets the same id, and goes on as somebody who repeats that id; so a crash between the two leaves nothing
-//! but a claim, and of two who ask at once one begins and the other waits. A creation by id pays nothing for this.
+//! but a claim, and of two who ask at once one begins and the other waits. The transaction is begun only on the server that has
+//! the key: one that took its place may not have it. A creation by id pays nothing for this.
 //!
 //! A database that went back may have forgotten claims. Every fence keeps the key, so the sweep finds those that matter; until
 //! it has come to its end on the present server no new key is claimed. The statement itself makes sure of the server.
@@ -36,7 +37,7 @@ ON CONFLICT (caller, key) DO NOTHING";
 /// A statement of its own, which sees what others have inserted while that one waited for them.
 pub(super) const CLAIMED: &str = "\
 -- claimed
-SELECT k.caller, k.key, k.transaction_id
+SELECT k.caller, k.key, k.transaction_id, pg_postmaster_start_time() AS server
 FROM unnest($1::text[], $2::text[]) AS i (caller, key)
 JOIN idempotency k ON k.caller = i.caller AND k.key = i.key";
 
@@ -71,10 +72,19 @@ pub struct Claim {
     pub server: Option<Timestamp>,
 }
 
+/// What a key stands for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Claimed {
+    /// Which transaction.
+    pub id: TransactionId,
+    /// When the server started that says so.
+    pub server: Timestamp,
+}
+
 /// The keys of all callers.
 #[derive(Clone)]
 pub struct Keys {
-    claims: Batcher<Claim, Option<TransactionId>>,
+    claims: Batcher<Claim, Option<Claimed>>,
     store: Store,
 }
 
@@ -91,7 +101,7 @@ impl Keys {
     /// # Errors
     ///
     /// [`StoreError`]. It may have been claimed.
-    pub async fn claim(&self, claim: Claim) -> Result<Option<TransactionId>, StoreError> {
+    pub async fn claim(&self, claim: Claim) -> Result<Option<Claimed>, StoreError> {
         Ok(self.claims.call(claim).await?)
     }
 
@@ -100,13 +110,14 @@ impl Keys {
     /// # Errors
     ///
     /// [`StoreError`].
-    pub async fn find(&self, key: &IdempotencyKey) -> Result<Option<TransactionId>, StoreError> {
+    pub async fn find(&self, key: &IdempotencyKey) -> Result<Option<Claimed>, StoreError> {
         let client = self.store.reader().await?;
         let (callers, keys) = (vec![key.caller()], vec![key.key()]);
         let row = client.query_opt(CLAIMED, &[&callers, &keys]).await?;
         row.map(|row| {
             let id: Uuid = row.get("transaction_id");
-            TransactionId::from_uuid(id).map_err(|e| StoreError::Damaged(format!("{id}: {e}")))
+            let known = TransactionId::from_uuid(id).map(|id| Claimed { id, server: row.get("server") });
+            known.map_err(|e| StoreError::Damaged(format!("{id}: {e}")))
         })
         .transpose()
     }
@@ -134,7 +145,7 @@ impl Keys {
 pub(super) async fn claim(
     session: &Session,
     claims: &[&Claim],
-) -> Result<Vec<Option<TransactionId>>, Failure> {
+) -> Result<Vec<Option<Claimed>>, Failure> {
     // Each once, in the order of the keys, so that two batches cannot deadlock. The first one of several has it.
     let mut sorted = claims.to_vec();
     sorted.sort_by(|one, other| one.key.cmp(&other.key));
@@ -153,11 +164,13 @@ pub(super) async fn claim(
         .await
         .map_err(|e| sort(&e))?;
     let rows = client.query(select, &[&callers, &keys]).await.map_err(|e| sort(&e))?;
-    let claimed: HashMap<(&str, &str), Uuid> =
-        rows.iter().map(|row| ((row.get("caller"), row.get("key")), row.get("transaction_id"))).collect();
+    let claimed: HashMap<(&str, &str), (Uuid, Timestamp)> = rows
+        .iter()
+        .map(|row| ((row.get("caller"), row.get("key")), (row.get("transaction_id"), row.get("server"))))
+        .collect();
     let answer = |claim: &&Claim| {
-        let id = claimed.get(&(claim.key.caller(), claim.key.key()));
-        id.and_then(|id| TransactionId::from_uuid(*id).ok())
+        let (id, server) = *claimed.get(&(claim.key.caller(), claim.key.key()))?;
+        Some(Claimed { id: TransactionId::from_uuid(id).ok()?, server })
     };
     Ok(claims.iter().map(answer).collect())
 }
@@ -169,7 +182,7 @@ struct ClaimExecutor {
 
 impl Executor for ClaimExecutor {
     type Item = Claim;
-    type Answer = Option<TransactionId>;
+    type Answer = Option<Claimed>;
 
     fn is_connected(&self) -> bool {
         self.session.is_connected()
@@ -179,7 +192,7 @@ impl Executor for ClaimExecutor {
         self.session.connect(&[CLAIM, CLAIMED]).await
     }
 
-    async fn run(&mut self, items: &[Claim]) -> Result<Vec<Option<TransactionId>>, Failure> {
+    async fn run(&mut self, items: &[Claim]) -> Result<Vec<Option<Claimed>>, Failure> {
         let answers = claim(&self.session, &items.iter().collect::<Vec<_>>()).await?;
         self.session.settle()?;
         Ok(answers)

@@ -35,7 +35,7 @@ pub use wake::Woken;
 
 use deadpool_postgres::{Object, Pool};
 use std::time::Duration;
-use tcc_core::TransactionId;
+use tcc_core::{Timestamp, TransactionId};
 use tcc_participant::{
     Batcher, Failure, Postgres, Session,
     batch::{Limits, Unknown},
@@ -92,6 +92,15 @@ impl Store {
             get: Batcher::start("get", vec![get::GetExecutor::new(database)], Limits::default()),
             pool: database.pool("tccd-reads"),
         }
+    }
+
+    /// When the server started that reads come from.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`].
+    pub async fn server(&self) -> Result<Timestamp, StoreError> {
+        Ok(self.reader().await?.query_one("SELECT pg_postmaster_start_time()", &[]).await?.get(0))
     }
 
     /// A connection for reading.

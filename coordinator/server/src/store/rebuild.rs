@@ -216,7 +216,7 @@ impl Rebuilder {
         let claimed = keys::claim(&self.session, &claims.iter().collect::<Vec<_>>()).await?;
         let rows = rows.iter_mut().filter(|row| row.transaction.descriptor.key.is_some());
         for (row, claimed) in rows.zip(claimed) {
-            if claimed != Some(row.transaction.id) && row.phase == Phase::Held {
+            if claimed.map(|claimed| claimed.id) != Some(row.transaction.id) && row.phase == Phase::Held {
                 (row.phase, row.cause) = (Phase::Cancelling, Some(Cause::TimedOut));
             }
         }
