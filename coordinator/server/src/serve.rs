@@ -6,7 +6,9 @@ use crate::{
     audit::follow,
     config::Config,
     engine::{Engine, Participants},
-    heads, keys,
+    heads,
+    http::Http,
+    keys,
     schedule::{Leases, Scheduler, Timers, fire, partitions},
     shards::Shards,
     store::{self, Store, keys::Keys},
@@ -23,7 +25,10 @@ use tcc_proto::v1::{
 use tokio::net::TcpListener;
 use tokio_postgres::NoTls;
 use tokio_util::sync::CancellationToken;
-use tonic::transport::{Server, server::TcpIncoming};
+use tonic::{
+    service::Routes,
+    transport::{Server, server::TcpIncoming},
+};
 use tonic_health::server::HealthReporter;
 use uuid::Uuid;
 
@@ -279,17 +284,19 @@ async fn serve(
     let ledger = Ledger::new(Arc::clone(&shards), Arc::clone(&engine), limits.clone());
     let operator = Operator::new(Arc::clone(&engine), shards, vitals);
     let hang_up = CancellationToken::new();
-    let server = Server::builder()
-        .tcp_nodelay(true)
-        .http2_keepalive_interval(Some(Duration::from_secs(20)))
-        .max_concurrent_streams(1_024)
-        .add_service(HoldServiceServer::new(holds).max_decoding_message_size(MAX_BATCH))
+    let services = Routes::new(HoldServiceServer::new(holds).max_decoding_message_size(MAX_BATCH))
         .add_service(LedgerServiceServer::new(ledger).max_decoding_message_size(MAX_REQUEST))
         .add_service(OperatorServiceServer::new(operator).max_decoding_message_size(MAX_REQUEST))
         .add_service(health_service)
         .add_service(descriptors().build_v1()?)
         .add_service(descriptors().build_v1alpha()?)
+        .prepare();
+    let server = Server::builder()
+        .http2_keepalive_interval(Some(Duration::from_secs(20)))
+        .max_concurrent_streams(1_024)
+        .accept_http1(true)
         .serve_with_incoming_shutdown(
+            Http::new(services),
             TcpIncoming::from(listener).with_nodelay(Some(true)),
             hang_up.clone().cancelled_owned(),
         );

@@ -8,7 +8,7 @@ mod holds;
 mod ledger;
 mod operator;
 mod page;
-mod reason;
+pub(crate) mod reason;
 
 pub use holds::Holds;
 pub use ledger::Ledger;
