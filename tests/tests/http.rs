@@ -178,7 +178,7 @@ async fn a_key_in_a_header_is_the_key_of_the_call() {
     body["amount"]["value"] = json!("11");
     let reused = face.post("/v1/holds", &[("idempotency-key", "order-1")], &body).await;
     reused.check("another body", Reason::IdempotencyKeyReused, None);
-    assert_eq!((reused.status, reused.json["metadata"]["field"].as_str()), (422, Some("amount")), "{reused:?}");
+    assert_eq!((reused.status, reused.json["metadata"]["field"].as_str()), (422, Some("amount.value")), "{reused:?}");
 
     body["amount"]["value"] = json!("1000000");
     body["idempotencyKey"] = json!("large");
@@ -401,6 +401,16 @@ async fn a_wrong_request_is_told_what_is_wrong_and_changes_nothing() {
 
     let after = face.client.audit_is_clean().await;
     assert_eq!(after, before);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_manual_has_every_path() {
+    let mut face = Face::start().await;
+    let manual = include_str!("../../coordinator/docs/http.md");
+
+    for (verb, path) in routes(&mut face.http).await {
+        assert!(manual.contains(&format!("| `{verb} {path}` |")), "{verb} {path}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
