@@ -39,7 +39,7 @@ enum Command {
         /// Keeps the databases in this folder. Without it they are thrown away at the end.
         #[arg(long)]
         data: Option<PathBuf>,
-        /// Where the gRPC API listens.
+        /// Where the API listens, for gRPC and for HTTP with JSON.
         #[arg(long, default_value = "127.0.0.1:7070")]
         listen: String,
     },
@@ -91,6 +91,7 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
 fn tell_how_to_reach(servers: &Servers, running: &Running) {
     println!("tccd: ready on http://{}", running.address);
     println!("  gRPC       grpcurl -plaintext {} list", running.address);
+    println!("  HTTP       curl http://{}/openapi.json", running.address);
     println!("  operator   tccctl --server http://{} status", running.address);
     println!("  databases  psql '{}'", servers.coordinator.url());
     for shard in &servers.shards {
