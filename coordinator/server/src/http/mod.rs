@@ -50,6 +50,11 @@ use tonic::{
 static API: LazyLock<DescriptorPool> =
     LazyLock::new(|| DescriptorPool::decode(tcc_proto::FILE_DESCRIPTOR_SET).expect("what the build has compiled"));
 
+/// What gRPC services look like from here.
+trait Services: Service<Request<Body>, Response = Response<Body>, Error: Into<StdError>> {}
+
+impl<S> Services for S where S: Service<Request<Body>, Response = Response<Body>, Error: Into<StdError>> {}
+
 /// gRPC services with their HTTP/JSON face.
 #[derive(Debug, Clone)]
 pub struct Http<S>(S);
@@ -64,9 +69,8 @@ impl<S> Http<S> {
 
 impl<S> Service<Request<Body>> for Http<S>
 where
-    S: Service<Request<Body>, Response = Response<Body>> + Clone + Send + 'static,
+    S: Service<Request<Body>, Response = Response<Body>, Error: Into<StdError> + Send> + Clone + Send + 'static,
     S::Future: Send,
-    S::Error: Into<StdError> + Send,
 {
     type Response = Response<Body>;
     type Error = S::Error;
@@ -87,22 +91,14 @@ where
 }
 
 /// Answers, whatever happens.
-async fn answer<S>(services: S, request: Request<Body>) -> Response<Body>
-where
-    S: Service<Request<Body>, Response = Response<Body>>,
-    S::Error: Into<StdError>,
-{
+async fn answer(services: impl Services, request: Request<Body>) -> Response<Body> {
     let path = request.uri().path().to_owned();
     let is_head = request.method() == Method::HEAD;
     let response = respond(services, request).await.unwrap_or_else(|status| problem::response(&status, &path));
     if is_head { response.map(|_| Body::empty()) } else { response }
 }
 
-async fn respond<S>(services: S, request: Request<Body>) -> Result<Response<Body>, Status>
-where
-    S: Service<Request<Body>, Response = Response<Body>>,
-    S::Error: Into<StdError>,
-{
+async fn respond(services: impl Services, request: Request<Body>) -> Result<Response<Body>, Status> {
     let (parts, body) = request.into_parts();
     let path = parts.uri.path().to_owned();
     let verb = if parts.method == Method::HEAD { "GET" } else { parts.method.as_str() };
@@ -144,33 +140,25 @@ struct Asked {
 
 impl Asked {
     /// The one message that answers a call.
-    async fn message<S>(self, services: S) -> Result<DynamicMessage, Status>
-    where
-        S: Service<Request<Body>, Response = Response<Body>>,
-        S::Error: Into<StdError>,
-    {
+    async fn message(self, services: impl Services) -> Result<DynamicMessage, Status> {
         let mut answers = self.stream(services).await?;
         let answer = answers.message().await?;
         answer.ok_or_else(|| Status::internal("a call without an answer"))
     }
 
     /// A hold, as soon as it is not as the client has seen it.
-    async fn change<S>(mut self, services: S, wait: Duration) -> Result<Option<DynamicMessage>, Status>
-    where
-        S: Service<Request<Body>, Response = Response<Body>>,
-        S::Error: Into<StdError>,
-    {
+    async fn change(
+        mut self,
+        services: impl Services,
+        wait: Duration,
+    ) -> Result<Option<DynamicMessage>, Status> {
         self.route = Route::of("WatchHold").ok_or_else(|| Status::internal("no way to watch"))?;
         let mut watch = self.stream(services).await?;
         tokio::time::timeout(wait, watch.message()).await.unwrap_or(Ok(None))
     }
 
     /// The messages that answer a call.
-    async fn stream<S>(self, services: S) -> Result<Streaming<DynamicMessage>, Status>
-    where
-        S: Service<Request<Body>, Response = Response<Body>>,
-        S::Error: Into<StdError>,
-    {
+    async fn stream(self, services: impl Services) -> Result<Streaming<DynamicMessage>, Status> {
         let Self { route, fields, parts, body } = self;
         let path = route.grpc_path().parse().map_err(|_| Status::internal("no path of a call"))?;
         let metadata = MetadataMap::from_headers(passed_on(route, &parts.headers));
