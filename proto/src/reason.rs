@@ -58,14 +58,17 @@ macro_rules! reasons {
 reasons! {
     // The shape of a request.
     MessageMalformed = "MESSAGE_MALFORMED", InvalidArgument, 400:
-        "The bytes are no protobuf message of this call, or a text in it is not UTF-8."
-        "Build the client from the same proto files as the server.";
+        "The bytes are no protobuf message of this call, or over HTTP no JSON object; or a text in them is not UTF-8."
+        "Build the client from the same proto files as the server, or from its /openapi.json.";
     FieldRequired = "FIELD_REQUIRED", InvalidArgument, 400:
         "A field that has no default is empty."
         "Give the field that `metadata.field` names. Nothing was written.";
     FieldInvalid = "FIELD_INVALID", InvalidArgument, 400:
         "A field has a value that it cannot have, or that does not go together with another field."
         "Mend the field that `metadata.field` names. Nothing was written.";
+    FieldUnknown = "FIELD_UNKNOWN", InvalidArgument, 400:
+        "A JSON object or a query has a field that this call has not."
+        "Mend the name, which `metadata.field` has. Nothing was written.";
     IdInvalid = "ID_INVALID", InvalidArgument, 400:
         "An id is not a UUID of version 7 in its canonical form: lower case, with hyphens, without anything around it."
         "Make ids with a library for UUIDv7, or with `tccctl id`.";
@@ -73,7 +76,7 @@ reasons! {
         "The time in a new id lies more than 24 hours before or 5 minutes after the server's."
         "Set the clock of the machine that makes the ids. An id that is known is answered whatever its age.";
     IdempotencyKeyRequired = "IDEMPOTENCY_KEY_REQUIRED", InvalidArgument, 400:
-        "A call that moves money at once, or many times, has neither an id nor an idempotency key."
+        "A call that moves money at once, or many times, or comes over HTTP, has neither an id nor an idempotency key."
         "Give each one an id or a key: otherwise a lost answer could not be asked for again.";
     IdempotencyKeyInvalid = "IDEMPOTENCY_KEY_INVALID", InvalidArgument, 400:
         "An idempotency key is not 1 to 64 printable ASCII characters without spaces."
@@ -90,6 +93,9 @@ reasons! {
     AmountNotPositive = "AMOUNT_NOT_POSITIVE", InvalidArgument, 400:
         "An amount is 0 or less."
         "Amounts are whole minor units, 1 or more. Money flows the other way with payer and payee exchanged.";
+    AmountNotInteger = "AMOUNT_NOT_INTEGER", InvalidArgument, 400:
+        "An amount in JSON is not a whole number, or it is above 2^53 - 1 and not in quotes: many JSON libraries round such a number."
+        "Write whole minor units as a text of digits: \"1250\", not 12.5.";
     AmountTooLarge = "AMOUNT_TOO_LARGE", InvalidArgument, 400:
         "An amount is above the server's limit, which `metadata.max` names."
         "Split it, or ask the operator for another limit.";
@@ -137,6 +143,23 @@ reasons! {
     NotAllowed = "NOT_ALLOWED", PermissionDenied, 403:
         "The caller has no role for the method that `metadata.method` names, is not responsible for the account that `metadata.account` names, or is not the payer of the hold. Nothing was done."
         "Have the operator give the caller the role or the account. Repeating it does not help.";
+
+    // What only HTTP can get wrong.
+    PathUnknown = "PATH_UNKNOWN", Unimplemented, 404:
+        "There is nothing at this path."
+        "GET /openapi.json has all paths. gRPC is told by its content type, application/grpc.";
+    MethodNotAllowed = "METHOD_NOT_ALLOWED", Unimplemented, 405:
+        "What is at this path takes another HTTP method: the header Allow names those that there are."
+        "Use one of them.";
+    NotAcceptable = "NOT_ACCEPTABLE", InvalidArgument, 406:
+        "The header Accept takes nothing that this path gives."
+        "Accept application/json, or text/event-stream where there are events.";
+    BodyTooLarge = "BODY_TOO_LARGE", OutOfRange, 413:
+        "The body of a request has more than 64 KiB, or 2 MiB if it is a batch."
+        "Send less at a time.";
+    MediaTypeUnsupported = "MEDIA_TYPE_UNSUPPORTED", InvalidArgument, 415:
+        "The body of a request is not said to be plain JSON."
+        "Send the header Content-Type: application/json, and the body in UTF-8 and not compressed.";
 
     // What does not exist.
     AccountNotFound = "ACCOUNT_NOT_FOUND", NotFound, 404:
@@ -295,8 +318,10 @@ pub fn page() -> String {
 
 Every error carries `google.rpc.ErrorInfo` with the domain `tcc`, one of these reasons, and metadata that names what it is about.
 An error of shape carries `google.rpc.BadRequest` with every field that is wrong, too; what is worth repeating, `google.rpc.RetryInfo`.
-Two errors have no reason, since they are made before a request is one: a message above the size limit is OUT_OF_RANGE, an unknown
-method UNIMPLEMENTED.
+Over HTTP an error is a problem document with the same reason and metadata ([http.md](http.md)).
+
+Two errors of gRPC have no reason, since they are made before a request is one: a message above the size limit is OUT_OF_RANGE, an
+unknown method UNIMPLEMENTED.
 
 A refusal is final: the same request gets the same refusal for ever, marked `replayed` in the metadata from the second time on.
 A failure of the infrastructure is never kept as an answer.

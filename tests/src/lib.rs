@@ -6,6 +6,7 @@
 
 pub mod examples;
 pub mod gate;
+pub mod http;
 pub mod memory;
 pub mod process;
 pub mod program;

@@ -3,7 +3,11 @@
 use jiff::{SignedDuration, Timestamp};
 use std::collections::HashMap;
 use tcc_proto::{Reason, codec::Protobuf, v1};
-use tcc_tests::{Client, System, alice_and_bob, amount, detail, hold, new_id, time};
+use tcc_tests::{
+    Client, System, alice_and_bob, amount, detail, hold,
+    http::{Http, hold_json, spelled, transfer_json},
+    new_id, time,
+};
 use tonic::{Code, Request, Status, codegen::http::uri::PathAndQuery, transport::Channel};
 use tonic_types::StatusExt as _;
 
@@ -132,7 +136,8 @@ fn creations(alice: &str, bob: &str) -> Vec<(v1::CreateHoldRequest, Reason, &'st
 #[tokio::test(flavor = "multi_thread")]
 async fn a_wrong_creation_is_told_what_is_wrong_and_changes_nothing() {
     let system = System::start().await;
-    let mut client = system.coordinator().await.client;
+    let coordinator = system.coordinator().await;
+    let (mut client, mut http) = (coordinator.client.clone(), Http::to(coordinator.running.address));
     let (alice, bob) = alice_and_bob(&mut client).await;
     client.until_swept().await;
     let before = everything(&system).await;
@@ -148,7 +153,12 @@ async fn a_wrong_creation_is_told_what_is_wrong_and_changes_nothing() {
             panic!("{what} is taken in a batch")
         };
         assert_eq!((error.reason.as_str(), error.code), (expected.name(), expected.code() as i32), "{what}");
+        let in_json = spelled(field);
+        http.send("POST", "/v1/holds", &hold_json(&request)).await.check(&what, expected, Some(&in_json));
+        http.send("POST", "/v1/holds", &hold_json(&validated)).await.check(&what, expected, Some(&in_json));
         if !matches!(field, "due_at" | "on_maturity") {
+            let answer = http.send("POST", "/v1/wallet/transfer", &transfer_json(&request)).await;
+            answer.check(&what, expected, Some(&in_json));
             let v1::CreateHoldRequest { id, payer, payee, amount, idempotency_key, labels, .. } = request;
             let transfer = v1::TransferRequest { id, payer, payee, amount, idempotency_key, labels };
             check(&what, &client.holds.transfer(transfer).await.unwrap_err(), expected, Some(field));

@@ -1,6 +1,7 @@
-//! The conversation in README.md, run as it stands: each command through a shell, its output compared but for ids and times.
+//! The conversations in README.md and in the manual, run as they stand: each command through a shell, its output compared but for
+//! ids and times.
 //!
-//! It needs `tccd`, `tccctl` and `grpcurl`: `make test` builds and installs them first.
+//! They need `tccd`, `tccctl` and `grpcurl`, which `make test` builds and installs first, and `curl` and `python3`.
 
 use std::{
     io::{BufRead as _, BufReader, Write as _},
@@ -26,7 +27,7 @@ fn exchanges(text: &str) -> Vec<Exchange> {
         }
         let last = exchanges.last_mut().expect("a block starts with a command");
         let open_quote = last.command.matches('\'').count() % 2 == 1;
-        if last.output.is_empty() && (open_quote || last.command.ends_with('\\')) {
+        if last.output.is_empty() && (open_quote || last.command.ends_with(['\\', '|'])) {
             last.command.push('\n');
             last.command.push_str(line);
         } else {
@@ -52,7 +53,8 @@ fn normal(text: &str) -> String {
         };
         word.replace(bare, kind)
     };
-    let line = |line: &str| line.split_whitespace().map(word).collect::<Vec<_>>().join(" ");
+    let parts = |text: &str| text.split_inclusive('/').map(word).collect::<String>();
+    let line = |line: &str| line.split_whitespace().map(parts).collect::<Vec<_>>().join(" ");
     text.lines().map(line).collect::<Vec<_>>().join("\n")
 }
 
@@ -84,10 +86,16 @@ fn start_tccd_dev() -> Daemon {
     daemon
 }
 
+/// Both need the same port, so they are one test.
 #[test]
-fn the_conversation_in_the_readme_goes_as_it_stands() {
+fn the_conversations_in_the_manual_go_as_they_stand() {
+    goes_as_it_stands(include_str!("../../README.md"));
+    goes_as_it_stands(include_str!("../../coordinator/docs/http.md"));
+}
+
+fn goes_as_it_stands(text: &str) {
     let _daemon = start_tccd_dev();
-    let conversation = exchanges(include_str!("../../README.md"));
+    let conversation = exchanges(text);
     assert!(conversation.len() >= 10, "{conversation:#?}");
     let tools = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/tools");
     let path =
@@ -127,4 +135,5 @@ fn a_command_goes_on_until_its_quotes_are_closed() {
     assert_eq!(found[0], Exchange { command: "a 'b\n  c' \\\n  d".into(), output: "out\n".into() });
     assert_eq!(found[1], Exchange { command: "e".into(), output: String::new() });
     assert_eq!(normal("x  01a1fe02-becf-7788-9ccf-327f4d54d825, 2026-11-21T12:09:15Z"), "x <id>, <time>");
+    assert_eq!(normal("at: /holds/01a1fe02-becf-7788-9ccf-327f4d54d825\r"), "at: /holds/<id>");
 }

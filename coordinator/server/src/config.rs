@@ -14,7 +14,7 @@ use tcc_core::Amount;
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
-    /// Where the gRPC API listens: address and port. Port 0 takes a free one.
+    /// Where the API listens, for gRPC and for HTTP with JSON: address and port. Port 0 takes a free one.
     pub listen: String,
     /// Believes whatever callers say of themselves, without encryption. Only on a loopback address.
     pub insecure_dev: bool,

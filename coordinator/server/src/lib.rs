@@ -1,8 +1,8 @@
 //! The tcc coordinator.
 //!
 //! Calls go down, values come back up: [`api`] turns requests into domain types, [`engine`] lives transactions' lives,
-//! [`store`] keeps them, [`schedule`] wakes them. Before that, [`listener`] takes connections and [`auth`] finds out who asks
-//! and whether that one may; [`tls`], [`watched`], [`counted`] and [`databases`] are what they are made of. Three tasks watch over what they
+//! [`store`] keeps them, [`schedule`] wakes them. Before that, [`listener`] takes connections, [`http`] turns JSON into gRPC, and
+//! [`auth`] finds out who asks and whether that one may; [`tls`], [`watched`], [`counted`] and [`databases`] are what they are made of. Three tasks watch over what they
 //! rest on: [`audit`] checks the books, [`sweep`] rebuilds what the coordinator's database has lost, [`heads`] notices what a
 //! shard has lost. A fourth, [`keys`], forgets what nobody may ask for any more. [`telemetry`] tells whoever watches how it goes,
 //! and [`recovery`] what is wrong with a single transaction. [`serve`] puts it all together, [`dev`] starts the servers that it
@@ -18,6 +18,7 @@ pub mod databases;
 pub mod dev;
 pub mod engine;
 pub mod heads;
+pub mod http;
 pub mod keys;
 pub mod listener;
 pub mod recovery;

@@ -2,18 +2,24 @@
 //!
 //! A connection belongs to a client that nobody knows yet, so each is bounded in everything that it can use up: time until it
 //! has begun to speak, streams, what they hold in memory, silence, age. Above the limits a connection is closed at once,
-//! which costs less than answering. What a client asks for is the gate's business.
+//! which costs less than answering. HTTP/2 and HTTP/1.1 are told apart by their first bytes. What a client asks for is the
+//! gate's business.
 
 use crate::{
     auth::{Gate, Peer},
     config::Traffic,
     counted::Counts,
+    http::Http,
     telemetry::Calls,
     tls,
     watched::Watched,
 };
-use hyper::{Request, body::Incoming, server::conn::http2, service::service_fn};
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use futures::future::BoxFuture;
+use hyper::{Request, Response, body::Incoming, service::service_fn};
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+    server::conn::auto,
+};
 use rustls::ServerConfig;
 use std::{
     convert::Infallible,
@@ -34,9 +40,9 @@ use tokio::{
 };
 use tokio_rustls::TlsAcceptor;
 use tokio_util::{either::Either, sync::CancellationToken, task::TaskTracker};
-use tonic::service::Routes;
+use tonic::{body::Body, codegen::Service, service::Routes};
 
-/// What an HTTP/2 client says first.
+/// What an HTTP/2 client says first is as long as this, and so is any request of HTTP/1.1.
 const PREFACE: usize = 24;
 /// What one stream may send before it is read, and a whole connection.
 const WINDOWS: (u32, u32) = (64 * 1024, 1024 * 1024);
@@ -98,7 +104,7 @@ impl Listener {
 
 /// What all connections share.
 struct Shared {
-    http: http2::Builder<TokioExecutor>,
+    http: auto::Builder<TokioExecutor>,
     tls: Option<Arc<Watched<ServerConfig>>>,
     traffic: Traffic,
     gate: Arc<Gate>,
@@ -119,15 +125,8 @@ impl Shared {
         let heard = Arc::new(AtomicUsize::new(0));
         let stream = Heard { stream, bytes: Arc::clone(&heard) };
         let (gate, routes, calls) = (Arc::clone(&self.gate), self.routes.clone(), self.calls.clone());
-        let service = service_fn(move |request: Request<Incoming>| {
-            let (gate, routes, calls) = (Arc::clone(&gate), routes.clone(), calls.clone());
-            let (peer, uri, began) = (peer.clone(), request.uri().clone(), std::time::Instant::now());
-            async move {
-                let answer = gate.answer(routes, peer, request).await;
-                calls.answered(uri.path(), answer.headers(), began);
-                Ok::<_, Infallible>(answer)
-            }
-        });
+        let services = Http::new(Guarded { gate, routes, calls, peer });
+        let service = service_fn(move |request: Request<Incoming>| services.clone().call(request.map(Body::new)));
         let mut connection = pin!(self.http.serve_connection(TokioIo::new(stream), service));
 
         let mut began = pin!(tokio::time::sleep_until(begin_until));
@@ -182,10 +181,45 @@ impl Shared {
     }
 }
 
-fn http(traffic: &Traffic) -> http2::Builder<TokioExecutor> {
-    let mut http = http2::Builder::new(TokioExecutor::new());
+/// What there is to ask for, behind the gate, on one connection.
+#[derive(Clone)]
+struct Guarded {
+    gate: Arc<Gate>,
+    routes: Routes,
+    calls: Calls,
+    peer: Peer,
+}
+
+impl Service<Request<Body>> for Guarded {
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = BoxFuture<'static, Result<Response<Body>, Infallible>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let Self { gate, routes, calls, peer } = self.clone();
+        let (uri, began) = (request.uri().clone(), std::time::Instant::now());
+        Box::pin(async move {
+            let answer = gate.answer(routes, peer, request).await;
+            calls.answered(uri.path(), answer.headers(), began);
+            Ok(answer)
+        })
+    }
+}
+
+fn http(traffic: &Traffic) -> auto::Builder<TokioExecutor> {
+    let mut http = auto::Builder::new(TokioExecutor::new());
     let keep_alive = Duration::from_secs(traffic.keep_alive_seconds.into());
-    http.timer(TokioTimer::new())
+    let handshake = Duration::from_secs(traffic.handshake_seconds.into());
+    http.http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(handshake)
+        .max_buf_size((traffic.header_bytes as usize).max(UNREAD));
+    http.http2()
+        .timer(TokioTimer::new())
         .max_concurrent_streams(traffic.streams_per_connection)
         .max_header_list_size(traffic.header_bytes)
         .initial_stream_window_size(WINDOWS.0)

@@ -54,7 +54,7 @@ enum Command {
         /// Keeps the databases in this folder. Without it they are thrown away at the end.
         #[arg(long)]
         data: Option<PathBuf>,
-        /// Where the gRPC API listens.
+        /// Where the API listens, for gRPC and for HTTP with JSON.
         #[arg(long, default_value = "127.0.0.1:7070")]
         listen: String,
     },
@@ -114,6 +114,7 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
 fn tell_how_to_reach(servers: &Servers, running: &Running) {
     println!("tccd: ready on {}", running.url());
     println!("  gRPC       grpcurl -plaintext {} list", running.address);
+    println!("  HTTP       curl {}/openapi.json", running.url());
     println!("  operator   tccctl --server {} status", running.url());
     if let Some(address) = running.telemetry {
         println!("  metrics    curl http://{address}/metrics");

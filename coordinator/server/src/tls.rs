@@ -48,7 +48,7 @@ pub fn server(tls: &Tls, contents: &[Vec<u8>]) -> Result<ServerConfig, WatchErro
         }
     };
     let mut config = builder.with_single_cert(chain, key).map_err(|e| wrong_key(&e))?;
-    config.alpn_protocols = vec![b"h2".to_vec()];
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(config)
 }
 

@@ -26,7 +26,7 @@ use governor::{
 };
 use hyper::{
     HeaderMap, Request, Response,
-    body::{Bytes, Frame, Incoming, SizeHint},
+    body::{Bytes, Frame, SizeHint},
     header::{AUTHORIZATION, HeaderValue},
 };
 use std::{
@@ -115,7 +115,7 @@ impl Gate {
         &self,
         mut routes: Routes,
         peer: Peer,
-        mut request: Request<Incoming>,
+        mut request: Request<Body>,
     ) -> Response<Body> {
         let path = request.uri().path();
         let counted = match self.admit(&peer, path, request.headers()).await {
