@@ -27,6 +27,8 @@ use tcc_participant::{
 };
 use uuid::Uuid;
 
+/// What a client asks for may take the server so long.
+const LONGEST_READ: Duration = Duration::from_secs(10);
 /// How often a read of a balance looks whether what was under way is written, and how long it waits in between.
 const HORIZON_LOOKS: u32 = 100;
 const HORIZON_PAUSE: Duration = Duration::from_millis(20);
@@ -38,7 +40,10 @@ const UNTOLD: SignedDuration = SignedDuration::from_millis(250);
 pub struct Shard {
     name: Arc<str>,
     operations: Batcher<Op, Answer>,
+    /// For what a client waits for: it ends at the server, too, when nobody can be waiting any more.
     reads: Pool,
+    /// For the audit and the sweep.
+    long_reads: Pool,
     buckets: usize,
     heads: Heads,
     drained: Arc<AtomicBool>,
@@ -70,8 +75,10 @@ impl Shard {
         // A second one would mostly wait for the accounts that the first one has locked.
         let executors = vec![ShardExecutor::new(name, database, buckets, heads.clone())];
         let operations = Batcher::start(&format!("shard {name}"), executors, Limits::default());
-        let reads = database.pool("tcc-shard-reads");
-        Self { name: name.into(), operations, reads, buckets: served, heads, drained: Arc::default() }
+        let reads = database.pool("tcc-shard-reads", Some(LONGEST_READ));
+        let long_reads = database.pool("tcc-shard-audit", None);
+        let drained = Arc::default();
+        Self { name: name.into(), operations, reads, long_reads, buckets: served, heads, drained }
     }
 
     /// Its name.
@@ -241,7 +248,7 @@ impl Shard {
     ///
     /// [`ReadError`].
     pub async fn branches(&self, which: Branches<'_>) -> Result<Vec<BranchRow>, ReadError> {
-        let mut client = self.reader().await?;
+        let mut client = self.long_reader().await?;
         reads::branches(&mut client, which).await.map_err(|cause| self.unreachable(cause))
     }
 
@@ -278,7 +285,7 @@ impl Shard {
     ///
     /// [`ReadError`].
     pub async fn audit(&self, told: impl Fn(usize, usize)) -> Result<ShardAudit, ReadError> {
-        let mut client = self.reader().await?;
+        let mut client = self.long_reader().await?;
         audit::run(&mut client, told).await.map_err(|cause| self.unreachable(cause.to_string()))
     }
 
@@ -288,7 +295,7 @@ impl Shard {
     ///
     /// [`ReadError`].
     pub async fn first_posting(&self) -> Result<Timestamp, ReadError> {
-        let client = self.reader().await?;
+        let client = self.long_reader().await?;
         audit::start(&client).await.map_err(|cause| self.unreachable(cause))
     }
 
@@ -298,7 +305,7 @@ impl Shard {
     ///
     /// [`ReadError`].
     pub async fn count_moved(&self, from: Timestamp, until: Timestamp) -> Result<i64, ReadError> {
-        let mut client = self.reader().await?;
+        let mut client = self.long_reader().await?;
         audit::count(&mut client, from, until).await.map_err(|cause| self.unreachable(cause))
     }
 
@@ -308,7 +315,7 @@ impl Shard {
     ///
     /// [`ReadError`].
     pub async fn audit_moved(&self, slice: Slice) -> Result<Moved, ReadError> {
-        let mut client = self.reader().await?;
+        let mut client = self.long_reader().await?;
         audit::moved(&mut client, slice).await.map_err(|cause| self.unreachable(cause))
     }
 
@@ -318,7 +325,7 @@ impl Shard {
     ///
     /// [`ReadError`].
     pub async fn audit_accounts(&self, ids: &[String]) -> Result<Vec<ShardFinding>, ReadError> {
-        let mut client = self.reader().await?;
+        let mut client = self.long_reader().await?;
         audit::accounts(&mut client, ids).await.map_err(|cause| self.unreachable(cause))
     }
 
@@ -333,7 +340,7 @@ impl Shard {
         at: Option<Timestamp>,
         told: impl Fn(usize, usize),
     ) -> Result<Replay, ReadError> {
-        let mut client = self.reader().await?;
+        let mut client = self.long_reader().await?;
         audit::replay(&mut client, at, told).await.map_err(|cause| self.unreachable(cause))
     }
 
@@ -343,7 +350,7 @@ impl Shard {
     ///
     /// [`ReadError`].
     pub async fn summarize(&self, since: Timestamp) -> Result<(), ReadError> {
-        let client = self.reader().await?;
+        let client = self.long_reader().await?;
         let summarized = async {
             reads::summarize(&client, "posting", since).await?;
             reads::summarize(&client, "branch", since).await
@@ -367,7 +374,7 @@ impl Shard {
     ///
     /// [`ReadError`].
     pub async fn horizon(&self) -> Result<Timestamp, ReadError> {
-        let client = self.reader().await?;
+        let client = self.long_reader().await?;
         reads::horizon(&client).await.map_err(|cause| self.unreachable(cause))
     }
 
@@ -378,7 +385,7 @@ impl Shard {
     ///
     /// [`ReadError`].
     pub async fn fenced_between(&self, from: Timestamp, until: Timestamp) -> Result<Vec<Uuid>, ReadError> {
-        let mut client = self.reader().await?;
+        let mut client = self.long_reader().await?;
         reads::fenced_between(&mut client, from, until).await.map_err(|cause| self.unreachable(cause))
     }
 
@@ -388,16 +395,24 @@ impl Shard {
     ///
     /// [`ReadError`].
     pub async fn fenced_before(&self, until: Uuid, limit: i64) -> Result<Vec<Uuid>, ReadError> {
-        let client = self.reader().await?;
+        let client = self.long_reader().await?;
         reads::fenced_before(&client, until, limit).await.map_err(|cause| self.unreachable(cause))
     }
 
     /// A connection for reading, of a server whose identity the executors have checked. What has lost commits can be read.
     async fn reader(&self) -> Result<Object, ReadError> {
+        self.connection(&self.reads).await
+    }
+
+    async fn long_reader(&self) -> Result<Object, ReadError> {
+        self.connection(&self.long_reads).await
+    }
+
+    async fn connection(&self, pool: &Pool) -> Result<Object, ReadError> {
         if !self.operations.is_reachable() && self.heads.lost().is_none() {
             return Err(self.unreachable("it is not reachable".into()));
         }
-        self.reads.get().await.map_err(|e: PoolError| self.unreachable(e.to_string()))
+        pool.get().await.map_err(|e: PoolError| self.unreachable(e.to_string()))
     }
 
     fn unreachable(&self, cause: String) -> ReadError {

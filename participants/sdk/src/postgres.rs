@@ -116,10 +116,16 @@ impl Postgres {
         Ok(client)
     }
 
-    /// A pool for reads: connections are made when needed, at most eight, and nobody waits longer than three seconds for one.
+    /// A pool for reads: connections are made when needed, at most eight, and nobody waits longer than three seconds for one. A
+    /// statement that takes longer than `longest` is ended by the server.
     #[must_use]
-    pub fn pool(&self, application_name: &str) -> Pool {
-        let config = self.bounded(application_name).config;
+    pub fn pool(&self, application_name: &str, longest: Option<Duration>) -> Pool {
+        let mut config = self.bounded(application_name).config;
+        if let Some(longest) = longest {
+            let own = config.get_options().unwrap_or_default();
+            let options = format!("{own} -c statement_timeout={}", longest.as_millis());
+            config.options(options.trim());
+        }
         let recycling = ManagerConfig { recycling_method: RecyclingMethod::Verified };
         let manager = match &self.tls {
             None => Manager::from_config(config, NoTls, recycling),

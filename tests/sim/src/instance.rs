@@ -60,7 +60,7 @@ pub fn start(world: &Arc<World>) {
         wake: batcher("wake", world, number),
         defer: batcher("defer", world, number),
         get: batcher("get", world, number),
-        pool: Postgres::from(tokio_postgres::Config::new()).pool("unused"),
+        pool: Postgres::from(tokio_postgres::Config::new()).pool("unused", None),
     };
     let wire = |shard| {
         let name = crate::shard::name(shard);

@@ -90,7 +90,7 @@ impl Store {
             wake: Batcher::start("wake", vec![wake::WakeExecutor::new(database)], Limits::default()),
             defer: Batcher::start("defer", vec![defer::DeferExecutor::new(database)], Limits::default()),
             get: Batcher::start("get", vec![get::GetExecutor::new(database)], Limits::default()),
-            pool: database.pool("tccd-reads"),
+            pool: database.pool("tccd-reads", None),
         }
     }
 
