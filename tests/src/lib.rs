@@ -65,7 +65,7 @@ impl System {
             listen: "127.0.0.1:0".into(),
             insecure_dev: true,
             coordinator: Database { url: url("coordinator") },
-            shards: names.iter().map(|name| ShardConfig { name: name.clone(), url: url(name) }).collect(),
+            shards: names.iter().map(|name| ShardConfig::new(name, &url(name))).collect(),
             telemetry: Telemetry { listen: "127.0.0.1:0".into(), ..Telemetry::default() },
             ..Config::default()
         };

@@ -1,4 +1,4 @@
-//! A real `tccd` process, which can be killed like one.
+//! A real `tccd` process, or one of `tcc-ledgerd`, which can be killed like one.
 //!
 //! Tests and the demo start it on servers that run already, kill it with SIGKILL at a moment of their choice, and start it
 //! again with the same configuration on the same port, as an init system would. Nothing of the coordinator is linked in here
@@ -24,14 +24,14 @@ use tokio::{
 
 /// How long it may take from the start to the line that says it serves.
 const START: Duration = Duration::from_secs(60);
-/// That line, up to the address.
-const READY: &str = "tccd: ready on ";
 /// So many lines of its log stand in an error.
 const TAIL: usize = 40;
 
-/// A `tccd serve`, from [`Tccd::start`] until it is dropped, which kills it.
+/// A `tccd serve` or a `tcc-ledgerd`, from its start until it is dropped, which kills it.
 pub struct Tccd {
+    name: &'static str,
     program: PathBuf,
+    arguments: Vec<String>,
     /// Holds its configuration and its log; removed with the handle.
     folder: TempDir,
     url: String,
@@ -63,13 +63,35 @@ impl Tccd {
         }
         // Several of them on one machine must not meet on the port that is meant for one.
         config.telemetry.listen = "127.0.0.1:0".into();
+        let url = format!("http://{}", config.listen);
+        Self::start_program("tccd", vec!["serve".into()], url, &config, environment).await
+    }
+
+    /// As [`Tccd::start`], a `tcc-ledgerd` for one shard of `config`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Tccd::start`].
+    pub async fn ledgerd(config: &Config, shard: &str) -> anyhow::Result<Self> {
+        let listen = free_address("127.0.0.1")?;
+        let url = format!("http://{listen}");
+        let arguments = ["--shard", shard, "--listen", &listen].map(str::to_owned).to_vec();
+        Self::start_program("tcc-ledgerd", arguments, url, config, Vec::new()).await
+    }
+
+    async fn start_program(
+        name: &'static str,
+        arguments: Vec<String>,
+        url: String,
+        config: &Config,
+        environment: Vec<(String, String)>,
+    ) -> anyhow::Result<Self> {
         let folder =
             tempfile::Builder::new().prefix("tccd-").tempdir().context("making a folder for tccd")?;
-        let text = toml::to_string(&config).context("writing tccd's configuration")?;
+        let text = toml::to_string(config).context("writing tccd's configuration")?;
         fs::write(folder.path().join("tccd.toml"), text).context("writing tccd's configuration")?;
-        let url = format!("http://{}", config.listen);
-        let program = find_program()?;
-        let mut tccd = Self { program, folder, url, child: None, crash_at: None, environment };
+        let program = find_program(name)?;
+        let mut tccd = Self { name, program, arguments, folder, url, child: None, crash_at: None, environment };
         tccd.restart().await?;
         Ok(tccd)
     }
@@ -155,7 +177,7 @@ impl Tccd {
         let log =
             File::options().create(true).append(true).open(self.log_path()).context("opening tccd's log")?;
         let mut child = Command::new(&self.program)
-            .arg("serve")
+            .args(&self.arguments)
             .arg("--config")
             .arg(self.folder.path().join("tccd.toml"))
             .envs(self.environment.iter().map(|(name, value)| (name, value)))
@@ -171,7 +193,7 @@ impl Tccd {
         let stdout = child.stdout.take().context("tccd has no standard output")?;
         let mut lines = BufReader::new(stdout).lines();
 
-        match timeout(START, wait_ready(&mut lines)).await {
+        match timeout(START, wait_ready(self.name, &mut lines)).await {
             Ok(Ok(url)) => ensure!(url == self.url, "tccd serves on {url} instead of {}", self.url),
             Ok(Err(error)) => bail!("{error:#}. Its log ends:\n{}", self.log_tail()),
             Err(_) => bail!("tccd is not ready after {START:?}. Its log ends:\n{}", self.log_tail()),
@@ -196,9 +218,11 @@ impl Tccd {
     }
 }
 
-async fn wait_ready(lines: &mut Lines<BufReader<ChildStdout>>) -> anyhow::Result<String> {
+/// Its line that it serves, of which the end is where.
+async fn wait_ready(name: &str, lines: &mut Lines<BufReader<ChildStdout>>) -> anyhow::Result<String> {
+    let ready = format!("{name}: ready on ");
     while let Some(line) = lines.next_line().await.context("reading what tccd prints")? {
-        if let Some(url) = line.strip_prefix(READY) {
+        if let Some(url) = line.strip_prefix(&ready) {
             return Ok(url.trim().to_owned());
         }
     }
@@ -211,15 +235,15 @@ fn free_address(host: &str) -> anyhow::Result<String> {
     Ok(probe.local_addr().context("finding a free port")?.to_string())
 }
 
-/// `tccd` beside the running program, or one folder up: tests run in `deps`.
-fn find_program() -> anyhow::Result<PathBuf> {
+/// A program beside the running one, or one folder up: tests run in `deps`.
+fn find_program(name: &str) -> anyhow::Result<PathBuf> {
     let me = env::current_exe().context("finding the running program")?;
-    let name = format!("tccd{}", env::consts::EXE_SUFFIX);
-    let found = me.ancestors().skip(1).take(2).map(|folder| folder.join(&name)).find(|path| path.is_file());
+    let file = format!("{name}{}", env::consts::EXE_SUFFIX);
+    let found = me.ancestors().skip(1).take(2).map(|folder| folder.join(&file)).find(|path| path.is_file());
     found.with_context(|| {
         let folder = me.parent().unwrap_or(&me).display();
         format!(
-            "there is no tccd in {folder}: build it in the same profile with `cargo build -p tcc-coordinator`"
+            "there is no {name} in {folder}: build it in the same profile with `cargo build -p tcc-coordinator`"
         )
     })
 }

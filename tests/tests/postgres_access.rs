@@ -364,7 +364,7 @@ async fn a_server_is_believed_only_with_its_authority_and_its_name() {
 async fn the_service_works_over_encrypted_connections() {
     let server = Encrypted::start().await;
     let url = |database: &str| format!("{} channel_binding=require", server.url("localhost", database));
-    let shard = |n: usize| ShardConfig { name: format!("shard-{n}"), url: url(&format!("shard-{n}")) };
+    let shard = |n: usize| ShardConfig::new(&format!("shard-{n}"), &url(&format!("shard-{n}")));
     let config = Config {
         listen: "127.0.0.1:0".into(),
         insecure_dev: true,

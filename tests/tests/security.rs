@@ -32,7 +32,7 @@ use tonic_types::StatusExt as _;
 
 /// What a server that must not start says.
 async fn refusal(config: Config) -> String {
-    let shard = ShardConfig { name: "shard-0".into(), url: "host=/nonexistent".into() };
+    let shard = ShardConfig::new("shard-0", "host=/nonexistent");
     let databases =
         Config { coordinator: Database { url: "host=/nonexistent".into() }, shards: vec![shard], ..config };
     match serve::start(&databases).await {

@@ -115,6 +115,17 @@ pub struct ShardConfig {
     pub name: String,
     /// As [`Database::url`].
     pub url: String,
+    /// Where `tcc-ledgerd` works on it, as `http://HOST:PORT`; empty if the coordinator does that itself.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub address: String,
+}
+
+impl ShardConfig {
+    /// One on which the coordinator works itself.
+    #[must_use]
+    pub fn new(name: &str, url: &str) -> Self {
+        Self { name: name.to_owned(), url: url.to_owned(), address: String::new() }
+    }
 }
 
 // A url may have a password in it.
@@ -508,7 +519,7 @@ mod tests {
         let secret = "canary-5c1b";
         let url = format!("host=a password={secret}");
         let whole = Config { coordinator: Database { url: url.clone() }, ..Config::default() };
-        let shard = ShardConfig { name: "s".into(), url: url.clone() };
+        let shard = ShardConfig::new("s", &url);
         let misplaced = Config::parse("t", &format!("coordinator = \"{url}\"")).unwrap_err();
         let broken = Config::parse("t", &format!("[coordinator]\nurl = \"{url}")).unwrap_err();
 

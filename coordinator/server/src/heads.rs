@@ -1,8 +1,8 @@
 //! Keeps the shards' heads, and stops work on a shard that has lost some: on every instance, until an operator lets it go on.
 //! An operator may stop it, too.
 
-use crate::{shards::Shards, store::Store, store::StoreError};
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use crate::{store::Store, store::StoreError};
+use std::{collections::HashMap, time::Duration};
 use tcc_ledger::{Shard, heads::Head};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -11,7 +11,7 @@ use uuid::Uuid;
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 
 /// Keeps and looks, until asked to stop.
-pub async fn keep(store: Store, shards: Arc<Shards>, instance: Uuid, stop: CancellationToken) {
+pub async fn keep(store: Store, shards: Vec<Shard>, instance: Uuid, stop: CancellationToken) {
     let mut keeper = Keeper { store, shards, instance, kept: HashMap::new(), resumed: HashMap::new() };
     while !stop.is_cancelled() {
         if let Err(error) = keeper.tick().await {
@@ -26,7 +26,7 @@ pub async fn keep(store: Store, shards: Arc<Shards>, instance: Uuid, stop: Cance
 
 struct Keeper {
     store: Store,
-    shards: Arc<Shards>,
+    shards: Vec<Shard>,
     instance: Uuid,
     /// What was kept last.
     kept: HashMap<String, Head>,
@@ -37,8 +37,8 @@ struct Keeper {
 impl Keeper {
     async fn tick(&mut self) -> Result<(), StoreError> {
         let all = self.store.kept().await?;
-        let shards = Arc::clone(&self.shards);
-        for shard in shards.all() {
+        let shards = self.shards.clone();
+        for shard in &shards {
             let Some(kept) = all.iter().find(|kept| kept.shard == shard.name()) else { continue };
             let seen = self.resumed.insert(kept.shard.clone(), kept.resumed);
             if seen.is_some_and(|seen| seen != kept.resumed) {

@@ -5,7 +5,7 @@ use crate::{
     api::{Holds, Ledger, Operator, Recoveries},
     audit::follow,
     auth::Gate,
-    config::Config,
+    config::{Config, ShardConfig},
     databases::{Database, Logins},
     engine::{Engine, Participants},
     heads, keys,
@@ -19,10 +19,21 @@ use crate::{
     tls,
     watched::{WatchError, Watched},
 };
-use std::{collections::HashSet, net::SocketAddr, sync::Arc, time::Duration};
-use tcc_core::Timestamp;
+use futures::future::BoxFuture;
+use std::{
+    collections::{HashMap, HashSet},
+    net::SocketAddr,
+    sync::Arc,
+    time::Duration,
+};
+use tcc_core::{Outcome, Timestamp};
 use tcc_ledger::{Shard, heads::Heads};
-use tcc_participant::{Failure, Participant, Postgres, retry::Backoff};
+use tcc_participant::{
+    Call, Failure, Participant, Postgres, Remote,
+    remote::{InvalidAddress, Options},
+    retry::Backoff,
+    serve::InProcess,
+};
 use tcc_proto::v1::{
     hold_service_server::HoldServiceServer, ledger_service_server::LedgerServiceServer,
     operator_service_server::OperatorServiceServer, recovery_service_server::RecoveryServiceServer,
@@ -36,6 +47,8 @@ use tonic_health::{
 };
 use uuid::Uuid;
 
+/// How a shard is called on which `tcc-ledgerd` works: in batches as large as it takes.
+const LEDGERD: Options = Options { deadline: Duration::from_secs(10), requests: 4, batch: 256 };
 /// How long what is under way may take to finish when a coordinator stops.
 const DRAIN: Duration = Duration::from_secs(10);
 /// How long clients may take to close their connections after that.
@@ -111,6 +124,15 @@ pub enum ServeError {
     /// A file that the configuration names.
     #[error(transparent)]
     File(#[from] WatchError),
+    /// A shard's address.
+    #[error(transparent)]
+    Address(#[from] InvalidAddress),
+    /// A shard of that name.
+    #[error("the configuration has no shard {0:?}")]
+    NoShard(String),
+    /// What serves a shard.
+    #[error(transparent)]
+    Participant(#[from] tcc_participant::ServeError),
     /// The reflection service cannot be built.
     #[error("reflection: {0}")]
     Reflection(#[from] tonic_reflection::server::Error),
@@ -202,42 +224,20 @@ pub async fn start_with(
         None => None,
     };
 
-    let logins = Logins::read(&config.postgres)?;
-    let coordinator = database(&logins, "the coordinator", &config.coordinator.url)?;
-    let names: Vec<String> = config.shards.iter().map(|shard| shard.name.clone()).collect();
-    let mut client = connect("the coordinator", &coordinator.migrator).await?;
-    let map = store::schema::prepare(&mut client, &names).await?;
-    let kept = store::heads::kept(&client).await.map_err(store::schema::SchemaError::from)?;
-
-    let (mut shards, mut maintained) = (Vec::new(), Vec::new());
-    for shard in &config.shards {
-        let which = format!("shard {}", shard.name);
-        let database = database(&logins, &which, &shard.url)?;
-        let buckets = map[&shard.name].clone();
-        match connect(&which, &database.migrator).await {
-            Ok(mut client) => tcc_ledger::prepare(&mut client, &shard.name, &buckets).await?,
-            Err(error) => {
-                tracing::warn!(%error, "starting without a shard; it joins when it is there");
-                tokio::spawn(prepare_late(
-                    which,
-                    database.migrator.clone(),
-                    shard.name.clone(),
-                    buckets.clone(),
-                    stop.clone(),
-                ));
+    let databases = Databases::prepare(config).await?;
+    let (mut shards, mut maintained, mut participants) = (Vec::new(), Vec::new(), Vec::new());
+    for one in &config.shards {
+        let (shard, maintainer) = databases.open(one, &stop).await?;
+        maintained.push((one.name.clone(), maintainer));
+        participants.push(between(match one.address.as_str() {
+            "" => Arc::new(shard.clone()),
+            address => {
+                Arc::new(Ledgerd { remote: Remote::start(&one.name, address, &LEDGERD)?, shard: shard.clone() })
             }
-        }
-        let heads = Heads::default();
-        if let Some(kept) = kept.iter().find(|kept| kept.shard == shard.name) {
-            heads.expect(kept.heads.clone());
-            kept.lost.iter().for_each(|lost| heads.stop(lost.clone()));
-        }
-        let drained = kept.iter().any(|kept| kept.shard == shard.name && kept.drained);
-        maintained.push((shard.name.clone(), database.maintainer));
-        let shard = Shard::start(&shard.name, &database.engine, buckets, heads);
-        shard.set_drained(drained);
+        }));
         shards.push(shard);
     }
+    let Databases { coordinator, map, .. } = databases;
 
     let (tcp, address) = listen(&config.listen, &addresses[..]).await?;
     let telemetry = match config.telemetry.listen.as_str() {
@@ -254,8 +254,6 @@ pub async fn start_with(
     let (unbroken, progress) = (leases.unbroken(), Progress::default());
     let vitals =
         Vitals { instance, started_at: clock.now(), timers: timers.clone(), sweep: progress.clone() };
-    let participants =
-        shards.iter().map(|shard| between(Arc::new(shard.clone()) as Arc<dyn Participant>)).collect();
     let participants = Participants::new(participants, &map);
     let store = change_store(Store::start(&coordinator.engine));
     let engine = Engine::new(store, participants, timers.clone(), clock.clone(), unbroken.clone());
@@ -264,7 +262,7 @@ pub async fn start_with(
 
     tokio::spawn(keys::keep(keys.clone(), timers.clone(), stop.clone()));
     tokio::spawn(partitions::keep(coordinator.maintainer, maintained, timers.clone(), stop.clone()));
-    tokio::spawn(heads::keep(engine.store().clone(), Arc::clone(&shards), instance, stop.clone()));
+    tokio::spawn(heads::keep(engine.store().clone(), shards.all().to_vec(), instance, stop.clone()));
     tokio::spawn(follow::keep(
         coordinator.engine.clone(),
         engine.store().clone(),
@@ -304,6 +302,97 @@ pub async fn start_with(
     });
     let _ = unless_served.disarm();
     Ok(Running { address, is_encrypted: config.tls.is_some(), telemetry, engine, timers, stop, serving })
+}
+
+/// A shard on which `tcc-ledgerd` works.
+struct Ledgerd {
+    remote: Remote,
+    /// What is known of it here: whether it has lost commits, and whether an operator has stopped work on it.
+    shard: Shard,
+}
+
+impl Participant for Ledgerd {
+    fn name(&self) -> &str {
+        self.remote.name()
+    }
+
+    fn is_reachable(&self) -> bool {
+        self.remote.is_reachable() && self.shard.is_reachable()
+    }
+
+    fn call(&self, call: Call) -> BoxFuture<'_, Vec<Outcome>> {
+        self.remote.call(call)
+    }
+}
+
+/// The databases of a configuration.
+struct Databases {
+    logins: Logins,
+    coordinator: Database,
+    /// Which shard keeps which buckets of accounts.
+    map: HashMap<String, HashSet<u16>>,
+    kept: Vec<store::heads::Kept>,
+}
+
+impl Databases {
+    /// Creates or changes the coordinator's tables, and reads what is known of the shards.
+    async fn prepare(config: &Config) -> Result<Self, ServeError> {
+        let logins = Logins::read(&config.postgres)?;
+        let coordinator = database(&logins, "the coordinator", &config.coordinator.url)?;
+        let names: Vec<String> = config.shards.iter().map(|shard| shard.name.clone()).collect();
+        let mut client = connect("the coordinator", &coordinator.migrator).await?;
+        let map = store::schema::prepare(&mut client, &names).await?;
+        let kept = store::heads::kept(&client).await.map_err(store::schema::SchemaError::from)?;
+        Ok(Self { logins, coordinator, map, kept })
+    }
+
+    /// Creates or changes a shard's tables, or does so as soon as it is there, and starts to work on it. Answers also who
+    /// maintains it.
+    async fn open(&self, one: &ShardConfig, stop: &CancellationToken) -> Result<(Shard, Postgres), ServeError> {
+        let which = format!("shard {}", one.name);
+        let database = database(&self.logins, &which, &one.url)?;
+        let buckets = self.map[&one.name].clone();
+        match connect(&which, &database.migrator).await {
+            Ok(mut client) => tcc_ledger::prepare(&mut client, &one.name, &buckets).await?,
+            Err(error) => {
+                tracing::warn!(%error, "starting without a shard; it joins when it is there");
+                let (migrator, name) = (database.migrator.clone(), one.name.clone());
+                tokio::spawn(prepare_late(which, migrator, name, buckets.clone(), stop.clone()));
+            }
+        }
+        let heads = Heads::default();
+        let kept = self.kept.iter().find(|kept| kept.shard == one.name);
+        if let Some(kept) = kept {
+            heads.expect(kept.heads.clone());
+            kept.lost.iter().for_each(|lost| heads.stop(lost.clone()));
+        }
+        let shard = Shard::start(&one.name, &database.engine, buckets, heads);
+        shard.set_drained(kept.is_some_and(|kept| kept.drained));
+        Ok((shard, database.maintainer))
+    }
+}
+
+/// Serves one shard of a configuration to coordinators that have its address, and nothing else: what `tcc-ledgerd` does.
+/// They do everything but Try, Confirm and Cancel themselves.
+///
+/// # Errors
+///
+/// [`ServeError`].
+pub async fn start_shard(
+    config: &Config,
+    name: &str,
+    listen: &str,
+) -> Result<tcc_participant::serve::Running, ServeError> {
+    let one = config.shards.iter().find(|shard| shard.name == name);
+    let one = one.ok_or_else(|| ServeError::NoShard(name.to_owned()))?;
+    let databases = Databases::prepare(config).await?;
+    let stop = CancellationToken::new();
+    let (shard, _) = databases.open(one, &stop).await?;
+    let participant: Arc<dyn Participant> = Arc::new(shard.clone());
+    let running = tcc_participant::serve::start(Arc::new(InProcess { participant, may_veto: true }), listen).await?;
+    let (store, instance) = (Store::start(&databases.coordinator.engine), Uuid::now_v7());
+    tokio::spawn(heads::keep(store, vec![shard], instance, running.stop()));
+    Ok(running)
 }
 
 /// Prepares a shard that was not there at the start, once it is. Its executors refuse it until then.
@@ -485,11 +574,7 @@ async fn connect(which: &str, database: &Postgres) -> Result<tokio_postgres::Cli
 ///
 /// [`ServeError`].
 pub async fn migrate(config: &Config) -> Result<(), ServeError> {
-    let logins = Logins::read(&config.postgres)?;
-    let coordinator = database(&logins, "the coordinator", &config.coordinator.url)?;
-    let names: Vec<String> = config.shards.iter().map(|shard| shard.name.clone()).collect();
-    let mut client = connect("the coordinator", &coordinator.migrator).await?;
-    let map = store::schema::prepare(&mut client, &names).await?;
+    let Databases { logins, map, .. } = Databases::prepare(config).await?;
     for shard in &config.shards {
         let which = format!("shard {}", shard.name);
         let mut client = connect(&which, &database(&logins, &which, &shard.url)?.migrator).await?;

@@ -53,7 +53,7 @@ impl Servers {
             insecure_dev: true,
             coordinator: Database { url: self.coordinator.url() },
             shards: shards
-                .map(|(n, cluster)| ShardConfig { name: format!("shard-{n}"), url: cluster.url() })
+                .map(|(n, cluster)| ShardConfig::new(&format!("shard-{n}"), &cluster.url()))
                 .collect(),
             telemetry: Telemetry { listen: "127.0.0.1:0".into(), ..Telemetry::default() },
             ..Config::default()

@@ -86,7 +86,7 @@ impl System {
                 let wire = Proxy::start(site.socket(), commits_by).await.context("starting a wire")?;
                 mine.push(Arc::new(wire));
             }
-            let shard = |n: usize| ShardConfig { name: format!("shard-{n}"), url: mine[n + 1].url() };
+            let shard = |n: usize| ShardConfig::new(&format!("shard-{n}"), &mine[n + 1].url());
             let config = Config {
                 listen: "127.0.0.1:0".into(),
                 insecure_dev: true,

@@ -1,0 +1,57 @@
+//! `tcc-ledgerd`: one shard of the ledger, out of process.
+//!
+//! It does Try, Confirm and Cancel for coordinators whose configuration has its address; everything else about the shard they do
+//! themselves. It reads their file: the coordinator's database tells which accounts are the shard's, and keeps its heads, so
+//! that a shard which lost commits is noticed however it is worked on. Several may work on one shard.
+
+use clap::Parser;
+use std::{path::PathBuf, process::ExitCode};
+use tcc_coordinator::{config::Config, serve};
+use tokio::signal::unix::{SignalKind, signal};
+
+/// As tccd has.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Serves one shard of the ledger to coordinators.
+#[derive(Parser)]
+#[command(name = "tcc-ledgerd", version)]
+struct Cli {
+    /// The coordinator's configuration; coordinator/docs/tccd.toml documents every key.
+    #[arg(long, env = "TCC_CONFIG", default_value = "tccd.toml")]
+    config: PathBuf,
+    /// Which of its shards.
+    #[arg(long)]
+    shard: String,
+    /// Where coordinators call it. Whoever reaches this address may move the shard's money.
+    #[arg(long, default_value = "127.0.0.1:7090")]
+    listen: String,
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    match run(Cli::parse()).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("tcc-ledgerd: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(cli: Cli) -> anyhow::Result<()> {
+    let config = Config::load(&cli.config)?;
+    config.telemetry.logs.start();
+    let running = serve::start_shard(&config, &cli.shard, &cli.listen).await?;
+    println!("tcc-ledgerd: ready on http://{}", running.address);
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let stop = running.stop();
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        stop.cancel();
+    });
+    Ok(running.ended().await?)
+}
