@@ -115,7 +115,7 @@ pub async fn hot_share(sql: &tokio_postgres::Client, table: &str) -> anyhow::Res
 fn cpu(system: &System) -> anyhow::Result<Cpu> {
     Ok(Cpu {
         postgres: processes::cpu_of_servers(&system.postmasters()?)?,
-        tccd: processes::cpu_of(system.tccd_process()?)?,
+        tccd: system.tccd_cpu()?,
         load: processes::cpu_of(process::id())?,
     })
 }

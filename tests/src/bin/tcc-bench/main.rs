@@ -70,6 +70,9 @@ pub struct Scale {
     /// Callers prove who they are with an API key, instead of being believed. Then all of them are one caller.
     #[arg(long, global = true)]
     api_key: bool,
+    /// A tcc-ledgerd works on each shard, instead of tccd.
+    #[arg(long, global = true)]
+    remote: bool,
 }
 
 #[derive(Subcommand, Clone)]

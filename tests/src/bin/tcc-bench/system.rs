@@ -34,6 +34,10 @@ const PATIENCE: Duration = Duration::from_secs(600);
 pub struct System {
     servers: Servers,
     tccd: Tccd,
+    /// What works on the shards, if tccd does not.
+    ledgers: Vec<Tccd>,
+    /// What its tccd is configured with.
+    config: Config,
     callers: Option<Callers>,
     connections: u32,
     /// Connections to its tccd.
@@ -118,7 +122,14 @@ impl System {
         progress.say(&format!("   starting {} servers, tccd, {} accounts", shards + 1, scale.accounts));
         let servers = tokio::task::spawn_blocking(move || Servers::start(shards, None, &SETTINGS)).await??;
         let callers = scale.api_key.then(Callers::new);
-        let tccd = Tccd::start(&configured(&servers, callers.as_ref())).await?;
+        let mut config = configured(&servers, callers.as_ref());
+        let (asked, mut ledgers) = (config.clone(), Vec::new());
+        for shard in config.shards.iter_mut().filter(|_| scale.remote) {
+            let ledger = Tccd::ledgerd(&asked, &shard.name).await?;
+            ledger.url().clone_into(&mut shard.address);
+            ledgers.push(ledger);
+        }
+        let tccd = Tccd::start(&config).await?;
         let key = callers.as_ref().map(|callers| callers.key.as_str());
         let fleet = Fleet::connect(tccd.url(), scale.connections, key).await?;
         let sql = connect(&servers.coordinator).await?;
@@ -128,7 +139,8 @@ impl System {
         }
         let accounts = Accounts::spread(scale.accounts, shards);
         let connections = scale.connections;
-        let system = Self { servers, tccd, callers, connections, fleet, accounts, sql, shard_sql };
+        let system =
+            Self { servers, tccd, ledgers, config, callers, connections, fleet, accounts, sql, shard_sql };
         let watch = progress.watch("accounts", system.accounts.count());
         system.fleet.open(&system.accounts, || watch.step()).await?;
         Ok(system)
@@ -180,6 +192,20 @@ impl System {
         self.tccd.id().context("tccd has ended by itself")
     }
 
+    /// CPU seconds of its tccd, and of what works on the shards instead of it.
+    ///
+    /// # Errors
+    ///
+    /// If one has ended.
+    pub fn tccd_cpu(&self) -> anyhow::Result<f64> {
+        let ledgers = self.ledgers.iter().map(|ledger| ledger.id().context("a tcc-ledgerd has ended by itself"));
+        let mut sum = processes::cpu_of(self.tccd_process()?)?;
+        for ledger in ledgers {
+            sum += processes::cpu_of(ledger?)?;
+        }
+        Ok(sum)
+    }
+
     /// Memory of tccd in bytes: now, and at most.
     ///
     /// # Errors
@@ -204,7 +230,7 @@ impl System {
     ///
     /// If it does not start.
     pub async fn join(&self) -> anyhow::Result<Instance> {
-        let tccd = Tccd::start(&configured(&self.servers, self.callers.as_ref())).await?;
+        let tccd = Tccd::start(&self.config).await?;
         let fleet = Fleet::connect(tccd.url(), self.connections, self.key()).await?;
         Ok(Instance { tccd, fleet })
     }
