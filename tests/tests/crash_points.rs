@@ -63,8 +63,8 @@ enum Deed {
 }
 
 use Deed::{
-    Block, Cancel, CancelAfterRefusal, CreateBesideLock, Drain, Force, Leave, LoseShard, Mend, Open, Pay, PayByKey,
-    PayNow, PayTogether, Rebuild, Refuse, ResumeShard, Start,
+    Block, Cancel, CancelAfterRefusal, CreateBesideLock, Drain, Force, Leave, LoseShard, Mend, Open, Pay,
+    PayByKey, PayNow, PayTogether, Rebuild, Refuse, ResumeShard, Start,
 };
 
 /// Every point, and the deeds that reach it. A point that no deed reaches is a read of which nothing depends: whoever dies

@@ -258,7 +258,9 @@ impl Caller {
             self.client = None;
         }
         let outcome = |answer| match answer {
-            Ok(outcomes) => Vec::into_iter(outcomes).next().unwrap_or_else(|| Outcome::Unknown(String::new())),
+            Ok(outcomes) => {
+                Vec::into_iter(outcomes).next().unwrap_or_else(|| Outcome::Unknown(String::new()))
+            }
             Err(Failure::Rejected(why)) => Outcome::Failed(why),
             Err(failure) => Outcome::Unknown(failure.to_string()),
         };

@@ -47,8 +47,9 @@ use tonic::{
 };
 
 /// What the compiled proto files say.
-static API: LazyLock<DescriptorPool> =
-    LazyLock::new(|| DescriptorPool::decode(tcc_proto::FILE_DESCRIPTOR_SET).expect("what the build has compiled"));
+static API: LazyLock<DescriptorPool> = LazyLock::new(|| {
+    DescriptorPool::decode(tcc_proto::FILE_DESCRIPTOR_SET).expect("what the build has compiled")
+});
 
 /// What gRPC services look like from here.
 trait Services: Service<Request<Body>, Response = Response<Body>, Error: Into<StdError>> {}
@@ -69,7 +70,10 @@ impl<S> Http<S> {
 
 impl<S> Service<Request<Body>> for Http<S>
 where
-    S: Service<Request<Body>, Response = Response<Body>, Error: Into<StdError> + Send> + Clone + Send + 'static,
+    S: Service<Request<Body>, Response = Response<Body>, Error: Into<StdError> + Send>
+        + Clone
+        + Send
+        + 'static,
     S::Future: Send,
 {
     type Response = Response<Body>;
@@ -94,7 +98,8 @@ where
 async fn answer(services: impl Services, request: Request<Body>) -> Response<Body> {
     let path = request.uri().path().to_owned();
     let is_head = request.method() == Method::HEAD;
-    let response = respond(services, request).await.unwrap_or_else(|status| problem::response(&status, &path));
+    let response =
+        respond(services, request).await.unwrap_or_else(|status| problem::response(&status, &path));
     if is_head { response.map(|_| Body::empty()) } else { response }
 }
 
@@ -177,8 +182,11 @@ impl Asked {
 /// to wait becomes a deadline, but where it means to wait for a change.
 fn passed_on(route: &Route, headers: &HeaderMap) -> HeaderMap {
     let is_grpc = |name: &HeaderName| name.as_str().starts_with("grpc-");
-    let mut headers: HeaderMap =
-        headers.iter().filter(|(name, _)| !is_grpc(name)).map(|(name, value)| (name.clone(), value.clone())).collect();
+    let mut headers: HeaderMap = headers
+        .iter()
+        .filter(|(name, _)| !is_grpc(name))
+        .map(|(name, value)| (name.clone(), value.clone()))
+        .collect();
     if route.verb != "GET"
         && let Some(wait) = headers::wait(&headers)
         && let Ok(timeout) = format!("{}S", wait.as_secs()).parse()
@@ -216,7 +224,8 @@ async fn read(
     }
     fields.append(&mut headers::fields(&input, route.verb, &headers)?);
     let message = json::message(&input, fields)?;
-    let is_named = ["id", "idempotency_key", "validate_only"].iter().any(|name| message.has_field_by_name(name));
+    let is_named =
+        ["id", "idempotency_key", "validate_only"].iter().any(|name| message.has_field_by_name(name));
     if input.get_field_by_name("idempotency_key").is_some() && !is_named {
         let must = "is required over HTTP, as the header Idempotency-Key, or an id: a lost answer could not be asked for again";
         return Err(wrong("idempotency_key", Reason::IdempotencyKeyRequired, must).into());
