@@ -173,8 +173,12 @@ impl Asked {
         let request = tonic::Request::from_parts(metadata, extensions, message);
         let mut grpc = Grpc::new(services);
         grpc.ready().await.map_err(|error| Status::from_error(error.into()))?;
-        let codec = Dynamic(route.method.output());
-        Ok(grpc.streaming(request, path, codec).await?.into_inner())
+        let codec = Dynamic::new(route.method.output());
+        let answered = grpc.streaming(request, path, codec.clone()).await;
+        match codec.unreadable() {
+            Some(status) => Err(status),
+            None => Ok(answered?.into_inner()),
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! The OpenAPI 3.1 document of this face, made of the table of routes and the descriptors.
 //!
-//! The comments of the proto files become descriptions, and a field whose comment says "Required." is required. What an answer has is
+//! The comments of the proto files become descriptions, and a field whose comment says "Required" is required. What an answer has is
 //! always there, but for times and objects that are not set; what a request has may be left out or `null`.
 
 use super::{
@@ -193,7 +193,7 @@ impl Schemas {
         for field in of.fields().filter(|field| !is_elsewhere(field)) {
             let mut schema = self.field(&field, way);
             let is_required = match way {
-                Way::In => field_comment(&field).contains("Required."),
+                Way::In => ["Required.", "Required:"].iter().any(|word| field_comment(&field).contains(word)),
                 Way::Out => !field.supports_presence(),
             };
             if is_required {
