@@ -1,7 +1,7 @@
 //! The HTTP/JSON face of the gRPC API, on the same port.
 //!
 //! [`Http`] stands in front of the gRPC services. What says that it is gRPC passes through; everything else is looked up in the
-//! table of [routes](routes), becomes a gRPC request with the same headers, and its answer becomes JSON again. So whatever
+//! table of routes, becomes a gRPC request with the same headers, and its answer becomes JSON again. So whatever
 //! stands between here and the services, such as authentication or limits, applies to both faces alike, and nothing is decided here: a rule
 //! about holds does not belong into this folder.
 //!
