@@ -63,8 +63,8 @@ enum Deed {
 }
 
 use Deed::{
-    Block, Cancel, CancelAfterRefusal, CreateBesideLock, Drain, Force, Leave, LoseShard, Mend, Open, Pay, PayByKey,
-    PayNow, PayTogether, Rebuild, Refuse, ResumeShard, Start,
+    Block, Cancel, CancelAfterRefusal, CreateBesideLock, Drain, Force, Leave, LoseShard, Mend, Open, Pay,
+    PayByKey, PayNow, PayTogether, Rebuild, Refuse, ResumeShard, Start,
 };
 
 /// Every point, and the deeds that reach it. A point that no deed reaches is a read of which nothing depends: whoever dies
@@ -86,7 +86,8 @@ const POINTS: &[(&str, &[Deed])] = &[
     ("all_fences", &[CreateBesideLock]),
     ("all_accounts", &[CreateBesideLock]),
     ("identify", &[Start]),
-    ("name_shard", &[Start]),
+    // Written once, when the database is new.
+    ("name_shard", &[]),
     // The coordinator's table.
     ("begin", &[Pay, Refuse]),
     ("tccd-begin committed", &[Pay, Refuse]),
@@ -95,7 +96,7 @@ const POINTS: &[(&str, &[Deed])] = &[
     ("wake", &[Pay, PayTogether]),
     ("defer", &[CreateBesideLock]),
     ("tccd-defer committed", &[CreateBesideLock]),
-    ("map_buckets", &[Start]),
+    ("map_buckets", &[]),
     // Keys. Those that nobody asks for any more are forgotten by one statement, a minute after the start.
     ("claim", &[PayByKey]),
     ("claimed", &[PayByKey]),
@@ -154,6 +155,7 @@ const POINTS: &[(&str, &[Deed])] = &[
     ("heads", &[]),
     ("lost_heads", &[]),
     ("leaves", &[]),
+    ("fence_partitions", &[]),
     ("late", &[]),
     ("is_member", &[]),
     ("is_granted", &[]),

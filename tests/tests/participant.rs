@@ -87,7 +87,7 @@ fn new_id() -> TransactionId {
 
 const FEW: conformance::Options = conformance::Options { seed: 1, schedules: 150, meetings: 20 };
 /// The cells, the meetings and the random ones, if nothing is vetoed.
-const SCHEDULES: u64 = 36 + 20 * 14 + 150;
+const SCHEDULES: u64 = 72 + 20 * 14 + 150;
 
 /// Everything is asked, then the participant starts again, and everything is asked for again.
 async fn conformance_of(

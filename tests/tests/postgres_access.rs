@@ -206,7 +206,9 @@ async fn the_engine_is_refused_whatever_the_protocol_never_does() {
 
     // Nor if it hides the catalog behind something of its own.
     payer
-        .batch_execute("CREATE TEMP TABLE pg_class AS SELECT oid, 'tccd'::regrole AS relowner FROM pg_catalog.pg_class")
+        .batch_execute(
+            "CREATE TEMP TABLE pg_class AS SELECT oid, 'tccd'::regrole AS relowner FROM pg_catalog.pg_class",
+        )
         .await
         .unwrap();
     let moved_back = format!("UPDATE branch SET state = 1 WHERE transaction_id = '{paid_id}'");
@@ -294,7 +296,7 @@ impl Encrypted {
             format!("hba_file={}", file("hba")),
             "fsync=off".into(),
         ];
-        let start = move || Cluster::start(&Options { data: None, settings });
+        let start = move || Cluster::start(&Options { settings, ..Options::default() });
         let cluster = tokio::task::spawn_blocking(start).await.unwrap().expect("PostgreSQL starts");
         let admin = connect(&format!("{} port={port}", cluster.url())).await;
         admin.batch_execute("CREATE ROLE tccd LOGIN PASSWORD 'a password'").await.unwrap();

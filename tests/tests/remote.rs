@@ -130,7 +130,7 @@ async fn the_ledger_is_a_right_participant() {
     let report = conformance::verify(Subject::new(&address, debit), &options).await.unwrap();
 
     assert!(report.is_ok(), "{report}");
-    assert_eq!(report.effects_seen, 36 + 280 + 150, "{report}");
+    assert_eq!(report.effects_seen, 72 + 280 + 150, "{report}");
     assert!(ledger.shard.audit(|_, _| ()).await.unwrap().findings.is_empty());
 }
 

@@ -281,7 +281,8 @@ async fn batches_transfers_lists_watches_and_books_are_bounded_like_single_holds
         let account = account.to_owned();
         let holdings = shop.request(v1::GetHoldingsRequest { account: account.clone() });
         let balance = shop.request(v1::GetBalanceRequest { account: account.clone(), at: None });
-        let postings = shop.request(v1::ListPostingsRequest { account: account.clone(), ..Default::default() });
+        let postings =
+            shop.request(v1::ListPostingsRequest { account: account.clone(), ..Default::default() });
         for answer in [
             ledger.get_holdings(holdings).await.map(drop),
             ledger.get_balance(balance).await.map(drop),

@@ -126,7 +126,8 @@ impl Shared {
         let stream = Heard { stream, bytes: Arc::clone(&heard) };
         let (gate, routes, calls) = (Arc::clone(&self.gate), self.routes.clone(), self.calls.clone());
         let services = Http::new(Guarded { gate, routes, calls, peer });
-        let service = service_fn(move |request: Request<Incoming>| services.clone().call(request.map(Body::new)));
+        let service =
+            service_fn(move |request: Request<Incoming>| services.clone().call(request.map(Body::new)));
         let mut connection = pin!(self.http.serve_connection(TokioIo::new(stream), service));
 
         let mut began = pin!(tokio::time::sleep_until(begin_until));

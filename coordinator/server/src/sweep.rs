@@ -203,7 +203,12 @@ impl Sweep {
     }
 
     /// What was fenced from one time on and before another, by the shard's clock.
-    async fn between(&mut self, shard: &Shard, mut from: Timestamp, until: Timestamp) -> Result<(), SweepError> {
+    async fn between(
+        &mut self,
+        shard: &Shard,
+        mut from: Timestamp,
+        until: Timestamp,
+    ) -> Result<(), SweepError> {
         let mut window = WINDOW;
         while from < until {
             let began = Instant::now();

@@ -363,7 +363,7 @@ struct Leaf {
 
 /// The partitions of the fences, the newest first. A read that names one of them is planned for it alone.
 async fn leaves(client: &impl GenericClient) -> Result<Vec<Leaf>, tokio_postgres::Error> {
-    let sql = "-- leaves
+    let sql = "-- fence_partitions
         SELECT c.relname::text FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
         WHERE i.inhparent = 'branch'::regclass ORDER BY c.relname DESC";
     let rows = client.query(sql, &[]).await?;

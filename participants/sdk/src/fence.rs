@@ -22,6 +22,7 @@ use futures::future::{BoxFuture, join};
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     sync::Arc,
+    time::Duration,
 };
 use tcc_core::{Admission, FenceState, Operation, Outcome, Refusal, TransactionId, fence::admit};
 use tokio_postgres::{Client, Row};

@@ -202,7 +202,10 @@ impl Keeper {
     ) -> Result<(), Unknown> {
         let world = &self.world;
         for shard in 0..world.shards() {
-            let (swept, server) = (world.db().swept[shard], world.db().server);
+            let (swept, server) = {
+                let db = world.db();
+                (db.swept[shard], db.server)
+            };
             let is_here = |swept: &Swept| swept.server == server;
             if swept.filter(is_here).is_some_and(|swept| world.now() < swept.seen_until + LOOK_EVERY)
                 || !world.shard_answers(shard)

@@ -198,7 +198,8 @@ impl Holds {
         if self.sweep.swept_on() == Some(server) {
             return Ok(stale);
         }
-        let message = "it is not known yet whether this was lost; nothing was done, repeat with the same id or key";
+        let message =
+            "it is not known yet whether this was lost; nothing was done, repeat with the same id or key";
         Ok(reason::unavailable(Reason::CoordinatorUnavailable, message))
     }
 

@@ -111,12 +111,7 @@ impl Gate {
     }
 
     /// Answers a request: lets it through, or sends it away.
-    pub async fn answer(
-        &self,
-        mut routes: Routes,
-        peer: Peer,
-        mut request: Request<Body>,
-    ) -> Response<Body> {
+    pub async fn answer(&self, mut routes: Routes, peer: Peer, mut request: Request<Body>) -> Response<Body> {
         let path = request.uri().path();
         let counted = match self.admit(&peer, path, request.headers()).await {
             Ok(None) => None,

@@ -215,7 +215,7 @@ impl Engine {
         lane: u8,
         patience: Duration,
     ) -> Result<Created, EngineError> {
-        let created = self.create_at_once(transaction, lane, patience).await;
+        let created = self.create_at_once(transaction, keyed_on, lane, patience).await;
         self.metrics.created(&created);
         created
     }
@@ -223,6 +223,7 @@ impl Engine {
     async fn create_at_once(
         self: &Arc<Self>,
         transaction: Transaction,
+        keyed_on: Option<Timestamp>,
         lane: u8,
         patience: Duration,
     ) -> Result<Created, EngineError> {

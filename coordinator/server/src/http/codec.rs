@@ -2,15 +2,31 @@
 
 use prost::Message as _;
 use prost_reflect::{DynamicMessage, MessageDescriptor};
+use std::sync::{Arc, Mutex};
 use tonic::{
     Status,
     codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder},
 };
 
-/// Reads answers of one kind. What it is given to write may be an error: then that is what the service gets instead of a message,
-/// and answers with.
+/// Reads answers of one kind. What it is given to write may be an error: then the service gets no message, and the error is kept
+/// for whoever asked.
 #[derive(Debug, Clone)]
-pub struct Dynamic(pub MessageDescriptor);
+pub struct Dynamic {
+    answer: MessageDescriptor,
+    unreadable: Arc<Mutex<Option<Status>>>,
+}
+
+impl Dynamic {
+    /// For answers of this kind.
+    pub fn new(answer: MessageDescriptor) -> Self {
+        Self { answer, unreadable: Arc::default() }
+    }
+
+    /// Why there was no message, if there was none.
+    pub fn unreadable(&self) -> Option<Status> {
+        self.unreadable.lock().expect("no holder panics").take()
+    }
+}
 
 impl Codec for Dynamic {
     type Encode = Result<DynamicMessage, Status>;
@@ -32,7 +48,10 @@ impl Encoder for Dynamic {
     type Error = Status;
 
     fn encode(&mut self, item: Self::Item, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
-        item?.encode(buffer).map_err(|error| Status::internal(error.to_string()))
+        let message = item.inspect_err(|status| {
+            *self.unreadable.lock().expect("no holder panics") = Some(status.clone());
+        })?;
+        message.encode(buffer).map_err(|error| Status::internal(error.to_string()))
     }
 }
 
@@ -41,7 +60,7 @@ impl Decoder for Dynamic {
     type Error = Status;
 
     fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<DynamicMessage>, Status> {
-        let message = DynamicMessage::decode(self.0.clone(), buffer);
+        let message = DynamicMessage::decode(self.answer.clone(), buffer);
         message.map(Some).map_err(|error| Status::internal(error.to_string()))
     }
 }

@@ -7,9 +7,7 @@ use super::json::{Fields, Json};
 use crate::api::reason::{self, Violation, wrong};
 use hyper::{
     HeaderMap,
-    header::{
-        ACCEPT, CONTENT_ENCODING, CONTENT_TYPE, HeaderName, HeaderValue, IF_MATCH, IF_NONE_MATCH,
-    },
+    header::{ACCEPT, CONTENT_ENCODING, CONTENT_TYPE, HeaderName, HeaderValue, IF_MATCH, IF_NONE_MATCH},
 };
 use prost_reflect::MessageDescriptor;
 use std::time::Duration;
@@ -44,7 +42,9 @@ pub fn seen(verb: &str, headers: &HeaderMap) -> Option<String> {
     let text = |name| headers.get(name).map(|value| value.to_str().unwrap_or_default());
     let text = match verb {
         // A proxy that compresses answers makes their etags weak.
-        "GET" => text(IF_NONE_MATCH).map(|text| text.trim_start_matches("W/")).or_else(|| text(LAST_EVENT_ID)),
+        "GET" => {
+            text(IF_NONE_MATCH).map(|text| text.trim_start_matches("W/")).or_else(|| text(LAST_EVENT_ID))
+        }
         _ => text(IF_MATCH),
     }?;
     // Any etag: whatever there is.
@@ -100,7 +100,8 @@ pub fn wait(headers: &HeaderMap) -> Option<Duration> {
 
 /// Whether a body is what is read here.
 pub fn check_body(headers: &HeaderMap) -> Result<(), Status> {
-    let is_json = headers.get(CONTENT_TYPE).is_some_and(|value| media_type(value.as_bytes()) == "application/json");
+    let is_json =
+        headers.get(CONTENT_TYPE).is_some_and(|value| media_type(value.as_bytes()) == "application/json");
     let is_plain = headers.get(CONTENT_ENCODING).is_none_or(|value| value == "identity");
     if is_json && is_plain {
         return Ok(());
@@ -111,8 +112,11 @@ pub fn check_body(headers: &HeaderMap) -> Result<(), Status> {
 
 /// Whether a client takes the form that an answer has.
 pub fn check_accept(headers: &HeaderMap, form: &str) -> Result<(), Status> {
-    let ranges: Vec<&[u8]> =
-        headers.get_all(ACCEPT).iter().flat_map(|value| value.as_bytes().split(|byte| *byte == b',')).collect();
+    let ranges: Vec<&[u8]> = headers
+        .get_all(ACCEPT)
+        .iter()
+        .flat_map(|value| value.as_bytes().split(|byte| *byte == b','))
+        .collect();
     let any = format!("{}/*", form.split('/').next().unwrap_or_default());
     let takes = |range: &&[u8]| {
         let range = media_type(range);
@@ -151,7 +155,8 @@ mod tests {
 
     #[test]
     fn a_key_is_quoted_or_bare_and_the_same_in_both_headers() {
-        let taken: [(&[(&'static str, &'static str)], Option<&str>); 5] = [
+        type Pairs = &'static [(&'static str, &'static str)];
+        let taken: [(Pairs, Option<&str>); 5] = [
             (&[("idempotency-key", "order-1")], Some("order-1")),
             (&[("idempotency-key", r#" "order-1" "#)], Some("order-1")),
             (&[("x-idempotency-key", r#""a\"b\\c""#)], Some(r#"a"b\c"#)),

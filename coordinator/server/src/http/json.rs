@@ -184,7 +184,8 @@ impl Reader {
 
     fn unknown(&mut self, of: &MessageDescriptor, path: &str, name: &str) {
         let mut message = "is no field of this call".to_owned();
-        let nearest = of.fields().min_by_key(|field| strsim::damerau_levenshtein(&cut(name), field.json_name()));
+        let nearest =
+            of.fields().min_by_key(|field| strsim::damerau_levenshtein(&cut(name), field.json_name()));
         if let Some(nearest) = nearest {
             message.push_str(&format!("; the nearest one is {}", nearest.json_name()));
         }
@@ -298,8 +299,8 @@ impl<'de> Visitor<'de> for AsWritten {
 mod tests {
     use super::*;
     use crate::http::{API, routes::ROUTES};
-    use prost::Message as _;
     use proptest::prelude::*;
+    use prost::Message as _;
     use tcc_proto::v1;
     use tonic_types::StatusExt as _;
 
@@ -350,7 +351,9 @@ mod tests {
                 read("Amount", &format!(r#"{{"value": {value}}}"#)).unwrap().transcode_to().unwrap();
             assert_eq!(read.value, expected, "{value}");
         }
-        for value in ["1.0", "1e3", "0.1", "9007199254740992", "-0.0", r#""1.5""#, r#""+5""#, r#""""#, "[]", "true"] {
+        for value in
+            ["1.0", "1e3", "0.1", "9007199254740992", "-0.0", r#""1.5""#, r#""+5""#, r#""""#, "[]", "true"]
+        {
             let refused = read("Amount", &format!(r#"{{"value": {value}}}"#)).unwrap_err();
             assert_eq!(told(&refused), ("AMOUNT_NOT_INTEGER".into(), vec!["value".into()]), "{value}");
         }
@@ -363,7 +366,8 @@ mod tests {
 
         let refused = read("CreateHoldRequest", body).unwrap_err();
 
-        let fields = ["payer", "payee", "amount.value", "due_at", "on_maturity", "labels.a", "memo", "validate_only"];
+        let fields =
+            ["payer", "payee", "amount.value", "due_at", "on_maturity", "labels.a", "memo", "validate_only"];
         assert_eq!(told(&refused), ("FIELD_INVALID".into(), fields.map(String::from).to_vec()));
     }
 

@@ -1,7 +1,7 @@
 //! The HTTP/JSON face of the gRPC API, on the same port.
 //!
 //! [`Http`] stands in front of the gRPC services. What says that it is gRPC passes through; everything else is looked up in the
-//! table of [routes](routes), becomes a gRPC request with the same headers, and its answer becomes JSON again. So whatever
+//! table of routes, becomes a gRPC request with the same headers, and its answer becomes JSON again. So whatever
 //! stands between here and the services, such as authentication or limits, applies to both faces alike, and nothing is decided here: a rule
 //! about holds does not belong into this folder.
 //!
@@ -47,8 +47,9 @@ use tonic::{
 };
 
 /// What the compiled proto files say.
-static API: LazyLock<DescriptorPool> =
-    LazyLock::new(|| DescriptorPool::decode(tcc_proto::FILE_DESCRIPTOR_SET).expect("what the build has compiled"));
+static API: LazyLock<DescriptorPool> = LazyLock::new(|| {
+    DescriptorPool::decode(tcc_proto::FILE_DESCRIPTOR_SET).expect("what the build has compiled")
+});
 
 /// What gRPC services look like from here.
 trait Services: Service<Request<Body>, Response = Response<Body>, Error: Into<StdError>> {}
@@ -69,7 +70,10 @@ impl<S> Http<S> {
 
 impl<S> Service<Request<Body>> for Http<S>
 where
-    S: Service<Request<Body>, Response = Response<Body>, Error: Into<StdError> + Send> + Clone + Send + 'static,
+    S: Service<Request<Body>, Response = Response<Body>, Error: Into<StdError> + Send>
+        + Clone
+        + Send
+        + 'static,
     S::Future: Send,
 {
     type Response = Response<Body>;
@@ -94,7 +98,8 @@ where
 async fn answer(services: impl Services, request: Request<Body>) -> Response<Body> {
     let path = request.uri().path().to_owned();
     let is_head = request.method() == Method::HEAD;
-    let response = respond(services, request).await.unwrap_or_else(|status| problem::response(&status, &path));
+    let response =
+        respond(services, request).await.unwrap_or_else(|status| problem::response(&status, &path));
     if is_head { response.map(|_| Body::empty()) } else { response }
 }
 
@@ -168,8 +173,12 @@ impl Asked {
         let request = tonic::Request::from_parts(metadata, extensions, message);
         let mut grpc = Grpc::new(services);
         grpc.ready().await.map_err(|error| Status::from_error(error.into()))?;
-        let codec = Dynamic(route.method.output());
-        Ok(grpc.streaming(request, path, codec).await?.into_inner())
+        let codec = Dynamic::new(route.method.output());
+        let answered = grpc.streaming(request, path, codec.clone()).await;
+        match codec.unreadable() {
+            Some(status) => Err(status),
+            None => Ok(answered?.into_inner()),
+        }
     }
 }
 
@@ -177,8 +186,11 @@ impl Asked {
 /// to wait becomes a deadline, but where it means to wait for a change.
 fn passed_on(route: &Route, headers: &HeaderMap) -> HeaderMap {
     let is_grpc = |name: &HeaderName| name.as_str().starts_with("grpc-");
-    let mut headers: HeaderMap =
-        headers.iter().filter(|(name, _)| !is_grpc(name)).map(|(name, value)| (name.clone(), value.clone())).collect();
+    let mut headers: HeaderMap = headers
+        .iter()
+        .filter(|(name, _)| !is_grpc(name))
+        .map(|(name, value)| (name.clone(), value.clone()))
+        .collect();
     if route.verb != "GET"
         && let Some(wait) = headers::wait(&headers)
         && let Ok(timeout) = format!("{}S", wait.as_secs()).parse()
@@ -216,7 +228,8 @@ async fn read(
     }
     fields.append(&mut headers::fields(&input, route.verb, &headers)?);
     let message = json::message(&input, fields)?;
-    let is_named = ["id", "idempotency_key", "validate_only"].iter().any(|name| message.has_field_by_name(name));
+    let is_named =
+        ["id", "idempotency_key", "validate_only"].iter().any(|name| message.has_field_by_name(name));
     if input.get_field_by_name("idempotency_key").is_some() && !is_named {
         let must = "is required over HTTP, as the header Idempotency-Key, or an id: a lost answer could not be asked for again";
         return Err(wrong("idempotency_key", Reason::IdempotencyKeyRequired, must).into());

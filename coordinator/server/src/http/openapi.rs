@@ -1,6 +1,6 @@
 //! The OpenAPI 3.1 document of this face, made of the table of routes and the descriptors.
 //!
-//! The comments of the proto files become descriptions, and a field whose comment says "Required." is required. What an answer has is
+//! The comments of the proto files become descriptions, and a field whose comment says "Required" is required. What an answer has is
 //! always there, but for times and objects that are not set; what a request has may be left out or `null`.
 
 use super::{
@@ -66,7 +66,8 @@ fn document() -> Value {
 }
 
 fn page(name: &str, summary: &str, parameters: &[Value]) -> Value {
-    let answer = json!({"description": summary, "content": {"application/json": {"schema": {"type": "object"}}}});
+    let answer =
+        json!({"description": summary, "content": {"application/json": {"schema": {"type": "object"}}}});
     json!({
         "operationId": name,
         "summary": summary,
@@ -120,8 +121,15 @@ impl Schemas {
             let is_in_query = route.verb != "POST" && !in_header(&field);
             if in_path(&field) || is_in_query {
                 let schema = self.field(&field, Way::In);
-                let (place, name) = if in_path(&field) { ("path", field.name()) } else { ("query", field.json_name()) };
-                let style = if field.is_map() { "deepObject" } else if place == "path" { "simple" } else { "form" };
+                let (place, name) =
+                    if in_path(&field) { ("path", field.name()) } else { ("query", field.json_name()) };
+                let style = if field.is_map() {
+                    "deepObject"
+                } else if place == "path" {
+                    "simple"
+                } else {
+                    "form"
+                };
                 parameters.push(json!({
                     "name": name, "in": place, "required": place == "path", "style": style, "schema": schema,
                 }));
@@ -141,7 +149,8 @@ impl Schemas {
         let has_body = input.fields().any(|field| !in_path(&field) && !in_header(&field));
         if route.verb == "POST" && has_body {
             let schema = self.object(&input, Way::In, &in_path);
-            operation["requestBody"] = json!({"required": true, "content": {"application/json": {"schema": schema}}});
+            operation["requestBody"] =
+                json!({"required": true, "content": {"application/json": {"schema": schema}}});
         }
         operation
     }
@@ -174,12 +183,17 @@ impl Schemas {
         json!({"$ref": format!("#/components/schemas/{name}")})
     }
 
-    fn object(&mut self, of: &MessageDescriptor, way: Way, is_elsewhere: &dyn Fn(&FieldDescriptor) -> bool) -> Value {
+    fn object(
+        &mut self,
+        of: &MessageDescriptor,
+        way: Way,
+        is_elsewhere: &dyn Fn(&FieldDescriptor) -> bool,
+    ) -> Value {
         let (mut properties, mut required) = (Map::new(), Vec::new());
         for field in of.fields().filter(|field| !is_elsewhere(field)) {
             let mut schema = self.field(&field, way);
             let is_required = match way {
-                Way::In => field_comment(&field).contains("Required."),
+                Way::In => ["Required.", "Required:"].iter().any(|word| field_comment(&field).contains(word)),
                 Way::Out => !field.supports_presence(),
             };
             if is_required {
@@ -260,7 +274,8 @@ fn in_headers(route: &Route) -> Vec<(&'static str, &'static str)> {
     match (route.verb, route.method.name()) {
         (_, "GetHold") => {
             headers.push(("If-None-Match", "An etag: 304 while the hold still has it."));
-            headers.push(("Prefer", "`wait=10`, with If-None-Match: waits up to 10 seconds for another etag."));
+            headers
+                .push(("Prefer", "`wait=10`, with If-None-Match: waits up to 10 seconds for another etag."));
         }
         (_, "WatchHold") => headers.push(("Last-Event-ID", "The id of the last event that was seen.")),
         ("GET", _) => {}
@@ -284,11 +299,16 @@ fn answers(route: &Route) -> &'static [(&'static str, &'static str)] {
             ("202", "The hold, before all shards have answered."),
         ],
         "Transfer" => &[("200", "Paid."), ("202", "On its way: ask for it again.")],
-        "CancelHold" => &[("200", "Released, for good."), ("202", "It is not known yet whether it will be: ask again.")],
+        "CancelHold" => {
+            &[("200", "Released, for good."), ("202", "It is not known yet whether it will be: ask again.")]
+        }
         "ConfirmHold" => &[("200", "Paid."), ("202", "On its way: ask for it again.")],
         "GetHold" => &[("200", "The hold."), ("304", "As it was seen.")],
         "WatchHold" => &[
-            ("200", "Events called `hold`, whose data are holds; one called `problem` at the end if there was one."),
+            (
+                "200",
+                "Events called `hold`, whose data are holds; one called `problem` at the end if there was one.",
+            ),
             ("204", "The hold is final, and was seen so."),
         ],
         _ => &[("200", "The answer.")],
@@ -348,7 +368,8 @@ mod tests {
         let hold = &document["components"]["schemas"]["Hold"];
         assert_eq!(hold["description"], "A transaction of one ledger debit and one ledger credit.");
         assert_eq!(hold["properties"]["payer"]["type"], "string");
-        let create = &document["paths"]["/v1/holds"]["post"]["requestBody"]["content"]["application/json"]["schema"];
+        let create =
+            &document["paths"]["/v1/holds"]["post"]["requestBody"]["content"]["application/json"]["schema"];
         assert_eq!(create["required"], json!(["payer", "payee", "amount", "dueAt", "onMaturity"]));
         assert_eq!(create["properties"]["idempotencyKey"]["type"], json!(["string", "null"]));
         let issue = &document["paths"]["/v1/accounts/{account}:issue"]["post"];

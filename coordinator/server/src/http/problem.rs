@@ -9,7 +9,10 @@ use hyper::{
     header::{ALLOW, CONTENT_TYPE, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE},
 };
 use serde_json::{Value, json};
-use std::{collections::HashMap, sync::LazyLock};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::LazyLock,
+};
 use tcc_proto::{Reason, reason::code_name};
 use tonic::{Code, Status, body::Body};
 use tonic_types::StatusExt as _;
@@ -53,7 +56,8 @@ pub fn document(status: &Status, path: &str) -> (StatusCode, Value) {
     let reason = info.as_ref().and_then(|info| info.reason.parse::<Reason>().ok());
     let code = reason.map_or_else(|| code_of(status.code()), Reason::http);
     let code = StatusCode::from_u16(code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    let mut metadata = info.map(|info| info.metadata).unwrap_or_default();
+    let mut metadata: BTreeMap<String, String> =
+        info.map(|info| info.metadata).unwrap_or_default().into_iter().collect();
     if let Some(field) = metadata.get_mut("field") {
         *field = spelled(field);
     }

@@ -125,10 +125,9 @@ pub fn query(of: &MessageDescriptor, query: &str) -> Fields {
     for pair in query.split('&').filter(|pair| !pair.is_empty()) {
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
         let (name, value) = (decoded(&name.replace('+', " ")), decoded(&value.replace('+', " ")));
-        let entry = name
-            .split_once('.')
-            .or_else(|| name.strip_suffix(']').and_then(|name| name.split_once('[')))
-            .filter(|(map, _)| json::field(of, map).is_some_and(|field| field.is_map()));
+        let is_map = |(map, _): &(&str, &str)| json::field(of, map).is_some_and(|field| field.is_map());
+        let in_brackets = || name.strip_suffix(']').and_then(|name| name.split_once('[')).filter(is_map);
+        let entry = name.split_once('.').filter(is_map).or_else(in_brackets);
         let is_list = json::field(of, &name).is_some_and(|field| field.is_list());
         match entry {
             Some((map, key)) => {
@@ -205,7 +204,7 @@ mod tests {
             ("GET", "/v1/holds/", Reason::PathUnknown),
             ("GET", "/v1/holds/x/", Reason::PathUnknown),
             ("GET", "/v1/holds/x/events/y", Reason::PathUnknown),
-            ("POST", "/v1/holds/:confirm", Reason::PathUnknown),
+            ("POST", "/v1/holds/:confirm", Reason::MethodNotAllowed),
             ("PUT", "/v1/holds", Reason::MethodNotAllowed),
             ("POST", "/v1/holds/x", Reason::MethodNotAllowed),
             ("GET", "/v1/wallet/transfer", Reason::MethodNotAllowed),

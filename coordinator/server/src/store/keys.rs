@@ -142,10 +142,7 @@ impl Keys {
 }
 
 /// Claims keys on a connection that has prepared both statements. Answers what each stands for, in the order of the claims.
-pub(super) async fn claim(
-    session: &Session,
-    claims: &[&Claim],
-) -> Result<Vec<Option<Claimed>>, Failure> {
+pub(super) async fn claim(session: &Session, claims: &[&Claim]) -> Result<Vec<Option<Claimed>>, Failure> {
     // Each once, in the order of the keys, so that two batches cannot deadlock. The first one of several has it.
     let mut sorted = claims.to_vec();
     sorted.sort_by(|one, other| one.key.cmp(&other.key));

@@ -107,7 +107,11 @@ impl Schedule {
             for operation in [Try, Confirm, Cancel] {
                 for last in [vec![ask(operation); 2], vec![ask(operation).with(Body::Second)]] {
                     let schedule = Self::of(way.iter().copied().chain(last));
-                    cells.extend([0, 1].map(|pivot| Self { is_vetoed: *is_vetoed, pivot, ..schedule.clone() }));
+                    cells.extend([0, 1].map(|pivot| Self {
+                        is_vetoed: *is_vetoed,
+                        pivot,
+                        ..schedule.clone()
+                    }));
                 }
             }
         }
