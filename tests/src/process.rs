@@ -91,7 +91,8 @@ impl Tccd {
         let text = toml::to_string(config).context("writing tccd's configuration")?;
         fs::write(folder.path().join("tccd.toml"), text).context("writing tccd's configuration")?;
         let program = find_program(name)?;
-        let mut tccd = Self { name, program, arguments, folder, url, child: None, crash_at: None, environment };
+        let mut tccd =
+            Self { name, program, arguments, folder, url, child: None, crash_at: None, environment };
         tccd.restart().await?;
         Ok(tccd)
     }

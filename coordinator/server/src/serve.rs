@@ -231,9 +231,10 @@ pub async fn start_with(
         maintained.push((one.name.clone(), maintainer));
         participants.push(between(match one.address.as_str() {
             "" => Arc::new(shard.clone()),
-            address => {
-                Arc::new(Ledgerd { remote: Remote::start(&one.name, address, &LEDGERD)?, shard: shard.clone() })
-            }
+            address => Arc::new(Ledgerd {
+                remote: Remote::start(&one.name, address, &LEDGERD)?,
+                shard: shard.clone(),
+            }),
         }));
         shards.push(shard);
     }
@@ -348,7 +349,11 @@ impl Databases {
 
     /// Creates or changes a shard's tables, or does so as soon as it is there, and starts to work on it. Answers also who
     /// maintains it.
-    async fn open(&self, one: &ShardConfig, stop: &CancellationToken) -> Result<(Shard, Postgres), ServeError> {
+    async fn open(
+        &self,
+        one: &ShardConfig,
+        stop: &CancellationToken,
+    ) -> Result<(Shard, Postgres), ServeError> {
         let which = format!("shard {}", one.name);
         let database = database(&self.logins, &which, &one.url)?;
         let buckets = self.map[&one.name].clone();
@@ -389,7 +394,8 @@ pub async fn start_shard(
     let stop = CancellationToken::new();
     let (shard, _) = databases.open(one, &stop).await?;
     let participant: Arc<dyn Participant> = Arc::new(shard.clone());
-    let running = tcc_participant::serve::start(Arc::new(InProcess { participant, may_veto: true }), listen).await?;
+    let running =
+        tcc_participant::serve::start(Arc::new(InProcess { participant, may_veto: true }), listen).await?;
     let (store, instance) = (Store::start(&databases.coordinator.engine), Uuid::now_v7());
     tokio::spawn(heads::keep(store, vec![shard], instance, running.stop()));
     Ok(running)

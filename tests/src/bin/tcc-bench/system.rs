@@ -198,7 +198,8 @@ impl System {
     ///
     /// If one has ended.
     pub fn tccd_cpu(&self) -> anyhow::Result<f64> {
-        let ledgers = self.ledgers.iter().map(|ledger| ledger.id().context("a tcc-ledgerd has ended by itself"));
+        let ledgers =
+            self.ledgers.iter().map(|ledger| ledger.id().context("a tcc-ledgerd has ended by itself"));
         let mut sum = processes::cpu_of(self.tccd_process()?)?;
         for ledger in ledgers {
             sum += processes::cpu_of(ledger?)?;
