@@ -446,6 +446,8 @@ async fn what_is_only_validated_is_checked_to_the_end_and_leaves_nothing() {
     let good = v1::CreateHoldRequest { validate_only: true, labels, ..hold(&alice, &bob, 30) };
 
     let due_at = time(round_up(from_proto(&good.due_at.unwrap())));
+    // Until then something that is too late may have been lost.
+    client.until_swept().await;
 
     let would_be = client.create(&good).await.unwrap();
     let hold = would_be.hold.unwrap();
