@@ -103,7 +103,7 @@ async fn a_refusal_is_replayed_by_key_and_by_id_and_says_so() {
         );
         assert_eq!((detail(&first, "replayed"), detail(&again, "replayed").as_deref()), (None, Some("true")));
         assert_eq!(detail(&first, "id"), detail(&again, "id"));
-        let refused = client.hold(&detail(&first, "id").unwrap()).await;
+        let refused = client.until_final(&detail(&first, "id").unwrap()).await;
         assert_eq!((refused.phase(), refused.cause()), (Phase::Cancelled, Cause::Refused));
         let burn = v1::BurnRequest { id: new_id(), account: alice.clone(), amount: Some(amount(10_000)) };
         client.ledger.burn(burn).await.unwrap();
