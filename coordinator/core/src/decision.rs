@@ -154,6 +154,26 @@ mod tests {
     }
 
     #[test]
+    fn of_two_refusals_the_first_branch_s_counts() {
+        let [first, second] = [Refusal::AccountNotFound, Refusal::InsufficientFunds].map(Outcome::Refused);
+
+        assert_eq!(read_tries([&first, &second].into_iter()), Tried::Refused(Refusal::AccountNotFound));
+    }
+
+    #[test]
+    fn the_next_branch_follows_what_is_done_and_a_try_what_was_confirmed() {
+        for operation in [Operation::Try, Operation::Confirm, Operation::Cancel] {
+            let is_try = operation == Operation::Try;
+
+            assert!(permits_next(operation, &Outcome::Done));
+            assert_eq!(permits_next(operation, &Outcome::AlreadyConfirmed), is_try, "{operation:?}");
+            for other in [Outcome::AlreadyCancelled, Outcome::NotTried, Outcome::Unknown(String::new())] {
+                assert!(!permits_next(operation, &other), "{operation:?} {other:?}");
+            }
+        }
+    }
+
+    #[test]
     fn only_the_pivot_may_turn_a_decision_round() {
         let veto = Outcome::Vetoed(Refusal::AccountBlocked);
 

@@ -199,6 +199,16 @@ mod tests {
     }
 
     #[test]
+    fn what_is_tried_or_being_confirmed_is_open() {
+        use FenceState::{Cancelled, Confirmed, Confirming, Refused, Stopped, Tried, Vetoed};
+
+        assert!([Tried, Confirming].into_iter().all(|state| !state.is_final()));
+        assert!(
+            [Refused(NO), Confirmed, Cancelled, Vetoed(NO), Stopped].into_iter().all(FenceState::is_final)
+        );
+    }
+
+    #[test]
     fn states_read_back_from_their_numbers() {
         for number in 1..=7 {
             let state =

@@ -94,6 +94,7 @@ mod tests {
 
         assert_eq!(id.time(), time);
         assert_eq!(TransactionId::parse(&id.to_string()), Ok(id));
+        assert_eq!(id.uuid().to_string(), id.to_string());
     }
 
     #[test]

@@ -141,6 +141,8 @@ mod tests {
         assert_eq!(Amount::new(1).map(Amount::get), Ok(1));
         assert_eq!(Amount::new(Amount::MAX).map(Amount::get), Ok(Amount::MAX));
         assert_eq!(Amount::new(Amount::MAX + 1), Err(MoneyError::TooLarge(Amount::MAX)));
+        let fit_above = |limit| (i64::MAX - limit) / Amount::MAX;
+        assert!(BALANCE_LIMIT > 4_000 * Amount::MAX && fit_above(BALANCE_LIMIT) > 4_000);
     }
 
     #[test]

@@ -250,6 +250,65 @@ mod tests {
     use super::*;
 
     #[test]
+    fn the_table_allows_this_and_nothing_else() {
+        use Event::{
+            AllCancelled, AllConfirmed, CancelForced, CancelRequested, ConfirmRequested, PivotCancelled,
+            PivotConfirmed, PivotVetoed, Refused, TimedOut, Tried,
+        };
+        use Phase::{Cancelled, Cancelling, Confirmed, Confirming, Held, Trying};
+        let allowed = |from, event| match from {
+            Trying => match event {
+                Tried => Some(Held),
+                Refused | TimedOut | CancelRequested | CancelForced => Some(Cancelling),
+                _ => None,
+            },
+            Held => match event {
+                ConfirmRequested | PivotConfirmed => Some(Confirming),
+                CancelRequested | CancelForced | PivotCancelled | PivotVetoed => Some(Cancelling),
+                AllConfirmed => Some(Confirmed),
+                AllCancelled => Some(Cancelled),
+                _ => None,
+            },
+            Confirming => match event {
+                AllConfirmed => Some(Confirmed),
+                CancelForced | PivotCancelled | PivotVetoed => Some(Cancelling),
+                _ => None,
+            },
+            Cancelling => match event {
+                AllCancelled => Some(Cancelled),
+                PivotConfirmed => Some(Confirming),
+                _ => None,
+            },
+            Confirmed | Cancelled => None,
+        };
+
+        for phase in Phase::ALL {
+            for event in Event::ALL {
+                assert_eq!(phase.after(event), allowed(phase, event), "{phase} {event:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn only_the_pivot_turns_round_and_whoever_asks_leaves_a_cause() {
+        let flips: Vec<_> = Event::ALL.into_iter().filter(|event| event.is_flip()).collect();
+        let causes: Vec<_> = Event::ALL.into_iter().filter_map(Event::cause).collect();
+
+        assert_eq!(flips, [Event::PivotConfirmed, Event::PivotCancelled, Event::PivotVetoed]);
+        assert_eq!(
+            causes,
+            [
+                Cause::Refused,
+                Cause::TimedOut,
+                Cause::Requested,
+                Cause::Requested,
+                Cause::Vetoed,
+                Cause::Operator
+            ]
+        );
+    }
+
+    #[test]
     fn every_event_leads_to_one_phase() {
         for event in Event::ALL {
             let targets: std::collections::HashSet<_> =
@@ -283,6 +342,8 @@ mod tests {
         assert!(Cause::ALL.into_iter().all(|c| Cause::from_number(c.number()) == Some(c)));
         assert!(Attention::ALL.into_iter().all(|a| Attention::from_number(a.number()) == Some(a)));
         assert_eq!((Phase::Trying.number(), Phase::Cancelled.number()), (1, 6));
+        assert_eq!((Cause::Refused.number(), Cause::Operator.number()), (1, 6));
+        assert_eq!((Attention::None.number(), Attention::Paused.number()), (0, 4));
         assert_eq!(Phase::from_number(7), None);
     }
 }
