@@ -27,7 +27,9 @@ CREATE TABLE transaction (
     slot smallint NOT NULL CHECK (slot BETWEEN 0 AND 255),
     lane smallint NOT NULL CHECK (lane BETWEEN 0 AND 255),
     -- The whole transaction, as coordinator/core/src/descriptor.rs encodes it.
-    descriptor bytea NOT NULL
+    descriptor bytea NOT NULL,
+    -- The context of the request that created it, if that was traced: trace, span and flags.
+    trace bytea CHECK (octet_length(trace) = 25)
 ) PARTITION BY RANGE (id);
 
 -- The maturity index: look at this transaction at this time. Insert-only; space comes back by dropping whole partitions.

@@ -108,7 +108,11 @@ async fn what_was_named_by_a_key_is_begun_only_on_the_server_that_has_the_key() 
     {
         let id = TransactionId::parse(&new_id()).unwrap();
         let transaction = Arc::new(transaction(id, due_at, OnMaturity::Confirm));
-        let begun = store.begin.call(Begin { transaction, place: Place::default(), keyed_on }).await.unwrap();
+        let begun = store
+            .begin
+            .call(Begin { transaction, place: Place::default(), keyed_on, trace: None })
+            .await
+            .unwrap();
 
         assert_eq!(begun.is_some(), is_begun, "{keyed_on:?}");
         assert_eq!(store.get(id).await.unwrap().is_some(), is_begun, "{keyed_on:?}");

@@ -93,7 +93,7 @@ impl Promise {
     async fn create(&mut self, world: &Arc<World>) {
         for _ in 0..20 {
             if let Some(instance) = world.any_instance() {
-                let created = instance.engine.create(self.transaction.clone(), None, 0, PATIENCE).await;
+                let created = instance.engine.create(self.transaction.clone(), None, 0, None, PATIENCE).await;
                 match created {
                     Ok(created) => return self.hear(world, &created.record),
                     Err(EngineError::IdReused { field, .. }) => {
@@ -120,7 +120,7 @@ impl Promise {
         let (due_at, on_maturity) = (descriptor.due_at, descriptor.on_maturity);
         let other = Descriptor::hold(branch(0), branch(1), amount, gold(), due_at, on_maturity);
         let other = Transaction::new(self.transaction.id, other);
-        match instance.engine.create(other, None, 0, PATIENCE).await {
+        match instance.engine.create(other, None, 0, None, PATIENCE).await {
             Ok(created) if created.record.standing.phase != Phase::Cancelled => {
                 self.contradictions.push("its id was taken for another body".into());
             }

@@ -7,7 +7,7 @@ use super::{
 use crate::{
     auth::Identity,
     config::Limits,
-    store::{Record, Seen},
+    store::{Record, Seen, TraceContext},
 };
 use std::{
     hash::{DefaultHasher, Hash as _, Hasher as _},
@@ -43,6 +43,13 @@ pub fn patience<T>(request: &Request<T>) -> Duration {
     let asked = header.and_then(grpc_timeout).unwrap_or(PATIENCE.0).max(PATIENCE.1);
     let margin = (asked / 10).min(Duration::from_millis(100));
     asked.min(PATIENCE.2).saturating_sub(margin)
+}
+
+/// Where in its client's traces a request is, as this server has gone on with them, or as the client says.
+pub fn trace<T>(request: &Request<T>) -> Option<TraceContext> {
+    let known = request.extensions().get::<TraceContext>().copied();
+    let header = || request.metadata().get("traceparent").and_then(|value| value.to_str().ok());
+    known.or_else(|| header().and_then(TraceContext::parse))
 }
 
 /// In which lane a caller's holds wait when more is due than can be paid at once.

@@ -13,7 +13,7 @@ use crate::{
     engine::{Created, Engine, EngineError},
     shards::Shards,
     store::{
-        Record, Seen, StoreError,
+        Record, Seen, StoreError, TraceContext,
         keys::{Claim, Claimed, Keys},
     },
     sweep::Progress,
@@ -62,6 +62,7 @@ pub struct Holds {
 struct Creator {
     identity: Arc<Identity>,
     lane: u8,
+    trace: Option<TraceContext>,
     deadline: Instant,
 }
 
@@ -69,7 +70,8 @@ impl Creator {
     fn of<T>(request: &Request<T>) -> Self {
         let identity = identity(request);
         let deadline = Instant::now() + convert::patience(request);
-        Self { lane: convert::lane(&identity.caller), identity, deadline }
+        let trace = convert::trace(request);
+        Self { lane: convert::lane(&identity.caller), identity, trace, deadline }
     }
 
     fn name(&self) -> &str {
@@ -132,7 +134,8 @@ impl Holds {
             },
         };
         let transaction = Transaction::new(id, descriptor);
-        let created = self.engine.create(transaction, keyed_on, creator.lane, creator.patience()).await;
+        let created =
+            self.engine.create(transaction, keyed_on, creator.lane, creator.trace, creator.patience()).await;
         let created = created.map_err(|error| of_name(&name, error))?;
         refuse(&created.record, created.replayed)?;
         Ok(created)

@@ -18,7 +18,10 @@ pub use participants::Participants;
 
 use crate::{
     schedule::{Clock, Timers, Unbroken},
-    store::{Advance, Advanced, Begin, Place, Record, Seen, Store, StoreError, begin, record::Standing},
+    store::{
+        Advance, Advanced, Begin, Place, Record, Seen, Store, StoreError, TraceContext, begin,
+        record::Standing,
+    },
     telemetry::Metrics,
 };
 use gates::Gates;
@@ -202,7 +205,7 @@ impl Engine {
     }
 
     /// Records a transaction, tries its branches, and answers once it is held or refused. `lane` is where it waits in a burst,
-    /// `keyed_on` the server that has its key, if it has one.
+    /// `keyed_on` the server that has its key, if it has one, `trace` the request that it came with.
     ///
     /// # Errors
     ///
@@ -213,9 +216,10 @@ impl Engine {
         transaction: Transaction,
         keyed_on: Option<Timestamp>,
         lane: u8,
+        trace: Option<TraceContext>,
         patience: Duration,
     ) -> Result<Created, EngineError> {
-        let created = self.create_at_once(transaction, keyed_on, lane, patience).await;
+        let created = self.create_at_once(transaction, keyed_on, lane, trace, patience).await;
         self.metrics.created(&created);
         created
     }
@@ -225,6 +229,7 @@ impl Engine {
         transaction: Transaction,
         keyed_on: Option<Timestamp>,
         lane: u8,
+        trace: Option<TraceContext>,
         patience: Duration,
     ) -> Result<Created, EngineError> {
         if self.is_draining() {
@@ -245,7 +250,7 @@ impl Engine {
         let transaction = Arc::new(transaction);
         let (answer, answered) = oneshot::channel();
         let place = Place { slot: self.timers.pick_slot(), lane };
-        let begin = Begin { transaction: Arc::clone(&transaction), place, keyed_on };
+        let begin = Begin { transaction: Arc::clone(&transaction), place, keyed_on, trace };
         self.spawn(Arc::clone(self).begin(begin, admitted, answer));
         let deadline = tokio::time::Instant::now() + patience;
         match tokio::time::timeout_at(deadline, answered).await {

@@ -1,6 +1,6 @@
 //! A transaction's first row, and the wake-up that finds it again if everything else is lost.
 
-use super::{Place, RETRY_INTERVAL, Record};
+use super::{Place, RETRY_INTERVAL, Record, TraceContext};
 use std::{collections::HashMap, sync::Arc};
 use tcc_core::{Timestamp, Transaction};
 use tcc_participant::{
@@ -16,10 +16,11 @@ WITH clock AS MATERIALIZED (
     SELECT clock_timestamp() AS now FROM pg_current_xact_id() AS xid WHERE xid IS NOT NULL
 ),
 begun AS (
-    INSERT INTO transaction (id, phase, on_maturity, slot, lane, due_at, created_at, descriptor)
-    SELECT i.id, 1, i.on_maturity, i.slot, i.lane, i.due_at, clock.now, i.descriptor
-    FROM clock, unnest($1::uuid[], $2::int2[], $3::timestamptz[], $4::bytea[], $6::int2[], $7::int2[], $8::timestamptz[])
-        AS i (id, on_maturity, due_at, descriptor, slot, lane, keyed_on)
+    INSERT INTO transaction (id, phase, on_maturity, slot, lane, due_at, created_at, descriptor, trace)
+    SELECT i.id, 1, i.on_maturity, i.slot, i.lane, i.due_at, clock.now, i.descriptor, i.trace
+    FROM clock, unnest($1::uuid[], $2::int2[], $3::timestamptz[], $4::bytea[], $6::int2[], $7::int2[], $8::timestamptz[],
+                       $9::bytea[])
+        AS i (id, on_maturity, due_at, descriptor, slot, lane, keyed_on, trace)
     WHERE i.keyed_on IS NULL OR i.keyed_on = pg_postmaster_start_time()
     ON CONFLICT (id) DO NOTHING
     RETURNING id, slot, lane, created_at,
@@ -40,6 +41,8 @@ pub struct Begin {
     /// When the server started that has its caller's key, if it is created by one. Another one may have lost the key, so it is not
     /// begun there.
     pub keyed_on: Option<Timestamp>,
+    /// Where it came from.
+    pub trace: Option<TraceContext>,
 }
 
 /// It was recorded. (`None` instead of it: the id was there before, or its key is on another server.)
@@ -96,6 +99,8 @@ impl Executor for BeginExecutor {
         let slots: Vec<i16> = sorted.iter().map(|begin| i16::from(begin.place.slot)).collect();
         let lanes: Vec<i16> = sorted.iter().map(|begin| i16::from(begin.place.lane)).collect();
         let keyed_on: Vec<Option<Timestamp>> = sorted.iter().map(|begin| begin.keyed_on).collect();
+        let traces: Vec<Option<Vec<u8>>> =
+            sorted.iter().map(|begin| begin.trace.map(TraceContext::to_bytes)).collect();
 
         let statement = self.session.statement(BEGIN)?;
         let rows = self
@@ -112,6 +117,7 @@ impl Executor for BeginExecutor {
                     &slots,
                     &lanes,
                     &keyed_on,
+                    &traces,
                 ],
             )
             .await

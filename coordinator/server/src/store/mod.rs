@@ -23,6 +23,7 @@ pub mod read;
 pub mod rebuild;
 pub mod record;
 pub mod schema;
+pub mod trace;
 pub mod wake;
 
 pub use advance::{Advance, Advanced};
@@ -31,6 +32,7 @@ pub use defer::Defer;
 pub use get::Get;
 pub use operate::{Acted, Action, Evidence};
 pub use record::{Place, Record, Seen};
+pub use trace::TraceContext;
 pub use wake::Woken;
 
 use deadpool_postgres::{Object, Pool};
