@@ -188,6 +188,10 @@ pub struct Telemetry {
     pub listen: String,
     /// How logs look.
     pub logs: Logs,
+    /// Where traces are sent over OTLP (gRPC): the url of a collector. Empty: nowhere.
+    pub traces: String,
+    /// How many of a hundred requests are traced of those that do not say themselves whether they are: 0 to 100.
+    pub traces_percent: u8,
 }
 
 /// What requests may ask for.
@@ -253,7 +257,7 @@ impl Default for Config {
 
 impl Default for Telemetry {
     fn default() -> Self {
-        Self { listen: "127.0.0.1:9464".into(), logs: Logs::Text }
+        Self { listen: "127.0.0.1:9464".into(), logs: Logs::Text, traces: String::new(), traces_percent: 1 }
     }
 }
 
@@ -363,6 +367,13 @@ impl Config {
         }
         if config.tls.as_ref().is_some_and(|tls| tls.require_client_certificate && tls.client_ca.is_none()) {
             return value("tls.require_client_certificate needs tls.client_ca".into());
+        }
+        let Telemetry { traces, traces_percent, .. } = &config.telemetry;
+        if *traces_percent > 100 {
+            return value(format!("telemetry.traces_percent is {traces_percent}; it can be 0 to 100"));
+        }
+        if !traces.is_empty() && !["http://", "https://"].iter().any(|scheme| traces.starts_with(scheme)) {
+            return value("telemetry.traces is the url of a collector, such as http://127.0.0.1:4317".into());
         }
         for (key, number, low, high) in config.traffic.ranges() {
             if !(low..=high).contains(&number) {

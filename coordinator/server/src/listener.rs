@@ -10,7 +10,7 @@ use crate::{
     config::Traffic,
     counted::Counts,
     http::Http,
-    telemetry::Calls,
+    telemetry::{Calls, Traces},
     tls,
     watched::Watched,
 };
@@ -66,14 +66,16 @@ pub struct Listener {
     pub routes: Routes,
     /// How it was answered.
     pub calls: Calls,
+    /// Who traces it, if somebody does.
+    pub traces: Option<Traces>,
 }
 
 impl Listener {
     /// Serves until `stop`, then until the clients have closed their connections.
     pub async fn serve(self, stop: CancellationToken) {
-        let Self { tcp, tls, traffic, gate, routes, calls } = self;
+        let Self { tcp, tls, traffic, gate, routes, calls, traces } = self;
         let (http, stopped) = (http(&traffic), stop.clone());
-        let shared = Arc::new(Shared { http, tls, traffic, gate, routes, calls, stop: stopped });
+        let shared = Arc::new(Shared { http, tls, traffic, gate, routes, calls, traces, stop: stopped });
         let (tasks, open) = (TaskTracker::new(), Counts::default());
         while let Some(accepted) = stop.run_until_cancelled(tcp.accept()).await {
             let (stream, address) = match accepted {
@@ -110,6 +112,7 @@ struct Shared {
     gate: Arc<Gate>,
     routes: Routes,
     calls: Calls,
+    traces: Option<Traces>,
     stop: CancellationToken,
 }
 
@@ -125,7 +128,8 @@ impl Shared {
         let heard = Arc::new(AtomicUsize::new(0));
         let stream = Heard { stream, bytes: Arc::clone(&heard) };
         let (gate, routes, calls) = (Arc::clone(&self.gate), self.routes.clone(), self.calls.clone());
-        let services = Http::new(Guarded { gate, routes, calls, peer });
+        let traces = self.traces.clone();
+        let services = Http::new(Guarded { gate, routes, calls, traces, peer });
         let service =
             service_fn(move |request: Request<Incoming>| services.clone().call(request.map(Body::new)));
         let mut connection = pin!(self.http.serve_connection(TokioIo::new(stream), service));
@@ -188,6 +192,7 @@ struct Guarded {
     gate: Arc<Gate>,
     routes: Routes,
     calls: Calls,
+    traces: Option<Traces>,
     peer: Peer,
 }
 
@@ -200,12 +205,19 @@ impl Service<Request<Body>> for Guarded {
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let Self { gate, routes, calls, peer } = self.clone();
+    fn call(&mut self, mut request: Request<Body>) -> Self::Future {
+        let Self { gate, routes, calls, traces, peer } = self.clone();
         let (uri, began) = (request.uri().clone(), std::time::Instant::now());
+        let traced = traces.map(|traces| traces.call(uri.path(), request.headers()));
+        if let Some(call) = &traced {
+            request.extensions_mut().insert(call.context());
+        }
         Box::pin(async move {
             let answer = gate.answer(routes, peer, request).await;
             calls.answered(uri.path(), answer.headers(), began);
+            if let Some(call) = traced {
+                call.answered(answer.headers());
+            }
             Ok(answer)
         })
     }

@@ -15,7 +15,7 @@ use crate::{
     shards::Shards,
     store::{self, Store, keys::Keys},
     sweep::{self, Progress},
-    telemetry::{self, Calls, Gauges, gauges::Sources},
+    telemetry::{self, Calls, Gauges, Traces, gauges::Sources},
     tls,
     watched::{WatchError, Watched},
 };
@@ -130,6 +130,9 @@ pub enum ServeError {
     /// A shard of that name.
     #[error("the configuration has no shard {0:?}")]
     NoShard(String),
+    /// Where traces are to be sent.
+    #[error("telemetry.traces: {0}")]
+    Traces(#[from] opentelemetry_otlp::ExporterBuildError),
     /// What serves a shard.
     #[error(transparent)]
     Participant(#[from] tcc_participant::ServeError),
@@ -251,6 +254,7 @@ pub async fn start_with(
         .await
         .map_err(ServeError::Leases)?;
     let (timers, clock) = (leases.timers(), leases.clock());
+    tokio::spawn(stop_when_drained(leases.drained(), stop.clone()));
     let scheduler = Scheduler::new(&coordinator.engine, clock.clone(), timers.clone(), leases.hung());
     let (unbroken, progress) = (leases.unbroken(), Progress::default());
     let vitals =
@@ -258,6 +262,10 @@ pub async fn start_with(
     let participants = Participants::new(participants, &map);
     let store = change_store(Store::start(&coordinator.engine));
     let engine = Engine::new(store, participants, timers.clone(), clock.clone(), unbroken.clone());
+    let traces = Traces::start(&config.telemetry, &instance.to_string())?;
+    if let Some(traces) = traces.clone() {
+        engine.trace_to(traces);
+    }
     let shards = Arc::new(Shards::new(shards, &map));
     let keys = Keys::start(&coordinator.engine, engine.store().clone());
 
@@ -287,7 +295,9 @@ pub async fn start_with(
     let telemetry = telemetry.map(|(listener, address)| {
         let sources =
             Sources { engine: Arc::clone(&engine), shards: Arc::clone(&shards), vitals: Arc::clone(&vitals) };
-        let watched = telemetry::http::Watched { gauges: Gauges::new(), calls: calls.clone(), sources };
+        let gauges = Gauges::new();
+        gauges.time(&sources);
+        let watched = telemetry::http::Watched { gauges, calls: calls.clone(), sources };
         tokio::spawn(telemetry::http::serve(listener, watched, unwatched));
         address
     });
@@ -295,14 +305,28 @@ pub async fn start_with(
     let health = tonic_health::server::health_reporter();
     set_health(&health.0, true).await;
     let routes = api.routes(Arc::clone(&gate), health.1)?;
-    let listener = Listener { tcp, tls, traffic: config.traffic.clone(), gate, routes, calls };
+    let listener =
+        Listener { tcp, tls, traffic: config.traffic.clone(), gate, routes, calls, traces: traces.clone() };
     let stopped = stop.clone();
     let serving = tokio::spawn(async move {
         let _guard = guard;
-        serve(api, listener, health.0, schedule, stopped).await
+        let served = serve(api, listener, health.0, schedule, stopped).await;
+        if let Some(traces) = traces {
+            // It waits for the collector, for a few seconds at most.
+            let _ = tokio::task::spawn_blocking(move || traces.stop()).await;
+        }
+        served
     });
     let _ = unless_served.disarm();
     Ok(Running { address, is_encrypted: config.tls.is_some(), telemetry, engine, timers, stop, serving })
+}
+
+/// An operator may stop it from another instance.
+async fn stop_when_drained(drained: CancellationToken, stop: CancellationToken) {
+    if stop.run_until_cancelled(drained.cancelled()).await.is_some() {
+        tracing::warn!("an operator has drained this instance");
+        stop.cancel();
+    }
 }
 
 /// A shard on which `tcc-ledgerd` works.
@@ -560,11 +584,11 @@ async fn addresses(config: &Config) -> Result<Vec<SocketAddr>, ServeError> {
     Ok(addresses)
 }
 
-fn database(logins: &Logins, which: &str, url: &str) -> Result<Database, ServeError> {
+pub(crate) fn database(logins: &Logins, which: &str, url: &str) -> Result<Database, ServeError> {
     logins.to(url).map_err(|source| ServeError::Url { which: which.to_owned(), source })
 }
 
-async fn connect(which: &str, database: &Postgres) -> Result<tokio_postgres::Client, ServeError> {
+pub(crate) async fn connect(which: &str, database: &Postgres) -> Result<tokio_postgres::Client, ServeError> {
     let unreachable = |error: tokio_postgres::Error| ServeError::Unreachable {
         which: which.to_owned(),
         why: tcc_participant::session::sort(&error).to_string(),
@@ -572,6 +596,34 @@ async fn connect(which: &str, database: &Postgres) -> Result<tokio_postgres::Cli
     let client = database.bounded("tccd-setup").open().await.map_err(unreachable)?;
     store::schema::check_version(&client).await?;
     Ok(client)
+}
+
+/// Looks whether a coordinator could start with a configuration, as far as that can be seen without its databases: addresses,
+/// files and urls. With `databases` they are looked at, too; a shard may be down when a coordinator starts, and may not here.
+///
+/// # Errors
+///
+/// As [`start`] fails.
+pub async fn check(config: &Config, databases: bool) -> Result<(), ServeError> {
+    addresses(config).await?;
+    let stop = CancellationToken::new();
+    let _stopped = stop.clone().drop_guard();
+    Gate::start(config, stop.clone()).await?;
+    if let Some(files) = config.tls.clone() {
+        Watched::start(tls::files(&files), move |contents| tls::server(&files, contents), stop)?;
+    }
+    let logins = Logins::read(&config.postgres)?;
+    let shards = config.shards.iter().map(|shard| (format!("shard {}", shard.name), &shard.url));
+    for (which, url) in [("the coordinator".to_owned(), &config.coordinator.url)].into_iter().chain(shards) {
+        let database = database(&logins, &which, url)?;
+        if databases {
+            connect(&which, &database.engine).await?;
+        }
+    }
+    for shard in config.shards.iter().filter(|shard| !shard.address.is_empty()) {
+        Remote::start(&shard.name, &shard.address, &LEDGERD)?;
+    }
+    Ok(())
 }
 
 /// Creates or changes the tables of all databases, and serves nothing.

@@ -123,6 +123,11 @@ impl Shard {
         self.drained.store(drained, Ordering::Relaxed);
     }
 
+    /// Tells somebody how long each batch of operations takes from now on.
+    pub fn timed_by(&self, timer: impl Fn(Duration) + Send + Sync + 'static) {
+        self.operations.timed_by(timer);
+    }
+
     /// How many operations wait for their batch.
     #[must_use]
     pub fn queued(&self) -> usize {

@@ -12,10 +12,10 @@ use crate::retry::Backoff;
 use std::{
     future::Future,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicUsize, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 use tokio::sync::{Mutex, mpsc, oneshot};
 
@@ -101,6 +101,7 @@ pub struct Batcher<I, A> {
     is_urgent: fn(&I) -> bool,
     /// How many executors have a connection, as far as they know; at the start all are taken to have one.
     serving: Arc<AtomicUsize>,
+    timer: Timer,
 }
 
 struct Job<I, A> {
@@ -115,9 +116,13 @@ impl<I, A> Clone for Batcher<I, A> {
             queues: self.queues.clone(),
             is_urgent: self.is_urgent,
             serving: Arc::clone(&self.serving),
+            timer: Arc::clone(&self.timer),
         }
     }
 }
+
+/// Is told how long each batch took.
+type Timer = Arc<OnceLock<Box<dyn Fn(Duration) + Send + Sync>>>;
 
 impl<I: Send + Sync + 'static, A: Send + 'static> Batcher<I, A> {
     /// Starts one task per executor. They share the queue; each connects by itself, again and again if it must.
@@ -130,18 +135,20 @@ impl<I: Send + Sync + 'static, A: Send + 'static> Batcher<I, A> {
         let waiting = Arc::new(Mutex::new([urgent_waiting, other_waiting]));
         let name: Arc<str> = name.into();
         let serving = Arc::new(AtomicUsize::new(executors.len()));
+        let timer = Timer::default();
         for executor in executors {
             let worker = Worker {
                 name: Arc::clone(&name),
                 executor,
                 waiting: Arc::clone(&waiting),
                 serving: Arc::clone(&serving),
+                timer: Arc::clone(&timer),
                 is_serving: true,
                 limits,
             };
             tokio::spawn(worker.work());
         }
-        Self { name, queues: [urgent, other], is_urgent: E::is_urgent, serving }
+        Self { name, queues: [urgent, other], is_urgent: E::is_urgent, serving, timer }
     }
 
     /// Puts an item into the next batch and waits for its answer.
@@ -159,6 +166,11 @@ impl<I: Send + Sync + 'static, A: Send + 'static> Batcher<I, A> {
         let queue = &self.queues[usize::from(!(self.is_urgent)(&item))];
         queue.send(Job { item, answer }).await.map_err(|_| unknown("it has stopped"))?;
         answered.await.map_err(|_| unknown("it stopped while working"))?
+    }
+
+    /// Tells somebody how long each batch takes from now on. Only the first one who asks is told.
+    pub fn timed_by(&self, timer: impl Fn(Duration) + Send + Sync + 'static) {
+        let _ = self.timer.set(Box::new(timer));
     }
 
     /// Whether an executor has a connection. If not, calls are answered at once.
@@ -182,6 +194,7 @@ struct Worker<E: Executor> {
     executor: E,
     waiting: Queue<E::Item, E::Answer>,
     serving: Arc<AtomicUsize>,
+    timer: Timer,
     /// Whether this one is counted there.
     is_serving: bool,
     limits: Limits,
@@ -351,7 +364,12 @@ impl<E: Executor> Worker<E> {
     async fn run(&mut self, items: &[E::Item]) -> Result<Vec<E::Answer>, Failure> {
         let mut last = Failure::Conflict(String::new());
         for _ in 0..CONFLICTS {
-            match tokio::time::timeout(self.limits.patience, self.executor.run(items)).await {
+            let began = Instant::now();
+            let ran = tokio::time::timeout(self.limits.patience, self.executor.run(items)).await;
+            if let Some(timer) = self.timer.get() {
+                timer(began.elapsed());
+            }
+            match ran {
                 Ok(Err(Failure::Conflict(why))) => last = Failure::Conflict(why),
                 Ok(result) => return result,
                 Err(_) => {

@@ -197,6 +197,11 @@ impl<'a> Life<'a> {
             Ok(Some(advanced)) => {
                 self.engine.metrics.moved(self.record.standing.phase, &advanced.standing);
                 self.record.standing = advanced.standing;
+                if let Some(traces) = self.engine.traces.get()
+                    && self.record.standing.phase.is_final()
+                {
+                    traces.ended_later(&self.engine.store, &self.record);
+                }
                 self.replace_safety(advanced.wake_at);
                 (self.faults, self.failing_since) = (0, None);
                 Ok(())

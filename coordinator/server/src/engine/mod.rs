@@ -22,13 +22,13 @@ use crate::{
         Advance, Advanced, Begin, Place, Record, Seen, Store, StoreError, TraceContext, begin,
         record::Standing,
     },
-    telemetry::Metrics,
+    telemetry::{Metrics, Traces},
 };
 use gates::Gates;
 use std::{
     collections::HashMap,
     sync::{
-        Arc, Mutex,
+        Arc, Mutex, OnceLock,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -61,6 +61,7 @@ pub struct Engine {
     draining: AtomicBool,
     active: Mutex<HashMap<TransactionId, usize>>,
     metrics: Metrics,
+    traces: OnceLock<Traces>,
 }
 
 /// What became of a creation.
@@ -142,7 +143,13 @@ impl Engine {
             draining: AtomicBool::new(false),
             active: Mutex::default(),
             metrics,
+            traces: OnceLock::new(),
         })
+    }
+
+    /// Tells what it does to somebody who traces, from now on.
+    pub fn trace_to(&self, traces: Traces) {
+        let _ = self.traces.set(traces);
     }
 
     /// The coordinator database's clock.
@@ -337,7 +344,7 @@ impl Engine {
         admitted: OwnedSemaphorePermit,
         answer: oneshot::Sender<Begun>,
     ) {
-        let Begin { transaction, place, .. } = begin.clone();
+        let Begin { transaction, place, trace, .. } = begin.clone();
         let id = transaction.id;
         let _active = self.activate(id);
         let mut attempts = 0;
@@ -377,6 +384,9 @@ impl Engine {
         let life = drive::Life::new(&self, record, wake_at);
         let life = life.try_branches().await;
         drop(admitted);
+        if let (Some(traces), Some(life), Some(request)) = (self.traces.get(), &life, trace) {
+            traces.tried(&life.record(), request);
+        }
         // A client that no longer waits is no reason to stop.
         let _ = answer.send(life.as_ref().map_or(Begun::Slow, |life| Begun::Stands(life.record())));
         if let Some(life) = life {

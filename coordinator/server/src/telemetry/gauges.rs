@@ -2,7 +2,7 @@
 //!
 //! A number that cannot be read is left out rather than repeated: `tcc_store_up` then says why.
 
-use super::metrics::attention_name;
+use super::{Histogram, histogram::CALLS, metrics::attention_name};
 use crate::{engine::Engine, serve::Vitals, shards::Shards};
 use prometheus_client::{
     encoding::text::encode_registry,
@@ -24,6 +24,7 @@ const READ_AGAIN: Duration = Duration::from_secs(5);
 
 type Value = Gauge<f64, AtomicU64>;
 type By<const N: usize> = Family<[(&'static str, String); N], Value>;
+type Operations = Family<[(&'static str, String); 3], Histogram, fn() -> Histogram>;
 
 /// What the gauges are read from.
 #[derive(Clone)]
@@ -51,6 +52,7 @@ pub struct Gauges {
     store_queued: By<1>,
     connections: By<2>,
     pending: By<1>,
+    operations: Operations,
     armed: Value,
     settled: Counter,
     missed: Counter,
@@ -85,6 +87,9 @@ impl Gauges {
         let r = &mut registry;
         let build: By<1> = known(r, "tcc_build_info", "The version that runs; always 1");
         build.get_or_create(&[("version", env!("CARGO_PKG_VERSION").to_owned())]).set(1.0);
+        let operations = Operations::new_with_constructor(|| Histogram::new(CALLS));
+        let help = "Time of a batch: its statements, and its commit";
+        r.register("db_client_operation_duration_seconds", help, operations.clone());
         Self {
             attention: known(
                 r,
@@ -153,8 +158,31 @@ impl Gauges {
                 "tcc_audit_findings",
                 "What the auditor in the background has ever found; normally nothing",
             ),
+            operations,
             registry,
             read_at: Mutex::default(),
+        }
+    }
+
+    /// Times the batches of all databases from now on. Which calls a batch of a shard has differs from one to the next.
+    pub fn time(&self, sources: &Sources) {
+        let timer = |pool: &str, operation: &str| {
+            let labels = [
+                ("db_system_name", "postgresql".to_owned()),
+                ("db_client_connection_pool_name", pool.to_owned()),
+                ("db_operation_name", operation.to_owned()),
+            ];
+            let histogram = self.operations.get_or_create(&labels).clone();
+            move |took| histogram.observe(took)
+        };
+        let store = sources.engine.store();
+        store.begin.timed_by(timer("coordinator", "begin"));
+        store.advance.timed_by(timer("coordinator", "advance"));
+        store.wake.timed_by(timer("coordinator", "wake"));
+        store.defer.timed_by(timer("coordinator", "defer"));
+        store.get.timed_by(timer("coordinator", "get"));
+        for shard in sources.shards.all() {
+            shard.timed_by(timer(shard.name(), "operations"));
         }
     }
 
