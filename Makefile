@@ -29,6 +29,7 @@ ROOM = $$(df -k --output=avail /dev/shm 2>/dev/null | tail -n 1)
 test: setup
 	@coordinator/ops/ensure-grpcurl
 	@coordinator/ops/ensure-promtool
+	@coordinator/ops/ensure-shells
 	@coordinator/ops/ensure-faketime
 	@coordinator/ops/ensure-python
 	$(CARGO) build --locked --workspace --bins

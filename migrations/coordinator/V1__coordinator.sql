@@ -49,7 +49,9 @@ CREATE TABLE instance (
     started_at timestamptz NOT NULL,
     lease_until timestamptz NOT NULL,
     -- How many wake-ups it has settled: one that beats and does not settle any hangs.
-    settled bigint NOT NULL
+    settled bigint NOT NULL,
+    -- An operator wants it to leave.
+    drained boolean NOT NULL DEFAULT false
 ) WITH (fillfactor = 10);
 
 -- The 256 slots, into which whoever creates a transaction puts its wake-ups: who serves them, how often that has changed, and
@@ -193,3 +195,34 @@ CREATE TABLE plan_item (
     detail text NOT NULL DEFAULT '',
     PRIMARY KEY (plan, position)
 );
+
+-- What people may ask with `tccctl sql`: numbers as names, and no account. They are part of the product: columns may be added, and
+-- are neither renamed nor taken away.
+CREATE VIEW tcc_transactions AS
+SELECT id, (ARRAY['TRYING', 'HELD', 'CONFIRMING', 'CONFIRMED', 'CANCELLING', 'CANCELLED'])[phase] AS phase,
+       (ARRAY['REFUSED', 'VETOED', 'REQUESTED', 'TIMED_OUT', 'MATURED', 'OPERATOR'])[cause] AS cause, reason,
+       (ARRAY['NONE', 'RETRYING', 'STUCK', 'PARKED', 'PAUSED'])[attention + 1] AS attention,
+       (ARRAY['CONFIRM', 'CANCEL'])[on_maturity] AS on_maturity, due_at, created_at, held_at, decided_at, settled_at, slot
+FROM transaction;
+
+-- What needs attention, and why. Of what has become final meanwhile a row may be left.
+CREATE VIEW tcc_attention AS
+SELECT a.transaction_id, (ARRAY['RETRYING', 'STUCK', 'PARKED', 'PAUSED'])[a.kind] AS attention, a.since, a.attempts, a.last_error,
+       a.next_try, a.acknowledged
+FROM attention a JOIN transaction t ON t.id = a.transaction_id AND t.attention = a.kind;
+
+CREATE VIEW tcc_actions AS
+SELECT number, acted_at, action, target, actor, address, reason, ticket, plan, before, after FROM operator_action;
+
+CREATE VIEW tcc_findings AS
+SELECT number, found_at, kind, shard, transaction_id, expected, found FROM finding;
+
+CREATE VIEW tcc_shards AS
+SELECT s.name, CASE WHEN s.lost IS NOT NULL THEN 'LOST COMMITS' WHEN s.drained THEN 'DRAINED' ELSE 'WORKING' END AS state, s.lost,
+       (SELECT count(*) FROM bucket b WHERE b.shard = s.name) AS buckets, a.until AS audited_until, a.postings AS audited_postings
+FROM shard s LEFT JOIN audited a ON a.shard = s.name;
+
+CREATE VIEW tcc_instances AS
+SELECT i.id, i.address, i.started_at, i.lease_until > clock_timestamp() AS alive, i.drained,
+       (SELECT count(*) FROM slot s WHERE s.owner = i.id) AS slots
+FROM instance i;

@@ -110,3 +110,18 @@ LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
     FROM pg_inherits i JOIN pg_index x ON x.indexrelid = i.inhrelid JOIN pg_class c ON c.oid = x.indrelid
     WHERE i.inhparent = brin AND c.relname::text COLLATE "C" > beyond;
 $$;
+
+-- What people may ask with `tccctl sql --shard`: numbers as names. They are part of the product: columns may be added, and are
+-- neither renamed nor taken away.
+CREATE VIEW tcc_accounts AS
+SELECT id, currency, available, held, (ARRAY['OPEN', 'BLOCKED', 'CLOSED'])[state] AS state, version, posted_at, created_at FROM account;
+
+CREATE VIEW tcc_branches AS
+SELECT transaction_id, branch, (ARRAY['DEBIT', 'CREDIT', 'ISSUE', 'BURN'])[role] AS role,
+       (ARRAY['TRIED', 'REFUSED', 'CONFIRMED', 'CANCELLED', 'VETOED', 'STOPPED'])[state] AS state, refusal, account, amount,
+       fenced_at, decided_at
+FROM branch;
+
+CREATE VIEW tcc_postings AS
+SELECT p.account, p.version, k.name AS kind, p.amount, p.available_after, p.held_after, p.recorded_at, p.transaction_id, p.branch
+FROM posting p JOIN posting_kind k USING (kind);

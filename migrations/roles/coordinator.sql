@@ -40,3 +40,7 @@ GRANT SELECT (id, phase, cause, attention, flipped, held_at, decided_at, settled
               slot, lane) ON transaction TO tcc_reader;
 GRANT SELECT ON wakeup, instance, slot, shard, head, sweep, audited, attention TO tcc_reader;
 GRANT SELECT (number, found_at, kind, shard) ON finding TO tcc_reader;
+
+-- The views that people ask. Whose a transaction is stands in none of them; who acted, and what on, not everybody may know.
+GRANT SELECT ON tcc_transactions, tcc_attention, tcc_shards, tcc_instances TO tcc_reader, tcc_engine, tcc_auditor;
+GRANT SELECT ON tcc_actions, tcc_findings TO tcc_engine, tcc_auditor;

@@ -61,3 +61,6 @@ GRANT SELECT (currency, available, held, state, version, posted_at, created_at) 
 GRANT SELECT (role, state, refusal, fenced_at, decided_at, amount) ON branch TO tcc_reader;
 GRANT SELECT (kind, amount, recorded_at) ON posting TO tcc_reader;
 GRANT SELECT ON posting_kind, shard, bucket TO tcc_reader;
+
+-- The views that people ask. They say whose everything is.
+GRANT SELECT ON tcc_accounts, tcc_branches, tcc_postings TO tcc_engine, tcc_auditor;

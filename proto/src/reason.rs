@@ -227,6 +227,10 @@ reasons! {
         "An operator has stopped work on the shard already."
         "`tccctl actions list --target SHARD` says who and why; `tccctl shards resume SHARD` lets it go on.";
 
+    InstanceNotFound = "INSTANCE_NOT_FOUND", NotFound, 404:
+        "No instance of that id serves, or it leaves already."
+        "`tccctl instances list` names those that serve.";
+
     // What operators ask for.
     ActionRefused = "ACTION_REFUSED", FailedPrecondition, 409:
         "What an operator asked for cannot be done to the transaction as it stands. Nothing was changed."
@@ -243,6 +247,9 @@ reasons! {
     PlanExpired = "PLAN_EXPIRED", FailedPrecondition, 409:
         "A plan was not begun within 15 minutes: too much may have changed since somebody looked at it. Nothing was done."
         "Make it anew.";
+    ReadOnly = "READ_ONLY", FailedPrecondition, 409:
+        "`tccctl --direct` reads straight from the databases, and was asked for something that changes them. Nothing was done."
+        "Ask a `tccd`, without `--direct`.";
     Declined = "DECLINED", FailedPrecondition, 409:
         "`tccctl` asked a person, who did not say yes, or there was no terminal to ask at. No server was asked to do anything."
         "Say yes at a terminal, or with `--yes` to what is not force.";

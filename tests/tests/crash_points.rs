@@ -54,7 +54,7 @@ enum Deed {
     LoseShard,
     /// An operator lets work on such a shard go on.
     ResumeShard,
-    /// An operator stops work on a shard, and lets it go on.
+    /// An operator stops work on a shard, lets it go on, and lets another instance leave.
     Drain,
     /// A hold is parked; an operator acknowledges that, takes it up again, pauses and resumes it, and it is paid on request.
     Mend,
@@ -129,6 +129,7 @@ const POINTS: &[(&str, &[Deed])] = &[
     ("resume_shard", &[ResumeShard, Drain]),
     // Operators.
     ("drain_shard", &[Drain]),
+    ("drain_instance", &[Drain]),
     ("rearm", &[Mend]),
     ("pause", &[Mend]),
     ("acknowledge", &[Mend]),
@@ -488,6 +489,7 @@ impl Stage {
     async fn again(&mut self, mut client: Client, wish: &Wish, what: &str) {
         if wish.deed == Drain {
             drain(&mut client).await;
+            drain_other(&mut client, &self.databases()).await;
         }
         if matches!(wish.deed, LoseShard | ResumeShard | Drain) {
             resume(&mut client).await;
@@ -540,6 +542,7 @@ impl Wish {
                 Drain => {
                     drain(&mut client).await;
                     resume(&mut client).await;
+                    drain_other(&mut client, &databases).await;
                 }
                 Open => open(&mut client, &wish).await,
                 Block => block(&mut client, &wish.account).await,
@@ -722,6 +725,21 @@ async fn drain(client: &mut Client) {
     while client.recovery.drain_shard(drain.clone()).await.is_err_and(|status| is_unknown(&status)) {
         sleep(Duration::from_millis(50)).await;
     }
+}
+
+/// Lets an instance leave that is somewhere else, asking again until there is an answer.
+async fn drain_other(client: &mut Client, databases: &Databases) {
+    let (sql, id) = (connect(&databases.coordinator).await, new_id());
+    let other = format!(
+        "INSERT INTO instance (id, address, started_at, lease_until, settled)
+         VALUES ('{id}', 'elsewhere', clock_timestamp(), clock_timestamp() + interval '1 minute', 0)"
+    );
+    sql.batch_execute(&other).await.unwrap();
+    let drain = v1::DrainInstanceRequest { id: id.clone(), reason: WHY.to_owned(), ticket: String::new() };
+    while client.recovery.drain_instance(drain.clone()).await.is_err_and(|status| is_unknown(&status)) {
+        sleep(Duration::from_millis(50)).await;
+    }
+    sql.batch_execute(&format!("DELETE FROM instance WHERE id = '{id}'")).await.unwrap();
 }
 
 /// Waits until the shard is stopped, and lets work on it go on.

@@ -24,6 +24,7 @@ pub async fn create(
     id: String,
     currency: String,
 ) -> Result<Exit, Box<Failure>> {
+    output.acting_on(session);
     let mut client = LedgerServiceClient::new(session.connect().await?);
     let answer = client.create_account(session.request(v1::CreateAccountRequest { id, currency })).await;
     let answer = answer.map_err(|status| session.failure(status))?.into_inner();
@@ -49,6 +50,7 @@ pub async fn issue(
     currency: String,
     id: Option<Uuid>,
 ) -> Result<Exit, Box<Failure>> {
+    output.acting_on(session);
     let id = id.unwrap_or_else(|| tell_id(output, "issue"));
     let request = v1::IssueRequest {
         id: id.to_string(),
@@ -72,6 +74,7 @@ pub async fn burn(
     currency: String,
     id: Option<Uuid>,
 ) -> Result<Exit, Box<Failure>> {
+    output.acting_on(session);
     let id = id.unwrap_or_else(|| tell_id(output, "burn"));
     let amount = Some(v1::Amount { value: amount, currency });
     let request = v1::BurnRequest { id: id.to_string(), account, amount };
@@ -104,6 +107,7 @@ async fn send_issue(session: &Session, request: v1::IssueRequest) -> Result<Acco
 
 /// Keeps an account out of new holds.
 pub async fn block(session: &Session, output: &Output, id: String) -> Result<Exit, Box<Failure>> {
+    output.acting_on(session);
     let mut client = LedgerServiceClient::new(session.connect().await?);
     let answer = client.block_account(session.request(v1::BlockAccountRequest { id })).await;
     let answer = answer.map_err(|status| session.failure(status))?.into_inner();
@@ -113,6 +117,7 @@ pub async fn block(session: &Session, output: &Output, id: String) -> Result<Exi
 
 /// Takes a block back.
 pub async fn unblock(session: &Session, output: &Output, id: String) -> Result<Exit, Box<Failure>> {
+    output.acting_on(session);
     let mut client = LedgerServiceClient::new(session.connect().await?);
     let answer = client.unblock_account(session.request(v1::UnblockAccountRequest { id })).await;
     let answer = answer.map_err(|status| session.failure(status))?.into_inner();
@@ -122,6 +127,7 @@ pub async fn unblock(session: &Session, output: &Output, id: String) -> Result<E
 
 /// Closes an account for good.
 pub async fn close(session: &Session, output: &Output, id: String) -> Result<Exit, Box<Failure>> {
+    output.acting_on(session);
     let mut client = LedgerServiceClient::new(session.connect().await?);
     let answer = client.close_account(session.request(v1::CloseAccountRequest { id })).await;
     let answer = answer.map_err(|status| session.failure(status))?.into_inner();

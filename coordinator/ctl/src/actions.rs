@@ -1,6 +1,7 @@
 //! `tccctl actions` and `instances`: what operators did, and which processes serve.
 
 use crate::{
+    attention::Why,
     errors::{Exit, Failure},
     output::{Int64, Output, or_dash, rows, time},
     session::Session,
@@ -57,6 +58,35 @@ pub async fn instances(session: &Session, output: &Output) -> Result<Exit, Box<F
     let found = Instances { instances: answer.instances.into_iter().map(Instance::from).collect() };
     output.show_list(&found, "instances")?;
     Ok(Exit::Done)
+}
+
+/// Lets a process leave.
+pub async fn drain_instance(
+    session: &Session,
+    output: &Output,
+    id: Uuid,
+    why: Why,
+) -> Result<Exit, Box<Failure>> {
+    let (reason, ticket) = (why.reason()?, why.ticket);
+    output.acting_on(session);
+    let mut client = RecoveryServiceClient::new(session.connect().await?);
+    let request = v1::DrainInstanceRequest { id: id.to_string(), reason, ticket };
+    client.drain_instance(session.request(request)).await.map_err(|status| session.failure(status))?;
+    output.show(&Leaving { id: id.to_string(), state: "leaving" })?;
+    Ok(Exit::Done)
+}
+
+#[derive(Debug, Serialize)]
+struct Leaving {
+    id: String,
+    state: &'static str,
+}
+
+impl fmt::Display for Leaving {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { id, .. } = self;
+        write!(f, "{id} takes no new work within a second, finishes what is under way, and ends")
+    }
 }
 
 #[derive(Debug, Serialize)]

@@ -4,6 +4,7 @@
 //! `plans`. Every action needs a reason, which the server records; nothing here decides whether it is safe.
 
 use crate::{
+    complete,
     errors::{Exit, Failure},
     holds::Hold,
     output::{Int64, Output, Span, elapsed, fields, name, or_dash, rows, time},
@@ -12,6 +13,7 @@ use crate::{
     status::{self, Shard},
 };
 use clap::Args;
+use clap_complete::engine::ArgValueCompleter;
 use serde::Serialize;
 use std::fmt;
 use tcc_proto::v1::{self, Attention, OperatorActionKind, recovery_service_client::RecoveryServiceClient};
@@ -40,7 +42,8 @@ impl Why {
 #[derive(Args, Clone)]
 pub struct Chosen {
     /// The transactions; one is acted on at once, several by plan
-    #[arg(value_parser = crate::transaction_id, required_unless_present = "attention")]
+    #[arg(value_parser = crate::transaction_id, required_unless_present = "attention",
+          add = ArgValueCompleter::new(complete::holds))]
     pub ids: Vec<Uuid>,
     /// All that need this attention, by plan
     #[arg(long, value_enum, conflicts_with = "ids")]
@@ -169,8 +172,9 @@ pub async fn act(
     if is_forced {
         return plans::create(session, output, action, &chosen).await;
     }
-    let mut client = RecoveryServiceClient::new(session.connect().await?);
     let (reason, ticket) = (chosen.why.reason()?, chosen.why.ticket);
+    output.acting_on(session);
+    let mut client = RecoveryServiceClient::new(session.connect().await?);
     let request = v1::ActRequest { id: id.to_string(), action: action.into(), reason, ticket };
     let answer = client.act(session.request(request)).await;
     let answer = answer.map_err(|status| session.failure(status))?.into_inner();
@@ -280,6 +284,8 @@ struct Description {
     diagnosis: String,
     recovers_by_itself: bool,
     next_command: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    trace: String,
 }
 
 #[derive(Debug, Serialize)]
@@ -343,6 +349,7 @@ impl TryFrom<v1::DescribeHoldResponse> for Description {
             diagnosis: answer.diagnosis,
             recovers_by_itself: answer.recovers_by_itself,
             next_command: answer.next_command,
+            trace: answer.trace,
         })
     }
 }
@@ -397,6 +404,9 @@ impl fmt::Display for Description {
         write!(f, "\n\n{who}: {}", self.diagnosis)?;
         if !self.next_command.is_empty() {
             write!(f, "\nnext: {}", self.next_command)?;
+        }
+        if !self.trace.is_empty() {
+            write!(f, "\ntrace: {}", self.trace)?;
         }
         Ok(())
     }

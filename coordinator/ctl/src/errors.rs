@@ -5,8 +5,11 @@
 //! is none, and whatever was asked for may have happened. It keeps out printing.
 
 use serde::Serialize;
-use std::{collections::BTreeMap, error::Error, io, process::ExitCode, time::Duration};
-use tcc_proto::reason::{Reason, code_name};
+use std::{collections::BTreeMap, error::Error, io, path::Path, process::ExitCode, time::Duration};
+use tcc_proto::{
+    reason::{Reason, code_name},
+    v1,
+};
 use tonic::{Code, ConnectError, Status, TimeoutExpired};
 use tonic_types::StatusExt as _;
 use uuid::Uuid;
@@ -121,6 +124,72 @@ impl Failure {
     /// There is no such thing.
     pub fn not_found(message: &str) -> Box<Self> {
         Self::new(Code::NotFound, message.to_owned())
+    }
+
+    /// A file cannot be read or written.
+    pub fn file(what: &str, error: &io::Error) -> Box<Self> {
+        Self::new(Code::FailedPrecondition, format!("{what}: {error}"))
+    }
+
+    /// Another process writes a file.
+    pub fn busy(file: &Path, error: &str) -> Box<Self> {
+        let file = file.display();
+        let message = format!("{file} is in use: {error}; another import of the same file may be under way");
+        Self::new(Code::FailedPrecondition, message)
+    }
+
+    /// A configuration with which no `tccd` starts, or whose databases do not answer.
+    pub fn configuration(message: &str) -> Box<Self> {
+        Self::new(Code::InvalidArgument, message.to_owned())
+    }
+
+    /// A database did not answer a question, or not as wanted.
+    pub fn database(error: &tokio_postgres::Error) -> Box<Self> {
+        match error.as_db_error() {
+            Some(server) => Self::new(Code::InvalidArgument, server.message().to_owned()),
+            None => {
+                Self::new(Code::Unavailable, format!("the database does not answer: {}", root_cause(error)))
+            }
+        }
+    }
+
+    /// A file is not what this command reads.
+    pub fn wrong_input(file: &str, reason: &str, message: &str) -> Box<Self> {
+        let mut failure = Self::new(Code::InvalidArgument, format!("{file}: {message}"));
+        failure.reason = Some(reason.to_owned());
+        failure
+    }
+
+    /// What one item of a batch failed with.
+    pub fn of_item(error: v1::ItemError) -> Box<Self> {
+        let mut failure = Self::new(Code::from_i32(error.code), error.message);
+        failure.reason = Some(error.reason).filter(|reason| !reason.is_empty());
+        failure.metadata = error.metadata.into_iter().collect();
+        failure
+    }
+
+    /// It was repeated for long enough: what was asked for may have happened.
+    pub fn unknown(mut self: Box<Self>) -> Box<Self> {
+        self.exit = Exit::Unknown;
+        self
+    }
+
+    /// Says something else about what to do.
+    pub fn advise(&mut self, advice: String) {
+        self.advice = Some(Advice::Say(advice));
+    }
+
+    /// Whether the same request may well have another answer in a moment.
+    pub fn is_worth_repeating(&self) -> bool {
+        self.exit == Exit::Unknown || self.delay().is_some()
+    }
+
+    /// How long the server wants to be left alone, if it said so.
+    pub fn delay(&self) -> Option<Duration> {
+        match self.advice {
+            Some(Advice::Repeat(delay)) => delay,
+            _ => None,
+        }
     }
 
     /// A person would have to say yes, and there is none, or it said no.

@@ -1,4 +1,4 @@
-//! `tccctl holds`: show, watch, list and cancel holds.
+//! `tccctl holds`: show, watch, list, pay and cancel holds.
 //!
 //! A cancel is done when the answer says CANCELLED. CANCELLING means that the payee's shard has not answered yet and that
 //! the hold may still turn out to be paid, so it exits as an unknown outcome does. A watch polls, because holds may stand
@@ -101,6 +101,7 @@ pub async fn list(
 
 /// Asks for the release of the funds.
 pub async fn cancel(session: &Session, output: &Output, id: Uuid) -> Result<Exit, Box<Failure>> {
+    output.acting_on(session);
     let mut client = HoldServiceClient::new(session.connect().await?);
     let request = v1::CancelHoldRequest { id: id.to_string(), etag: String::new() };
     let answer = client.cancel_hold(session.request(request)).await;
@@ -113,6 +114,22 @@ pub async fn cancel(session: &Session, output: &Output, id: Uuid) -> Result<Exit
     output.remark(&format!(
         "it is not known yet whether it is cancelled; see with: tccctl holds get {id} --watch"
     ));
+    Ok(Exit::Unknown)
+}
+
+/// Asks for the payment, now.
+pub async fn confirm(session: &Session, output: &Output, id: Uuid) -> Result<Exit, Box<Failure>> {
+    output.acting_on(session);
+    let mut client = HoldServiceClient::new(session.connect().await?);
+    let request = v1::ConfirmHoldRequest { id: id.to_string(), etag: String::new() };
+    let answer = client.confirm_hold(session.request(request)).await;
+    let answer = answer.map_err(|status| session.failure(status))?.into_inner();
+    let hold = Hold::of_answer(answer.hold)?;
+    output.show(&hold)?;
+    if hold.phase == phase_name(Phase::Confirmed.into()) {
+        return Ok(Exit::Done);
+    }
+    output.remark(&format!("it is not known yet whether it is paid; see with: tccctl holds watch {id}"));
     Ok(Exit::Unknown)
 }
 

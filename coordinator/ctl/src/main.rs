@@ -1,27 +1,35 @@
 //! `tccctl`, the command line for people who operate tcc, and for their scripts.
 //!
 //! This file says which commands there are and hands each to the file of its noun. Every command is one conversation
-//! with a coordinator over gRPC: ask, print the answer, and say by the exit code how it went. It keeps out everything
-//! else: no database, no rules of the protocol, no retries that a caller did not ask for. What is allowed is for the
+//! with a coordinator over gRPC: ask, print the answer, and say by the exit code how it went. With `--direct` the coordinator's
+//! reading half answers in this process, from the databases. It keeps out everything else: no rules of the protocol, no retries
+//! that a caller did not ask for. What is allowed is for the
 //! server to say.
 
 mod accounts;
 mod actions;
 mod attention;
 mod audit;
+mod complete;
+mod configuration;
+mod contexts;
 mod credentials;
 mod errors;
 mod explain;
 mod holds;
+mod import;
 mod output;
 mod participants;
 mod plans;
 mod session;
 mod shards;
+mod sql;
 mod status;
 
 use attention::{Chosen, Kind, Listing, Why, act};
-use clap::{Args, CommandFactory as _, Parser, Subcommand, error::ErrorKind};
+use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum as _};
+use clap_complete::{CompleteEnv, engine::ArgValueCompleter, env::Shells};
+use contexts::{Context, Contexts};
 use credentials::Credentials;
 use errors::{Exit, Failure};
 use output::{Output, Style};
@@ -34,6 +42,9 @@ use tcc_proto::{
 use tonic::transport::Uri;
 use uuid::Uuid;
 
+/// Where tccd listens, if nothing says otherwise.
+const DEFAULT_SERVER: &str = "http://127.0.0.1:7070";
+
 const EXIT_CODES: &str = "\
 Exit codes:
   0  done
@@ -42,7 +53,7 @@ Exit codes:
   3  something was found: by an audit, by `participants verify`, and with --exit-code by `status` and `stuck`
   4  the server cannot be reached, or the outcome is not known: repeating the command is safe,
      for `accounts issue` and `accounts burn` with the id they printed
-  8  a plan was done in part: some transactions had changed, or were refused
+  8  a plan or an import was done in part: some transactions had changed, or some were refused
   9  nobody said yes, or there is no terminal to ask at
 
 An API key or token is read from the file of --token-file, or from the environment: TCC_TOKEN.
@@ -60,16 +71,15 @@ struct Cli {
 
 #[derive(Args)]
 struct Global {
-    /// Where tccd listens
-    #[arg(
-        long,
-        global = true,
-        env = "TCC_SERVER",
-        value_name = "URL",
-        default_value = "http://127.0.0.1:7070",
-        value_parser = server
-    )]
-    server: Uri,
+    /// Where tccd listens [default: the context's, or http://127.0.0.1:7070]
+    #[arg(long, global = true, env = "TCC_SERVER", value_name = "URL", value_parser = server)]
+    server: Option<Uri>,
+    /// The context to use: see tccctl context [default: the one that is in use]
+    #[arg(long, global = true, env = "TCC_CONTEXT", value_name = "NAME", add = ArgValueCompleter::new(complete::contexts))]
+    context: Option<String>,
+    /// Reads straight from the databases of this tccd.toml, for when no tccd answers, and changes nothing
+    #[arg(long, global = true, value_name = "FILE", conflicts_with = "server")]
+    direct: Option<PathBuf>,
     /// The authorities of the server's certificate (PEM) [default: the system's]
     #[arg(long, global = true, env = "TCC_CA", value_name = "FILE")]
     ca: Option<PathBuf>,
@@ -90,13 +100,44 @@ struct Global {
     timeout: Option<Duration>,
 }
 
+impl Global {
+    /// Where to ask, and as whom: as the options say, or else the context.
+    fn session(self) -> Result<Session, String> {
+        let Self { server: asked, context, direct, ca, token_file, certificate, key, timeout, .. } = self;
+        // A server or a configuration that is named is no context's, unless that is named, too.
+        let is_named = context.is_some() || (asked.is_none() && direct.is_none());
+        let chosen = if is_named { Contexts::read()?.choose(context)? } else { None };
+        let (name, context) =
+            chosen.map_or((None, Context::default()), |(name, context)| (Some(name), context));
+        if let Some(configuration) = direct.or(context.direct.filter(|_| asked.is_none())) {
+            return Ok(Session::direct(configuration, timeout).of_context(name));
+        }
+        let at = match (asked, context.server.as_str()) {
+            (Some(asked), _) => asked,
+            (None, "") => server(DEFAULT_SERVER)?,
+            (None, text) => server(text)?,
+        };
+        let own = |asked: Option<PathBuf>, context: Option<PathBuf>| asked.or(context);
+        let credentials = Credentials::read(
+            own(ca, context.ca),
+            own(token_file, context.token_file),
+            own(certificate, context.certificate),
+            own(key, context.key),
+        )?;
+        Ok(Session::new(at, &credentials, timeout)?.of_context(name))
+    }
+}
+
 #[derive(Subcommand)]
 enum Noun {
     /// Shows how the coordinator and its shards are
     Status {
         /// Exits with 3 if that needs somebody
-        #[arg(long)]
+        #[arg(long, conflicts_with = "watch")]
         exit_code: bool,
+        /// Shows it again every so many seconds, 1 to 86400, until it is stopped
+        #[arg(long, value_name = "SECONDS", value_parser = seconds, num_args = 0..=1, default_missing_value = "2")]
+        watch: Option<Duration>,
     },
     /// Lists what has not succeeded for two minutes, or waits for a person, and shards that do not work
     Stuck(Listing),
@@ -109,7 +150,7 @@ enum Noun {
     /// Shows what operators did
     #[command(subcommand)]
     Actions(Actions),
-    /// Shows which processes serve
+    /// Shows which processes serve, and lets one leave
     #[command(subcommand)]
     Instances(Instances),
     /// Opens, blocks and closes accounts, issues and burns units, shows books
@@ -127,15 +168,33 @@ enum Noun {
     /// Checks participants
     #[command(subcommand)]
     Participants(Participants),
+    /// Names servers, and chooses one of them (asks no server)
+    #[command(subcommand, name = "context")]
+    Contexts(ContextVerb),
+    /// Checks configurations of tccd (asks no server)
+    #[command(subcommand, name = "config")]
+    Configuration(ConfigVerb),
+    /// Asks the views of a database, which the manual lists; needs --direct, or a context with it
+    Sql {
+        /// One query, such as 'SELECT phase, count(*) FROM tcc_transactions GROUP BY phase'
+        query: String,
+        /// Asks the database of this shard, instead of the coordinator's
+        #[arg(long, value_name = "NAME", add = ArgValueCompleter::new(complete::shards))]
+        shard: Option<String>,
+        /// At most so many rows
+        #[arg(long, value_name = "N", default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+        limit: u32,
+    },
     /// Says what the reason of an error means and what to do; without a reason, of all of them (asks no server)
     Explain {
         /// Such as INSUFFICIENT_FUNDS
         #[arg(value_parser = reason)]
         reason: Option<Reason>,
     },
-    /// Prints completions for a shell (asks no server)
+    /// Prints what makes a shell complete commands, shards, holds, plans and contexts (asks no server)
     Completions {
         /// Which
+        #[arg(value_enum)]
         shell: clap_complete::Shell,
     },
     /// Makes a new id for a hold or an issue: a UUIDv7 (asks no server)
@@ -229,7 +288,7 @@ enum Holds {
     /// Shows a hold
     Get {
         /// The hold
-        #[arg(value_parser = transaction_id)]
+        #[arg(value_parser = transaction_id, add = ArgValueCompleter::new(complete::holds))]
         id: Uuid,
         /// Goes on until it is CONFIRMED or CANCELLED, and prints each new phase as a line
         #[arg(long)]
@@ -238,7 +297,7 @@ enum Holds {
     /// Shows where the money is, who says what, what happened, what is the matter, and what to do
     Describe {
         /// The hold
-        #[arg(value_parser = transaction_id)]
+        #[arg(value_parser = transaction_id, add = ArgValueCompleter::new(complete::holds))]
         id: Uuid,
     },
     /// Lists holds of a payer or a payee, the newest first
@@ -273,10 +332,24 @@ enum Holds {
     Resume(Chosen),
     /// Plans a cancel whatever the time; the payee's shard decides, and what would create or lose units is refused
     ForceCancel(Chosen),
+    /// Prints each new phase of a hold as a line, until it is CONFIRMED or CANCELLED
+    Watch {
+        /// The hold
+        #[arg(value_parser = transaction_id, add = ArgValueCompleter::new(complete::holds))]
+        id: Uuid,
+    },
+    /// Schedules the holds of a file; a line that was imported before is not imported again
+    Import(import::Import),
+    /// Pays a hold now, whenever it is due; exits with 4 while that is not known
+    Confirm {
+        /// The hold
+        #[arg(value_parser = transaction_id, add = ArgValueCompleter::new(complete::holds))]
+        id: Uuid,
+    },
     /// Releases the funds to the payer, if the hold is not due yet; exits with 4 while that is not known
     Cancel {
         /// The hold
-        #[arg(value_parser = transaction_id)]
+        #[arg(value_parser = transaction_id, add = ArgValueCompleter::new(complete::holds))]
         id: Uuid,
     },
 }
@@ -292,7 +365,7 @@ enum Audit {
     /// Rebuilds every balance of a shard from its postings alone, and compares; exits with 3 if one differs
     Replay {
         /// The shard, as `status` names it
-        #[arg(long)]
+        #[arg(long, add = ArgValueCompleter::new(complete::shards))]
         shard: String,
         /// Balances as they were then, such as 2026-11-21T12:00:00Z [default: as they are]
         #[arg(long, value_name = "TIME", value_parser = moment)]
@@ -307,11 +380,13 @@ enum Shards {
     /// Shows a shard, and what waits for it
     Describe {
         /// The shard, as `status` names it
+        #[arg(add = ArgValueCompleter::new(complete::shards))]
         name: String,
     },
     /// Stops work on a shard: new holds that need it are refused, what is due waits
     Drain {
         /// The shard, as `status` names it
+        #[arg(add = ArgValueCompleter::new(complete::shards))]
         name: String,
         #[command(flatten)]
         why: Why,
@@ -319,6 +394,7 @@ enum Shards {
     /// Lets work go on with a shard that was drained, or that has lost commits; then run the audit first
     Resume {
         /// The shard, as `status` names it
+        #[arg(add = ArgValueCompleter::new(complete::shards))]
         name: String,
         #[command(flatten)]
         why: Why,
@@ -332,7 +408,7 @@ enum Parked {
     /// Shows everything that is known of one
     Describe {
         /// The hold
-        #[arg(value_parser = transaction_id)]
+        #[arg(value_parser = transaction_id, add = ArgValueCompleter::new(complete::holds))]
         id: Uuid,
     },
     /// Takes it up again; how often it failed is forgotten
@@ -346,6 +422,7 @@ enum Plan {
     /// Shows a plan and its transactions
     Show {
         /// The plan
+        #[arg(add = ArgValueCompleter::new(complete::plans))]
         id: Uuid,
         /// Only those for which it is refused
         #[arg(long)]
@@ -356,6 +433,7 @@ enum Plan {
     /// Does what a plan says, to exactly its transactions
     Execute {
         /// The plan
+        #[arg(add = ArgValueCompleter::new(complete::plans))]
         id: Uuid,
         #[command(flatten)]
         why: Why,
@@ -396,6 +474,50 @@ struct Acts {
 enum Instances {
     /// Lists the processes that serve, or did within a day
     List,
+    /// Lets a process leave: it takes no new work, gives its slots to the others, finishes what is under way, and ends
+    Drain {
+        /// The instance, as `instances list` names it
+        #[arg(add = ArgValueCompleter::new(complete::instances))]
+        id: Uuid,
+        #[command(flatten)]
+        why: Why,
+    },
+}
+
+#[derive(Subcommand)]
+enum ContextVerb {
+    /// Lists the contexts
+    List,
+    /// Keeps a context: its server, and the credentials' files, as the options --ca, --token-file, --certificate and --key name them
+    Add {
+        /// What it is called
+        name: String,
+    },
+    /// Uses a context from now on
+    Use {
+        /// Which
+        #[arg(add = ArgValueCompleter::new(complete::contexts))]
+        name: String,
+    },
+    /// Forgets a context
+    Remove {
+        /// Which
+        #[arg(add = ArgValueCompleter::new(complete::contexts))]
+        name: String,
+    },
+}
+
+#[derive(Subcommand)]
+enum ConfigVerb {
+    /// Says whether a tccd could start with a configuration, and otherwise why not, in the words of tccd
+    Check {
+        /// The configuration
+        #[arg(default_value = "tccd.toml")]
+        file: PathBuf,
+        /// Looks whether its databases answer, too
+        #[arg(long)]
+        databases: bool,
+    },
 }
 
 #[derive(Subcommand)]
@@ -405,18 +527,19 @@ enum Participants {
     Verify(participants::Verify),
 }
 
-#[tokio::main(flavor = "current_thread")]
-async fn main() -> ExitCode {
-    let Cli { global, noun } = Cli::parse();
-    let output = Output::new(global.output);
-    let Global { server, ca, token_file, certificate, key, timeout, .. } = global;
-    let session = Credentials::read(ca, token_file, certificate, key)
-        .and_then(|credentials| Session::new(server, &credentials, timeout));
-    let session = match session {
-        Ok(session) => session,
-        Err(what) => Cli::command().error(ErrorKind::ValueValidation, what).exit(),
+fn main() -> ExitCode {
+    // A shell that wants to know what may come next says so in its environment, and this does not return.
+    CompleteEnv::with_factory(Cli::command).complete();
+    let Cli { global, noun } = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return unparsed(&error),
     };
-    match run(noun, &session, &output).await {
+    let output = Output::new(global.output);
+    let ended = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime.block_on(run_offline(noun, global, &output)),
+        Err(error) => Err(Failure::unusable(format!("cannot start: {error}"))),
+    };
+    match ended {
         Ok(exit) => exit.into(),
         Err(failure) => {
             output.complain(&failure);
@@ -425,9 +548,82 @@ async fn main() -> ExitCode {
     }
 }
 
+/// Tells what is wrong with a command line as it asks for answers, as far as that can be seen; or gives the help that it asks for.
+fn unparsed(error: &clap::Error) -> ExitCode {
+    let words: Vec<String> = std::env::args().collect();
+    let style = words.iter().enumerate().find_map(|(index, word)| {
+        let value = match word.as_str() {
+            "-o" | "--output" => words.get(index + 1)?.as_str(),
+            word => word.strip_prefix("--output=").or_else(|| word.strip_prefix("-o"))?,
+        };
+        Style::from_str(value.trim_start_matches('='), true).ok()
+    });
+    match style
+        .filter(|style| error.use_stderr() && matches!(style, Style::Json | Style::Jsonl | Style::Yaml))
+    {
+        Some(style) => {
+            let text = error.render().to_string();
+            let first = text.lines().next().unwrap_or_default().trim_start_matches("error: ");
+            Output::new(style).complain(&Failure::usage(first));
+            Exit::Usage.into()
+        }
+        None => error.exit(),
+    }
+}
+
+/// What asks no server needs no credentials either.
+async fn run_offline(noun: Noun, global: Global, output: &Output) -> Result<Exit, Box<Failure>> {
+    match noun {
+        Noun::Explain { reason: Some(reason) } => explain::one(output, reason),
+        Noun::Explain { reason: None } => explain::all(output),
+        Noun::Completions { shell } => completions(shell),
+        Noun::Id => {
+            println!("{}", Uuid::now_v7());
+            Ok(Exit::Done)
+        }
+        Noun::Configuration(ConfigVerb::Check { file, databases }) => {
+            configuration::check(output, file, databases).await
+        }
+        Noun::Contexts(verb) => match verb {
+            ContextVerb::List => contexts::list(output),
+            ContextVerb::Use { name } => contexts::choose(output, name),
+            ContextVerb::Remove { name } => contexts::remove(output, name),
+            ContextVerb::Add { name } => {
+                let Global { server, ca, token_file, certificate, key, direct, .. } = global;
+                let server = server.map_or(String::new(), |server| server.to_string());
+                if server.is_empty() && direct.is_none() {
+                    return Err(Failure::usage("say with --server where it is, or with --direct"));
+                }
+                let absolute =
+                    |file: Option<PathBuf>| file.map(|file| std::path::absolute(&file).unwrap_or(file));
+                let context = Context {
+                    server: server.trim_end_matches('/').to_owned(),
+                    ca: absolute(ca),
+                    token_file: absolute(token_file),
+                    certificate: absolute(certificate),
+                    key: absolute(key),
+                    direct: absolute(direct),
+                };
+                contexts::add(output, name, context)
+            }
+        },
+        noun => {
+            let session = match global.session() {
+                Ok(session) => session,
+                Err(what) => return Err(Failure::usage(&what)),
+            };
+            if session.configuration().is_some() {
+                output.remark(&format!("reading straight from {}; nothing can be changed", session.place()));
+            }
+            run(noun, &session, output).await
+        }
+    }
+}
+
 async fn run(noun: Noun, session: &Session, output: &Output) -> Result<Exit, Box<Failure>> {
     match noun {
-        Noun::Status { exit_code } => status::show(session, output, exit_code).await,
+        Noun::Status { watch: Some(every), .. } => status::watch(session, output, every).await,
+        Noun::Status { exit_code, watch: None } => status::show(session, output, exit_code).await,
         Noun::Stuck(listing) => attention::stuck(session, output, listing).await,
         Noun::Parked(verb) => match verb {
             Parked::List(listing) => attention::list(session, output, &[Kind::Parked], listing).await,
@@ -452,6 +648,13 @@ async fn run(noun: Noun, session: &Session, output: &Output) -> Result<Exit, Box
             actions::list(session, &output, after, target, plan, limit.unwrap_or(u32::MAX)).await
         }
         Noun::Instances(Instances::List) => actions::instances(session, output).await,
+        Noun::Instances(Instances::Drain { id, why }) => {
+            actions::drain_instance(session, output, id, why).await
+        }
+        Noun::Sql { query, shard, limit } => {
+            let (configuration, timeout) = (session.configuration(), session.chosen_timeout());
+            sql::ask(output, configuration, shard.as_deref(), &query, limit, timeout).await
+        }
         Noun::Accounts(verb) => match verb {
             Accounts::Create { id, currency } => accounts::create(session, output, id, currency).await,
             Accounts::Get { id } => accounts::get(session, output, id).await,
@@ -472,7 +675,7 @@ async fn run(noun: Noun, session: &Session, output: &Output) -> Result<Exit, Box
         },
         Noun::Holds(verb) => match verb {
             Holds::Get { id, watch: false } => holds::get(session, output, id).await,
-            Holds::Get { id, watch: true } => holds::watch(session, output, id).await,
+            Holds::Get { id, watch: true } | Holds::Watch { id } => holds::watch(session, output, id).await,
             Holds::Describe { id } => attention::describe(session, output, id).await,
             Holds::List { payer, payee, phase, label, from, until, limit } => {
                 let request = ListHoldsRequest {
@@ -490,6 +693,8 @@ async fn run(noun: Noun, session: &Session, output: &Output) -> Result<Exit, Box
             Holds::Pause(chosen) => act(session, output, OperatorActionKind::Pause, chosen).await,
             Holds::Resume(chosen) => act(session, output, OperatorActionKind::Resume, chosen).await,
             Holds::ForceCancel(chosen) => act(session, output, OperatorActionKind::ForceCancel, chosen).await,
+            Holds::Import(asked) => import::run(session, output, asked).await,
+            Holds::Confirm { id } => holds::confirm(session, output, id).await,
             Holds::Cancel { id } => holds::cancel(session, output, id).await,
         },
         Noun::Audit(verb) => match verb {
@@ -505,17 +710,22 @@ async fn run(noun: Noun, session: &Session, output: &Output) -> Result<Exit, Box
             Shards::Resume { name, why } => shards::resume(session, output, name, why).await,
         },
         Noun::Participants(Participants::Verify(asked)) => participants::verify_one(output, asked).await,
-        Noun::Explain { reason: Some(reason) } => explain::one(output, reason),
-        Noun::Explain { reason: None } => explain::all(output),
-        Noun::Completions { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "tccctl", &mut std::io::stdout());
-            Ok(Exit::Done)
-        }
-        Noun::Id => {
-            println!("{}", Uuid::now_v7());
-            Ok(Exit::Done)
-        }
+        Noun::Explain { .. }
+        | Noun::Completions { .. }
+        | Noun::Id
+        | Noun::Configuration(_)
+        | Noun::Contexts(_) => unreachable!("they ask no server"),
     }
+}
+
+/// What a shell reads to ask this program, each time, what may come next.
+fn completions(shell: clap_complete::Shell) -> Result<Exit, Box<Failure>> {
+    let shells = Shells::builtins();
+    let shell = shells.completer(&shell.to_string()).expect("every shell has one");
+    let (name, mut script) = ("tccctl", Vec::new());
+    let written = shell.write_registration("COMPLETE", name, name, name, &mut script);
+    let written = written.and_then(|()| std::io::Write::write_all(&mut std::io::stdout(), &script));
+    written.map(|()| Exit::Done).map_err(|error| Failure::unwritable(&error))
 }
 
 /// Reads `--server`.
@@ -577,6 +787,7 @@ fn moment(text: &str) -> Result<prost_types::Timestamp, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use clap::error::ErrorKind;
 
     fn error_of(args: &[&str]) -> (ErrorKind, String) {
         let Err(error) = Cli::try_parse_from([&["tccctl"], args].concat()) else {

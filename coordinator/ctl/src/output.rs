@@ -5,9 +5,9 @@
 //! microseconds. Unlike proto3 JSON every key is always there, and a time that is not set is `null`. Results go to
 //! stdout, and nothing but results; everything said about them goes to stderr. It keeps out what a value means.
 
-use crate::errors::Failure;
+use crate::{errors::Failure, session::Session};
 use clap::ValueEnum;
-use comfy_table::{CellAlignment, Table, presets};
+use comfy_table::{CellAlignment, ColumnConstraint, ContentArrangement, Table, Width, presets};
 use jiff::SignedDuration;
 use serde::{Serialize, Serializer};
 use serde_json::Value;
@@ -16,6 +16,9 @@ use std::{
     io::{self, Write as _},
 };
 use tcc_proto::v1;
+
+/// A column that has less room is not broken into lines: the terminal may do that.
+const NARROWEST: usize = 20;
 
 /// What `-o` chooses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -95,6 +98,13 @@ impl Output {
     pub fn remark(&self, text: &str) {
         if self.format() == Format::Table {
             say(&format!("tccctl: {}", printable(text)));
+        }
+    }
+
+    /// Says to people what is about to be changed, if they chose it by a name.
+    pub fn acting_on(&self, session: &Session) {
+        if session.context().is_some() {
+            self.remark(&format!("acting on {}", session.place()));
         }
     }
 
@@ -295,17 +305,49 @@ pub fn fields<const N: usize>(fields: [(&str, String); N]) -> String {
 
 /// Lines under a header. A column whose name starts with `>` has numbers, aligned to the right.
 pub fn rows<const N: usize>(header: [&str; N], rows: impl IntoIterator<Item = [String; N]>) -> String {
+    table(header.map(str::to_owned).into(), rows.into_iter().map(Vec::from).collect())
+}
+
+/// As [`rows`], of as many columns as there are.
+pub fn table(header: Vec<String>, rows: Vec<Vec<String>>) -> String {
     let mut table = bare();
-    table.set_header(header.map(|name| name.trim_start_matches('>')));
+    table.set_header(header.iter().map(|name| name.trim_start_matches('>')));
     for row in rows {
-        table.add_row(row.map(|cell| printable(&cell)));
+        table.add_row(row.iter().map(|cell| printable(cell)));
     }
-    for (column, name) in table.column_iter_mut().zip(header) {
+    for (column, name) in table.column_iter_mut().zip(&header) {
         if name.starts_with('>') {
             column.set_cell_alignment(CellAlignment::Right);
         }
     }
-    rendered(&mut table)
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 2));
+    }
+    fit(&mut table);
+    table.trim_fmt()
+}
+
+/// At a terminal the last column, in which sentences stand, is broken into lines if the table is too wide for it. Ids and numbers
+/// never are: they are copied.
+fn fit(table: &mut Table) {
+    let Some(width) = table.width() else { return };
+    let widths: Vec<usize> =
+        table.column_max_content_widths().into_iter().map(|width| usize::from(width) + 2).collect();
+    let Some((last, others)) = widths.split_last() else { return };
+    let others: usize = others.iter().sum();
+    let room = usize::from(width).saturating_sub(others);
+    if *last <= room || room < NARROWEST {
+        return;
+    }
+    table.set_content_arrangement(ContentArrangement::Dynamic);
+    let count = widths.len();
+    for (column, index) in table.column_iter_mut().zip(1..) {
+        let constraint = match u16::try_from(room) {
+            Ok(room) if index == count => ColumnConstraint::Absolute(Width::Fixed(room)),
+            _ => ColumnConstraint::ContentWidth,
+        };
+        column.set_constraint(constraint);
+    }
 }
 
 fn bare() -> Table {

@@ -151,7 +151,7 @@ fn confirm(session: &Session, plan: &Plan, yes: bool) -> Result<(), Box<Failure>
         plan.action,
         plan.transactions,
         plan.stakes(),
-        session.server()
+        session.place()
     );
     let question = match is_forced {
         true => format!("{what}. Type the plan's id to go on: "),

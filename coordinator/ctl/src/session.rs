@@ -1,13 +1,26 @@
-//! The way to the server: one connection, one deadline a call.
+//! The way to the server: one connection, one deadline a call. Or, for when there is no server, the way straight to the databases:
+//! the reading half of a server in this very process, so that no command need know.
 //!
 //! Connecting is a step of its own, so that "nobody listens there" is told apart from "no answer came". It keeps out
 //! retries: a command that meets an unknown outcome says so and leaves the decision to whoever called it. Only a watch
 //! asks again by itself, because reading changes nothing.
 
 use crate::{credentials::Credentials, errors::Failure};
-use std::{net::IpAddr, time::Duration};
+use hyper_util::rt::TokioIo;
+use std::{
+    future::{Ready, ready},
+    io,
+    net::IpAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+use tcc_coordinator::{config::Config, direct::Direct};
+use tokio::{io::DuplexStream, sync::OnceCell};
 use tonic::{
     Request, Status,
+    codegen::Service,
     metadata::AsciiMetadataValue,
     transport::{Channel, Endpoint, Uri},
 };
@@ -21,10 +34,20 @@ const KEEP_ALIVE: Duration = Duration::from_secs(10);
 /// Which server to talk to, and how long to wait for it.
 pub struct Session {
     server: String,
-    endpoint: Endpoint,
+    context: Option<String>,
+    way: Way,
     authorization: Option<AsciiMetadataValue>,
     timeout: Option<Duration>,
 }
+
+enum Way {
+    Server(Endpoint),
+    /// By a configuration, whose databases are connected to when they are needed.
+    Databases(PathBuf, OnceCell<Arc<Direct>>),
+}
+
+/// How much of a message is under way inside of this process.
+const PIPE: usize = 64 * 1024;
 
 impl Session {
     /// Connects to nothing yet.
@@ -51,12 +74,58 @@ impl Session {
                 format!("--ca, --certificate or --key: {error}{}", cause.unwrap_or_default())
             })?;
         }
-        Ok(Self { server: name, endpoint, authorization: credentials.authorization().cloned(), timeout })
+        let (way, authorization) = (Way::Server(endpoint), credentials.authorization().cloned());
+        Ok(Self { server: name, context: None, way, authorization, timeout })
+    }
+
+    /// Straight to the databases of a configuration, reading only.
+    pub fn direct(configuration: PathBuf, timeout: Option<Duration>) -> Self {
+        let server = format!("the databases of {}", configuration.display());
+        let way = Way::Databases(configuration, OnceCell::new());
+        Self { server, context: None, way, authorization: None, timeout }
+    }
+
+    /// Remembers by which name it was chosen.
+    #[must_use]
+    pub fn of_context(mut self, name: Option<String>) -> Self {
+        self.context = name;
+        self
+    }
+
+    /// The configuration whose databases are read, if that is how.
+    pub fn configuration(&self) -> Option<&Path> {
+        match &self.way {
+            Way::Server(_) => None,
+            Way::Databases(configuration, _) => Some(configuration),
+        }
+    }
+
+    /// What is about to be changed, for people: the context by its name, if one is in use.
+    pub fn place(&self) -> String {
+        match &self.context {
+            Some(context) => format!("{context} ({})", self.server),
+            None => self.server.clone(),
+        }
+    }
+
+    /// The context in use, by its name.
+    pub fn context(&self) -> Option<&str> {
+        self.context.as_deref()
     }
 
     /// Connects. A connection lost later is made anew by the next call.
     pub async fn connect(&self) -> Result<Channel, Box<Failure>> {
-        self.endpoint.connect().await.map_err(|error| Failure::unreachable(&self.server, &error))
+        let (configuration, opened) = match &self.way {
+            Way::Server(endpoint) => {
+                return endpoint.connect().await.map_err(|error| Failure::unreachable(&self.server, &error));
+            }
+            Way::Databases(configuration, opened) => (configuration, opened),
+        };
+        let direct = opened.get_or_try_init(|| open(configuration)).await?;
+        let (mine, other) = tokio::io::duplex(PIPE);
+        tokio::spawn(Arc::clone(direct).serve(other));
+        let channel = Endpoint::from_static("http://direct").connect_with_connector(Pipe(Some(mine))).await;
+        channel.map_err(|error| Failure::unreachable(&self.server, &error))
     }
 
     /// How long one call may take.
@@ -105,6 +174,29 @@ impl Session {
     /// What an error of this server means.
     pub fn failure(&self, status: Status) -> Box<Failure> {
         Failure::of_status(&self.server, &status)
+    }
+}
+
+async fn open(configuration: &Path) -> Result<Arc<Direct>, Box<Failure>> {
+    let config = Config::load(configuration).map_err(|error| Failure::configuration(&error.to_string()))?;
+    let direct = Direct::open(&config).await;
+    direct.map(Arc::new).map_err(|error| Failure::unusable(error.to_string()))
+}
+
+/// "Connects" to the other end of a pipe, once.
+struct Pipe(Option<DuplexStream>);
+
+impl Service<Uri> for Pipe {
+    type Response = TokioIo<DuplexStream>;
+    type Error = io::Error;
+    type Future = Ready<Result<Self::Response, io::Error>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), io::Error>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, _: Uri) -> Self::Future {
+        ready(self.0.take().map(TokioIo::new).ok_or_else(|| io::ErrorKind::NotConnected.into()))
     }
 }
 

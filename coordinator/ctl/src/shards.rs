@@ -40,8 +40,9 @@ pub async fn describe(session: &Session, output: &Output, name: String) -> Resul
 
 /// Stops work on a shard.
 pub async fn drain(session: &Session, output: &Output, name: String, why: Why) -> Result<Exit, Box<Failure>> {
-    let mut client = RecoveryServiceClient::new(session.connect().await?);
     let (reason, ticket) = (why.reason()?, why.ticket);
+    output.acting_on(session);
+    let mut client = RecoveryServiceClient::new(session.connect().await?);
     let request = session.request(v1::DrainShardRequest { name: name.clone(), reason, ticket });
     client.drain_shard(request).await.map_err(|status| session.failure(status))?;
     output.show(&Decided { name, state: "drained" })?;
@@ -55,8 +56,9 @@ pub async fn resume(
     name: String,
     why: Why,
 ) -> Result<Exit, Box<Failure>> {
-    let mut client = OperatorServiceClient::new(session.connect().await?);
     let (reason, ticket) = (why.reason()?, why.ticket);
+    output.acting_on(session);
+    let mut client = OperatorServiceClient::new(session.connect().await?);
     let request = session.request(v1::ResumeShardRequest { name: name.clone(), reason, ticket });
     client.resume_shard(request).await.map_err(|status| session.failure(status))?;
     output.show(&Decided { name, state: "working" })?;

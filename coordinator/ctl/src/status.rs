@@ -9,7 +9,11 @@ use crate::{
     session::Session,
 };
 use serde::Serialize;
-use std::fmt;
+use std::{
+    fmt,
+    io::{self, IsTerminal as _, Write as _},
+    time::Duration,
+};
 use tcc_proto::v1::{self, operator_service_client::OperatorServiceClient};
 
 /// Shows how the coordinator and its shards are. With `exit_code` it exits with 3 if that needs somebody.
@@ -17,6 +21,23 @@ pub async fn show(session: &Session, output: &Output, exit_code: bool) -> Result
     let status = read(session).await?;
     output.show(&status)?;
     Ok(if exit_code && status.needs_somebody() { Exit::Findings } else { Exit::Done })
+}
+
+/// Shows it again and again, at a terminal each time in place of the time before. A server that does not answer is shown as that.
+pub async fn watch(session: &Session, output: &Output, every: Duration) -> Result<Exit, Box<Failure>> {
+    loop {
+        let status = read(session).await;
+        if io::stdout().is_terminal() {
+            let (home, clear) = ("\u{1b}[H", "\u{1b}[2J");
+            write!(io::stdout(), "{clear}{home}").map_err(|error| Failure::unwritable(&error))?;
+        }
+        match status {
+            Ok(status) => output.show(&status)?,
+            Err(failure) if failure.exit == Exit::Unknown => output.complain(&failure),
+            Err(failure) => return Err(failure),
+        }
+        tokio::time::sleep(every).await;
+    }
 }
 
 /// How the shards are.

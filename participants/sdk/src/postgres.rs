@@ -27,12 +27,13 @@ pub type Messages = BoxStream<'static, Result<AsyncMessage, Error>>;
 pub struct Postgres {
     config: Config,
     tls: Option<MakeRustlsConnect>,
+    is_read_only: bool,
 }
 
 /// A way that is not encrypted.
 impl From<Config> for Postgres {
     fn from(config: Config) -> Self {
-        Self { config, tls: None }
+        Self { config, tls: None, is_read_only: false }
     }
 }
 
@@ -53,7 +54,7 @@ impl Postgres {
             return config.into();
         }
         config.ssl_mode(SslMode::Require);
-        Self { config, tls: Some(MakeRustlsConnect::new(tls)) }
+        Self { config, tls: Some(MakeRustlsConnect::new(tls)), is_read_only: false }
     }
 
     /// As somebody else.
@@ -80,10 +81,20 @@ impl Postgres {
         bounded
     }
 
-    /// A server that became a standby takes no writes: look for the one that does.
+    /// A server that became a standby takes no writes: look for the one that does. To whoever only reads, it makes no difference.
     #[must_use]
     pub fn writable(mut self) -> Self {
-        self.config.target_session_attrs(TargetSessionAttrs::ReadWrite);
+        if !self.is_read_only {
+            self.config.target_session_attrs(TargetSessionAttrs::ReadWrite);
+        }
+        self
+    }
+
+    /// The server refuses whatever would change something.
+    #[must_use]
+    pub fn read_only(mut self) -> Self {
+        self.is_read_only = true;
+        set_option(&mut self.config, "default_transaction_read_only=on");
         self
     }
 
@@ -122,9 +133,7 @@ impl Postgres {
     pub fn pool(&self, application_name: &str, longest: Option<Duration>) -> Pool {
         let mut config = self.bounded(application_name).config;
         if let Some(longest) = longest {
-            let own = config.get_options().unwrap_or_default();
-            let options = format!("{own} -c statement_timeout={}", longest.as_millis());
-            config.options(options.trim());
+            set_option(&mut config, &format!("statement_timeout={}", longest.as_millis()));
         }
         let recycling = ManagerConfig { recycling_method: RecyclingMethod::Verified };
         let manager = match &self.tls {
@@ -139,6 +148,13 @@ impl Postgres {
             .build()
             .expect("a pool with a runtime and time-outs is complete")
     }
+}
+
+/// Sets something for every session, beside what the url sets.
+fn set_option(config: &mut Config, setting: &str) {
+    let own = config.get_options().unwrap_or_default();
+    let options = format!("{own} -c {setting}");
+    config.options(options.trim());
 }
 
 fn messages<S, T>(mut connection: Connection<S, T>) -> Messages

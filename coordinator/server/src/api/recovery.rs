@@ -107,7 +107,9 @@ impl RecoveryService for Recoveries {
         let id = convert::id(&request.get_ref().id)?;
         let picture = self.recovery.picture(id).await.map_err(EngineError::from)?;
         let picture = picture.ok_or(EngineError::NotFound(id))?;
-        Ok(Response::new(self.description(&picture)))
+        let trace = self.recovery.engine.store().trace(id).await.map_err(EngineError::from)?;
+        let trace = trace.map_or(String::new(), |context| format!("{:032x}", context.trace));
+        Ok(Response::new(v1::DescribeHoldResponse { trace, ..self.description(&picture) }))
     }
 
     async fn act(&self, request: Request<v1::ActRequest>) -> Result<Response<v1::ActResponse>, Status> {
@@ -258,6 +260,22 @@ impl RecoveryService for Recoveries {
         Ok(Response::new(v1::ListInstancesResponse { instances }))
     }
 
+    async fn drain_instance(
+        &self,
+        request: Request<v1::DrainInstanceRequest>,
+    ) -> Result<Response<v1::DrainInstanceResponse>, Status> {
+        let body = request.get_ref();
+        let evidence = evidence(&request, &body.reason, &body.ticket)?;
+        let id = plan_id("id", &body.id)?;
+        if self.recovery.engine.store().drain_instance(id, &evidence).await.map_err(EngineError::from)? {
+            tracing::warn!(instance = %id, actor = evidence.actor, "an operator lets an instance leave");
+            self.recovery.engine.metrics().acted("drain-instance", "done");
+            return Ok(Response::new(v1::DrainInstanceResponse {}));
+        }
+        let message = format!("no instance {id} serves, or it leaves already");
+        Err(status(Reason::InstanceNotFound, message, [("instance", id.to_string())]))
+    }
+
     async fn drain_shard(
         &self,
         request: Request<v1::DrainShardRequest>,
@@ -301,6 +319,7 @@ impl Recoveries {
             diagnosis: diagnosis.sentence,
             recovers_by_itself: diagnosis.recovers_by_itself,
             next_command: diagnosis.next_command,
+            trace: String::new(),
         }
     }
 }

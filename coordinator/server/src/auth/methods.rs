@@ -53,6 +53,7 @@ pub const METHODS: &[(&str, Access)] = &[
     ("/tcc.v1.RecoveryService/ExecutePlan", Access::Having(&[Operator])),
     ("/tcc.v1.RecoveryService/ListActions", Access::Having(&[Operator, Viewer])),
     ("/tcc.v1.RecoveryService/ListInstances", Access::Having(&[Operator, Viewer])),
+    ("/tcc.v1.RecoveryService/DrainInstance", Access::Having(&[Operator])),
     ("/tcc.v1.RecoveryService/DrainShard", Access::Having(&[Operator])),
     // A load balancer has no credentials. It learns whether this instance serves, nothing else.
     ("/grpc.health.v1.Health/Check", Access::Anyone),

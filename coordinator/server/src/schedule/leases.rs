@@ -36,12 +36,13 @@ WITH me AS (
     INSERT INTO instance (id, address, started_at, lease_until, settled)
     VALUES ($1, $2, clock_timestamp(), clock_timestamp() + interval '4 seconds', $3)
     ON CONFLICT (id) DO UPDATE SET lease_until = excluded.lease_until, settled = excluded.settled
+    RETURNING drained
 ),
 gone AS (
     DELETE FROM instance WHERE lease_until < clock_timestamp() - interval '1 day'
 )
 SELECT clock_timestamp() AS now, c.system_identifier, pg_postmaster_start_time() AS started_at, left(pg_walfile_name(l.lsn), 8) AS timeline,
-       (l.lsn - '0/0')::int8 AS position
+       (l.lsn - '0/0')::int8 AS position, (SELECT drained FROM me) AS drained
 FROM pg_control_system() AS c, (SELECT pg_current_wal_flush_lsn()) AS l (lsn)";
 
 /// Two cannot listen on one address of one machine: whoever did before is gone, and its slots need not wait for its lease.
@@ -97,6 +98,7 @@ pub struct Leases {
     progress: HashMap<Uuid, (i64, Instant)>,
     hung: Hung,
     unbroken: watch::Sender<Continuity>,
+    drained: CancellationToken,
     others: usize,
 }
 
@@ -165,6 +167,7 @@ impl Leases {
                 since: Timestamp::UNIX_EPOCH,
                 server: Timestamp::UNIX_EPOCH,
             }),
+            drained: CancellationToken::new(),
             others: 0,
         };
         leases.session.connect(&STATEMENTS).await?;
@@ -195,6 +198,12 @@ impl Leases {
     #[must_use]
     pub fn unbroken(&self) -> Unbroken {
         self.unbroken.subscribe()
+    }
+
+    /// Cancelled when an operator wants this instance to leave.
+    #[must_use]
+    pub fn drained(&self) -> CancellationToken {
+        self.drained.clone()
     }
 
     /// Beats until asked to stop, then gives the slots back. Answers whether other instances can take them.
@@ -279,6 +288,9 @@ impl Leases {
             ring.release(&served, i64::MAX);
         }
         self.position = Some(position);
+        if row.get("drained") {
+            self.drained.cancel();
+        }
         Ok(())
     }
 

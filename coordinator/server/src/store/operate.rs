@@ -96,6 +96,11 @@ resumed AS (
 -- What it must have is as it is now.
 DELETE FROM head h USING before b WHERE h.shard = b.name AND b.lost IS NOT NULL";
 
+/// An instance sees it when it next beats.
+const DRAIN_INSTANCE: &str = "\
+-- drain_instance
+UPDATE instance SET drained = true WHERE id = $1 AND lease_until > clock_timestamp() AND NOT drained";
+
 const ACTIONS: &str = "\
 -- actions
 SELECT number, acted_at, action, target, actor, address, reason, ticket, plan, before, after
@@ -333,6 +338,23 @@ impl Store {
     pub async fn resume_shard(&self, name: &str, evidence: &Evidence) -> Result<Option<bool>, StoreError> {
         let is_stopped = |lost: Option<&str>, drained| drained || lost.is_some();
         self.decide_shard(name, "resume-shard", RESUME_SHARD, is_stopped, evidence).await
+    }
+
+    /// Lets an instance leave: it stops in order, as if its process had been told to. `false` if it is not there, or leaves already.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`].
+    pub async fn drain_instance(&self, id: Uuid, evidence: &Evidence) -> Result<bool, StoreError> {
+        let mut client = self.reader().await?;
+        let doing = client.transaction().await?;
+        crash::statement(DRAIN_INSTANCE);
+        if doing.execute(DRAIN_INSTANCE, &[&id]).await? == 0 {
+            return Ok(false);
+        }
+        note(&*doing, "drain-instance", &id.to_string(), evidence, "serving", "leaving").await?;
+        commit(doing).await?;
+        Ok(true)
     }
 
     async fn decide_shard(

@@ -114,6 +114,19 @@ async fn prepare_locked(
         crash::statement(MAP_BUCKETS);
         client.execute(MAP_BUCKETS, &[&shards, &i32::from(BUCKETS)]).await?;
     }
+    let map = map(client, shards).await?;
+    let now: Timestamp = client.query_one("SELECT clock_timestamp()", &[]).await?.get(0);
+    roles::act_as(client, MAINTAINER).await?;
+    ensure_partitions(client, now).await?;
+    Ok(map)
+}
+
+/// Reads the map of buckets, which must be of these shards.
+///
+/// # Errors
+///
+/// [`SchemaError`].
+pub async fn map(client: &Client, shards: &[String]) -> Result<HashMap<String, HashSet<u16>>, SchemaError> {
     let mut map: HashMap<String, HashSet<u16>> = HashMap::new();
     for row in client.query("SELECT shard, bucket FROM bucket", &[]).await? {
         map.entry(row.get(0)).or_default().insert(row.get::<_, i16>(1) as u16);
@@ -122,14 +135,7 @@ async fn prepare_locked(
     let mut configured = shards.to_vec();
     mapped.sort();
     configured.sort();
-    if mapped != configured {
-        return Err(SchemaError::OtherShards { configured, mapped });
-    }
-
-    let now: Timestamp = client.query_one("SELECT clock_timestamp()", &[]).await?.get(0);
-    roles::act_as(client, MAINTAINER).await?;
-    ensure_partitions(client, now).await?;
-    Ok(map)
+    if mapped == configured { Ok(map) } else { Err(SchemaError::OtherShards { configured, mapped }) }
 }
 
 /// Creates the partitions of the next weeks, and those of the wake-ups as far as they may lie ahead.
