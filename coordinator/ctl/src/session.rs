@@ -41,7 +41,7 @@ pub struct Session {
 }
 
 enum Way {
-    Server(Endpoint),
+    Server(Box<Endpoint>),
     /// By a configuration, whose databases are connected to when they are needed.
     Databases(PathBuf, OnceCell<Arc<Direct>>),
 }
@@ -74,7 +74,7 @@ impl Session {
                 format!("--ca, --certificate or --key: {error}{}", cause.unwrap_or_default())
             })?;
         }
-        let (way, authorization) = (Way::Server(endpoint), credentials.authorization().cloned());
+        let (way, authorization) = (Way::Server(Box::new(endpoint)), credentials.authorization().cloned());
         Ok(Self { server: name, context: None, way, authorization, timeout })
     }
 

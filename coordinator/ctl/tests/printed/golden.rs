@@ -268,6 +268,21 @@ fn listed(args: &[&str]) -> Vec<String> {
 }
 
 #[test]
+fn the_manual_has_every_command() {
+    let manual = include_str!("../../../docs/operations.md");
+
+    for noun in listed(&[]) {
+        let verbs = listed(&[&noun]);
+        if verbs.is_empty() {
+            assert!(manual.contains(&format!("`{noun}`")), "{noun}");
+        }
+        for verb in verbs {
+            assert!(manual.contains(&format!("`{noun} {verb}`")), "{noun} {verb}");
+        }
+    }
+}
+
+#[test]
 fn no_command_is_left_out() {
     let tried: BTreeSet<String> = commands()
         .iter()

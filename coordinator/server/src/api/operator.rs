@@ -49,7 +49,11 @@ impl OperatorService for Operator {
             (ring.len(), ring.lowest_watermark_us(), ring.served().count(), ring.missed())
         };
         let watermark = watermark_us.and_then(|us| tcc_core::Timestamp::from_microsecond(us).ok());
-        let watermark = watermark.map(convert::proto_time);
+        // Who serves no slot knows it from the table only.
+        let watermark = match watermark {
+            Some(watermark) => watermark,
+            None => self.engine.store().watermark().await.map_err(EngineError::from)?,
+        };
         let audits = self.engine.store().audits().await.map_err(EngineError::from)?;
         let (findings, first_finding_at) =
             self.engine.store().count_findings().await.map_err(EngineError::from)?;
@@ -80,7 +84,7 @@ impl OperatorService for Operator {
             started_at: Some(convert::proto_time(self.vitals.started_at)),
             draining: self.engine.is_draining(),
             database_time: Some(convert::proto_time(database_time)),
-            watermark,
+            watermark: Some(convert::proto_time(watermark)),
             armed: armed as i64,
             active: self.engine.active() as i64,
             missed: missed as i64,

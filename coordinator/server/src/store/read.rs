@@ -40,6 +40,10 @@ WHERE t.phase IN (1, 2, 3, 5) AND t.attention < 3
         AND (t.phase <> 2 OR t.attention <> 0 OR w.wake_at <= greatest(t.due_at, t.held_at)))
 LIMIT $1";
 
+const WATERMARK: &str = "\
+-- watermark
+SELECT min(watermark) FROM slot";
+
 /// The transactions with one kind of attention.
 #[derive(Debug, Clone)]
 pub struct AttentionSummary {
@@ -124,6 +128,15 @@ impl Store {
     /// [`StoreError`].
     pub async fn now(&self) -> Result<Timestamp, StoreError> {
         Ok(self.reader().await?.query_one("SELECT clock_timestamp()", &[]).await?.get(0))
+    }
+
+    /// Up to when everything due has been looked at, by whatever instances there are.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`].
+    pub async fn watermark(&self) -> Result<Timestamp, StoreError> {
+        Ok(self.reader().await?.query_one(WATERMARK, &[]).await?.get(0))
     }
 
     /// What needs looking at, by kind.
