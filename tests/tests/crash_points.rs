@@ -170,6 +170,8 @@ const POINTS: &[(&str, &[Deed])] = &[
     ("postings", &[]),
     ("page", &[]),
     ("get_all", &[]),
+    ("trace", &[]),
+    ("watermark", &[]),
     ("branches_between", &[]),
     ("branches_of", &[]),
     ("fenced_between", &[]),
