@@ -247,9 +247,18 @@ pub struct Holdings {
     /// The account.
     pub account: Account,
     /// The newest ids first.
-    pub open: Vec<Transaction>,
+    pub open: Vec<OpenDebit>,
     /// There are more of them than were asked for.
     pub is_truncated: bool,
+}
+
+/// An open debit.
+#[derive(Debug, Clone)]
+pub struct OpenDebit {
+    /// What it is for.
+    pub transaction: Transaction,
+    /// How much it holds.
+    pub amount: i64,
 }
 
 /// An account and at most so many of its open debits, in one snapshot. Looks no further than until their sum is what it holds.
@@ -279,11 +288,12 @@ pub(crate) async fn holdings(
         );
         let left = (limit - open.len()) as i64;
         for row in snapshot.query(&sql, &[&id.as_str(), &left]).await.map_err(text)? {
-            missing -= row.get::<_, i64>("amount");
+            let amount: i64 = row.get("amount");
+            missing -= amount;
             let transaction = TransactionId::from_uuid(row.get("transaction_id"))
                 .map_err(|e| e.to_string())
                 .and_then(|id| Transaction::decode(id, row.get("descriptor")).map_err(|e| e.to_string()));
-            open.push(transaction?);
+            open.push(OpenDebit { transaction: transaction?, amount });
         }
     }
     snapshot.commit().await.map_err(text)?;
