@@ -29,7 +29,7 @@ use std::{
 use tcc_core::{Outcome, Timestamp};
 use tcc_ledger::{Shard, heads::Heads};
 use tcc_participant::{
-    Call, Failure, Participant, Postgres, Remote,
+    BreakerState, Call, Failure, Participant, Postgres, Remote,
     remote::{InvalidAddress, Options},
     retry::Backoff,
     serve::InProcess,
@@ -343,6 +343,10 @@ impl Participant for Ledgerd {
 
     fn is_reachable(&self) -> bool {
         self.remote.is_reachable() && self.shard.is_reachable()
+    }
+
+    fn breaker(&self) -> BreakerState {
+        if self.shard.is_reachable() { self.remote.breaker() } else { BreakerState::Open }
     }
 
     fn call(&self, call: Call) -> BoxFuture<'_, Vec<Outcome>> {

@@ -22,7 +22,7 @@ use std::{
 };
 use tcc_core::{AccountId, Currency, Outcome, Timestamp, Transaction};
 use tcc_participant::{
-    Batcher, Call, Participant, Postgres,
+    Batcher, BreakerState, Call, Participant, Postgres,
     batch::{Limits, Unknown},
 };
 use uuid::Uuid;
@@ -74,7 +74,8 @@ impl Shard {
         let buckets = Arc::new(buckets);
         // A second one would mostly wait for the accounts that the first one has locked.
         let executors = vec![ShardExecutor::new(name, database, buckets, heads.clone())];
-        let operations = Batcher::start(&format!("shard {name}"), executors, Limits::default());
+        let operations =
+            Batcher::start(&format!("shard {name}"), executors, Limits { breaks: true, ..Limits::default() });
         let reads = database.pool("tcc-shard-reads", Some(LONGEST_READ));
         let long_reads = database.pool("tcc-shard-audit", None);
         let drained = Arc::default();
@@ -414,7 +415,7 @@ impl Shard {
     }
 
     async fn connection(&self, pool: &Pool) -> Result<Object, ReadError> {
-        if !self.operations.is_reachable() && self.heads.lost().is_none() {
+        if !self.operations.is_connected() && self.heads.lost().is_none() {
             return Err(self.unreachable("it is not reachable".into()));
         }
         pool.get().await.map_err(|e: PoolError| self.unreachable(e.to_string()))
@@ -448,6 +449,10 @@ impl Participant for Shard {
     }
 
     fn call(&self, call: Call) -> BoxFuture<'_, Vec<Outcome>> {
+    fn breaker(&self) -> BreakerState {
+        if self.is_reachable() { self.operations.breaker() } else { BreakerState::Open }
+    }
+
         Box::pin(async move {
             match self.operations.call(Op::Call(call)).await {
                 Ok(Answer::Outcomes(outcomes)) => outcomes,

@@ -10,6 +10,7 @@
 
 use crate::{
     batch::{Batcher, Executor, Failure, Limits},
+    breaker::BreakerState,
     participant::{Call, Participant},
     wire::{
         Description, MAX_CALLS, MAX_REQUEST, PROTOCOL_VERSION, read_description, read_outcome, write_call,
@@ -18,7 +19,7 @@ use crate::{
 use futures::future::{BoxFuture, join_all};
 use std::{
     sync::{Arc, Mutex},
-    time::{Duration, Instant},
+    time::Duration,
 };
 use tcc_core::{Outcome, decision::permits_next};
 use tcc_proto::v1::{
@@ -56,38 +57,11 @@ pub struct InvalidAddress(String);
 pub struct Remote {
     name: Arc<str>,
     calls: Batcher<BranchCall, Outcome>,
-    seen: Arc<Mutex<Seen>>,
+    /// What it said of itself when it was last connected to.
+    described: Arc<Mutex<Option<Description>>>,
     patience: Duration,
 }
 
-/// What is known of a participant.
-#[derive(Default)]
-struct Seen {
-    /// What it said of itself.
-    described: Option<Description>,
-    /// How many requests in a row had no answer in time.
-    late: u32,
-    /// Until when it is left alone.
-    left_alone_until: Option<Instant>,
-}
-
-impl Seen {
-    fn in_time(&mut self) {
-        (self.late, self.left_alone_until) = (0, None);
-    }
-
-    fn late(&mut self) {
-        self.late += 1;
-        if self.late >= SILENT {
-            self.left_alone_until = Some(Instant::now() + LEFT_ALONE);
-        }
-    }
-}
-
-/// So many requests in a row without an answer in time, and it is taken to hang.
-const SILENT: u32 = 4;
-/// For so long it is not asked for anything new then.
-const LEFT_ALONE: Duration = Duration::from_secs(5);
 /// So many calls may wait for their request.
 const QUEUE: usize = 1_024;
 /// A call that has waited for so many deadlines is given up.
@@ -109,30 +83,32 @@ impl Remote {
             .http2_keep_alive_interval(Duration::from_secs(10))
             .keep_alive_timeout(Duration::from_secs(5))
             .keep_alive_while_idle(true);
-        let (name, seen) = (Arc::<str>::from(name), Arc::<Mutex<Seen>>::default());
+        let (name, described) = (Arc::<str>::from(name), Arc::<Mutex<Option<Description>>>::default());
         let caller = |_| Caller {
             name: Arc::clone(&name),
             endpoint: endpoint.clone(),
             deadline: options.deadline,
-            seen: Arc::clone(&seen),
+            described: Arc::clone(&described),
             client: None,
             each_apart: false,
+            lost: 0,
         };
         let limits = Limits {
             batch: options.batch.clamp(1, MAX_CALLS),
             // The request's own deadline comes first.
             patience: options.deadline + Duration::from_secs(1),
             queue: QUEUE,
+            breaks: true,
         };
         let callers = (0..options.requests.max(1)).map(caller).collect();
         let calls = Batcher::start(&format!("participant {name}"), callers, limits);
-        Ok(Self { name, calls, seen, patience: options.deadline * DEADLINES })
+        Ok(Self { name, calls, described, patience: options.deadline * DEADLINES })
     }
 
     /// What it said of itself when it was last connected to; `None` before the first time.
     #[must_use]
     pub fn described(&self) -> Option<Description> {
-        self.seen.lock().expect("no holder panics").described.clone()
+        self.described.lock().expect("no holder panics").clone()
     }
 
     /// How many calls wait for their request.
@@ -147,11 +123,14 @@ impl Participant for Remote {
         &self.name
     }
 
-    /// Before the first handshake it is not, nor while it is left alone because it answers nothing.
+    /// Before the first handshake it is not, nor while it is left alone because it answers too little.
     fn is_reachable(&self) -> bool {
-        let seen = self.seen.lock().expect("no holder panics");
-        let is_left_alone = seen.left_alone_until.is_some_and(|until| Instant::now() < until);
-        self.calls.is_reachable() && seen.described.is_some() && !is_left_alone
+        self.breaker() != BreakerState::Open
+    }
+
+    fn breaker(&self) -> BreakerState {
+        let is_described = self.described.lock().expect("no holder panics").is_some();
+        if is_described { self.calls.breaker() } else { BreakerState::Open }
     }
 
     fn call(&self, call: Call) -> BoxFuture<'_, Vec<Outcome>> {
@@ -183,10 +162,12 @@ struct Caller {
     name: Arc<str>,
     endpoint: Endpoint,
     deadline: Duration,
-    seen: Arc<Mutex<Seen>>,
+    described: Arc<Mutex<Option<Description>>>,
     client: Option<ParticipantServiceClient<Channel>>,
     /// After a request that came too late, until all calls of some were in time.
     each_apart: bool,
+    /// How many calls of the last batch had no answer in time.
+    lost: usize,
 }
 
 /// Requests are filled up to here, so that only a single call that is larger than this makes a larger one.
@@ -223,12 +204,17 @@ impl Executor for Caller {
             let found = description.name;
             return Err(Failure::Rejected(format!("it calls itself {found:?}; check its address")));
         }
-        self.seen.lock().expect("no holder panics").described = Some(description);
+        *self.described.lock().expect("no holder panics") = Some(description);
         self.client = Some(client);
         Ok(())
     }
 
+    fn lost(&self) -> usize {
+        self.lost
+    }
+
     async fn run(&mut self, calls: &[BranchCall]) -> Result<Vec<Outcome>, Failure> {
+        self.lost = 0;
         if self.each_apart {
             return Ok(self.send_each(calls).await);
         }
@@ -253,7 +239,8 @@ impl Caller {
     /// Each call in a request of its own, all at once.
     async fn send_each(&mut self, calls: &[BranchCall]) -> Vec<Outcome> {
         let answers = join_all(calls.iter().map(|call| self.send(std::slice::from_ref(call)))).await;
-        self.each_apart = answers.iter().any(|answer| matches!(answer, Err(Failure::Disconnected(_))));
+        self.lost = answers.iter().filter(|answer| matches!(answer, Err(Failure::Disconnected(_)))).count();
+        self.each_apart = self.lost > 0;
         if answers.iter().all(Result::is_err) && self.each_apart {
             self.client = None;
         }
@@ -271,17 +258,7 @@ impl Caller {
         let message = v1::CallRequest { participant: self.name.to_string(), calls: calls.to_vec() };
         let request = self.request(message);
         let mut client = self.client.clone().ok_or_else(|| Failure::Disconnected("not connected".into()))?;
-        let answer = client.call(request).await;
-        let is_late = |status: &Status| matches!(status.code(), Code::DeadlineExceeded | Code::Cancelled);
-        {
-            let mut seen = self.seen.lock().expect("no holder panics");
-            match &answer {
-                Ok(_) => seen.in_time(),
-                Err(status) if is_late(status) => seen.late(),
-                Err(_) => {}
-            }
-        }
-        let response = answer.map_err(|status| sort(&status))?.into_inner();
+        let response = client.call(request).await.map_err(|status| sort(&status))?.into_inner();
         if response.outcomes.len() != calls.len() {
             let found = response.outcomes.len();
             return Err(Failure::Rejected(format!("{found} outcomes for {} calls", calls.len())));

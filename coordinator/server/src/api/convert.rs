@@ -20,7 +20,7 @@ use tcc_core::{
     round_up,
 };
 use tcc_ledger::{Account, AccountState, PostingKind, PostingRow};
-use tcc_participant::partitions::first_id;
+use tcc_participant::{BreakerState, partitions::first_id};
 use tcc_proto::{Reason, v1};
 use tonic::{Request, Status};
 use uuid::Uuid;
@@ -604,6 +604,15 @@ fn cause(cause: Cause) -> v1::Cause {
         Cause::TimedOut => v1::Cause::TimedOut,
         Cause::Matured => v1::Cause::Matured,
         Cause::Operator => v1::Cause::Operator,
+    }
+}
+
+/// How a breaker stands, as the API names it.
+pub fn breaker(state: BreakerState) -> v1::BreakerState {
+    match state {
+        BreakerState::Closed => v1::BreakerState::Closed,
+        BreakerState::HalfOpen => v1::BreakerState::HalfOpen,
+        BreakerState::Open => v1::BreakerState::Open,
     }
 }
 

@@ -5,7 +5,7 @@ use std::{
     sync::Arc,
 };
 use tcc_core::{AccountId, BUCKETS, Transaction, bucket_of};
-use tcc_participant::Participant;
+use tcc_participant::{BreakerState, Participant};
 
 /// The participants and the map of buckets.
 #[derive(Clone)]
@@ -64,6 +64,12 @@ impl Participants {
     #[must_use]
     pub fn is_reachable(&self, index: usize) -> bool {
         self.all[index].is_reachable()
+    }
+
+    /// How the breaker of a participant stands.
+    #[must_use]
+    pub fn breaker(&self, index: usize) -> BreakerState {
+        self.all[index].breaker()
     }
 
     /// The index of the participant that keeps an account.
