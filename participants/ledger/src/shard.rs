@@ -6,7 +6,8 @@ use crate::{
     executor::ShardExecutor,
     heads::Heads,
     reads::{
-        self, BalanceRow, BranchRow, Branches, FenceRow, Holdings, Listing, PostingRow, Postings, ReadError,
+        self, BalanceRow, BranchRow, Branches, FenceRow, Holdings, Listed, Listing, PostingRow, Postings,
+        ReadError,
     },
 };
 use deadpool_postgres::{Object, Pool, PoolError, Status};
@@ -238,12 +239,12 @@ impl Shard {
         reads::holdings(&mut client, id, limit).await.map_err(|cause| self.unreachable(cause))
     }
 
-    /// Lists the transactions of an account, the newest ids first. Fewer than the limit: there are no more.
+    /// Lists the transactions of an account, the newest ids first, as far as there is time.
     ///
     /// # Errors
     ///
     /// [`ReadError`].
-    pub async fn listed(&self, which: Listing<'_>) -> Result<Vec<Uuid>, ReadError> {
+    pub async fn listed(&self, which: Listing<'_>) -> Result<Listed, ReadError> {
         let mut client = self.reader().await?;
         reads::listed(&mut client, which).await.map_err(|cause| self.unreachable(cause))
     }
@@ -448,11 +449,11 @@ impl Participant for Shard {
         self.operations.is_reachable() && self.heads.lost().is_none() && !self.is_drained()
     }
 
-    fn call(&self, call: Call) -> BoxFuture<'_, Vec<Outcome>> {
     fn breaker(&self) -> BreakerState {
         if self.is_reachable() { self.operations.breaker() } else { BreakerState::Open }
     }
 
+    fn call(&self, call: Call) -> BoxFuture<'_, Vec<Outcome>> {
         Box::pin(async move {
             match self.operations.call(Op::Call(call)).await {
                 Ok(Answer::Outcomes(outcomes)) => outcomes,

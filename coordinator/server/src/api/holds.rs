@@ -27,6 +27,7 @@ use tcc_core::{
     Attention, Cause, IdempotencyKey, Phase, Transaction, TransactionId,
     descriptor::{CREDIT, DEBIT},
 };
+use tcc_ledger::Listed;
 use tcc_proto::{
     Reason,
     v1::{self, hold_service_server::HoldService},
@@ -39,6 +40,8 @@ use uuid::Uuid;
 const BATCH: usize = 1_000;
 /// How many holds are looked at for one page, if few of them are as asked for. Then the page is short, and not the last one.
 const LOOKED_AT: usize = 4_000;
+/// And for so long. Then it is short, too.
+const LOOKED_FOR: Duration = Duration::from_secs(2);
 /// So many are read at a time.
 const CHUNK: (usize, usize) = (100, 1_000);
 /// A watch looks after this time, doubled each time until something changes,
@@ -343,6 +346,7 @@ impl HoldService for Holds {
     ) -> Result<Response<v1::ListHoldsResponse>, Status> {
         let caller = identity(&request);
         let asked = convert::listing(request.into_inner(), &caller, self.engine.clock().now())?;
+        let until = Instant::now() + convert::patience(&request).min(LOOKED_FOR);
         let shard = self.shards.of(&asked.account);
         let mut page = Page { holds: Vec::new(), looked_at: 0, before: asked.before };
         let limit = (2 * asked.size).clamp(CHUNK.0, CHUNK.1);
@@ -354,12 +358,17 @@ impl HoldService for Holds {
                 before: page.before,
                 limit: limit as i64,
             };
-            let ids = shard.listed(which).await.map_err(reason::of_read)?;
+            let Listed { ids, reached } = shard.listed(which).await.map_err(reason::of_read)?;
+                until: until.into_std(),
             if self.fill(&mut page, &ids, &asked).await? {
                 break asked.filter.seal(page.before);
             }
-            if ids.len() < limit {
-                break String::new();
+            match reached {
+                None => break String::new(),
+                Some(reached) => page.before = reached,
+            }
+            if Instant::now() >= until {
+                break asked.filter.seal(page.before);
             }
         };
         Ok(Response::new(v1::ListHoldsResponse { holds: page.holds, next_page_token }))
