@@ -24,7 +24,7 @@ use futures::{
 };
 use std::{sync::Arc, time::Duration};
 use tcc_core::{
-    Attention, Cause, IdempotencyKey, Phase, Transaction, TransactionId,
+    Attention, Cause, IdempotencyKey, Phase, Refusal, Transaction, TransactionId,
     descriptor::{CREDIT, DEBIT},
 };
 use tcc_ledger::Listed;
@@ -140,7 +140,7 @@ impl Holds {
         let created =
             self.engine.create(transaction, keyed_on, creator.lane, creator.trace, creator.patience()).await;
         let created = created.map_err(|error| of_name(&name, error))?;
-        refuse(&created.record, created.replayed)?;
+        self.refuse(&created.record, created.replayed).await?;
         Ok(created)
     }
 
@@ -156,7 +156,7 @@ impl Holds {
             if let Some(field) = asked.descriptor.first_difference(&record.transaction.descriptor) {
                 return Err(of_name(&asked.name, EngineError::IdReused { id: record.id(), field }));
             }
-            refuse(&record, true)?;
+            self.refuse(&record, true).await?;
             return Ok(response(&record, true));
         }
         if let Err(stale) = asked.fresh(self.engine.clock().now(), &self.limits) {
@@ -166,10 +166,12 @@ impl Holds {
             Name::Id(id) => id.to_string(),
             Name::Key(_) | Name::None => String::new(),
         };
-        for branch in &asked.descriptor.branches {
+        for (field, index) in PARTIES {
+            let branch = &asked.descriptor.branches[usize::from(index)];
             let account = self.shards.of(&branch.account).account(&branch.account).await;
             if let Some(refusal) = tcc_ledger::refusal(account.map_err(reason::of_read)?.as_ref(), branch) {
-                return Err(reason::refused(refusal.code(), id, false));
+                let at = Some((field, &branch.account));
+                return Err(reason::refused(refusal.code(), id, false, at));
             }
         }
         let hold = v1::Hold { id, ..convert::asked_view(&asked.descriptor) };
@@ -324,7 +326,7 @@ impl HoldService for Holds {
             Err(EngineError::NotFound(id)) => return Err(EngineError::OutcomeUnknown(id).into()),
             record => record?,
         };
-        refuse(&record, replayed)?;
+        self.refuse(&record, replayed).await?;
         if record.standing.phase == Phase::Cancelled {
             return Err(reason::transfer_cancelled(record.id()));
         }
@@ -344,9 +346,9 @@ impl HoldService for Holds {
         &self,
         request: Request<v1::ListHoldsRequest>,
     ) -> Result<Response<v1::ListHoldsResponse>, Status> {
+        let until = Instant::now() + convert::patience(&request).min(LOOKED_FOR);
         let caller = identity(&request);
         let asked = convert::listing(request.into_inner(), &caller, self.engine.clock().now())?;
-        let until = Instant::now() + convert::patience(&request).min(LOOKED_FOR);
         let shard = self.shards.of(&asked.account);
         let mut page = Page { holds: Vec::new(), looked_at: 0, before: asked.before };
         let limit = (2 * asked.size).clamp(CHUNK.0, CHUNK.1);
@@ -357,9 +359,9 @@ impl HoldService for Holds {
                 from: asked.ids_from,
                 before: page.before,
                 limit: limit as i64,
+                until: until.into_std(),
             };
             let Listed { ids, reached } = shard.listed(which).await.map_err(reason::of_read)?;
-                until: until.into_std(),
             if self.fill(&mut page, &ids, &asked).await? {
                 break asked.filter.seal(page.before);
             }
@@ -414,6 +416,46 @@ impl HoldService for Holds {
         let seen = self.seen(id, &etag).await?;
         let record = self.engine.confirm_now(id, seen, patience).await?;
         Ok(Response::new(v1::ConfirmHoldResponse { hold: Some(convert::hold_view(&record)) }))
+    }
+}
+
+/// The accounts of a hold: what requests call them, and their branches.
+const PARTIES: [(&str, u16); 2] = [("payer", DEBIT), ("payee", CREDIT)];
+
+impl Holds {
+    /// A hold that was refused, or a transfer that was vetoed, is an error.
+    async fn refuse(&self, record: &Record, is_replayed: bool) -> Result<(), Status> {
+        let standing = &record.standing;
+        let is_vetoed = standing.phase.is_final()
+            && standing.cause == Some(Cause::Vetoed)
+            && record.transaction.descriptor.is_due_at_once();
+        if standing.cause != Some(Cause::Refused) && !is_vetoed {
+            return Ok(());
+        }
+        let code = standing.reason.as_deref().unwrap_or_default();
+        let at = self.refused_at(record, code).await.map(|(field, index)| {
+            let account = &record.transaction.branch(index).account;
+            (field, account)
+        });
+        Err(reason::refused(code, record.id().to_string(), is_replayed, at))
+    }
+
+    /// Which account said no. Where the code does not tell, its fence does; if that does not answer, it is not told.
+    async fn refused_at(&self, record: &Record, code: &str) -> Option<(&'static str, u16)> {
+        match code.parse().ok()? {
+            Refusal::InsufficientFunds => return Some(PARTIES[0]),
+            Refusal::BalanceOverflow => return Some(PARTIES[1]),
+            _ => {}
+        }
+        for (field, index) in PARTIES {
+            let account = &record.transaction.branch(index).account;
+            let fences = self.shards.of(account).fences(record.id().uuid()).await.ok()?;
+            let mut refusals = fences.iter().filter(|fence| fence.branch == index);
+            if refusals.any(|fence| fence.state.refusal().is_some_and(|refusal| refusal.code() == code)) {
+                return Some((field, index));
+            }
+        }
+        None
     }
 }
 
@@ -487,18 +529,6 @@ impl Watch {
 
 fn response(record: &Record, replayed: bool) -> v1::CreateHoldResponse {
     v1::CreateHoldResponse { hold: Some(convert::hold_view(record)), replayed }
-}
-
-/// A hold that was refused, or a transfer that was vetoed, is an error.
-fn refuse(record: &Record, is_replayed: bool) -> Result<(), Status> {
-    let standing = &record.standing;
-    let is_vetoed = standing.phase.is_final()
-        && standing.cause == Some(Cause::Vetoed)
-        && record.transaction.descriptor.is_due_at_once();
-    if standing.cause != Some(Cause::Refused) && !is_vetoed {
-        return Ok(());
-    }
-    Err(reason::refused(standing.reason.as_deref().unwrap_or_default(), record.id().to_string(), is_replayed))
 }
 
 /// An error of the engine, in the words of whoever named the hold by a key.

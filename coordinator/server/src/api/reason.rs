@@ -65,16 +65,24 @@ impl From<Violation> for Status {
     }
 }
 
-/// A refusal that was recorded, of a creation or an issue: final.
-pub fn refused(code: &str, id: String, is_replayed: bool) -> Status {
+/// A refusal that was recorded, of a creation or an issue: final. `at` is the account that it is about, and what the request calls
+/// it.
+pub fn refused(code: &str, id: String, is_replayed: bool, at: Option<(&'static str, &AccountId)>) -> Status {
     let refusal = Refusal::from_code(code).ok().filter(|_| code != ALREADY_CANCELLED);
     let (reason, message) = match refusal {
         Some(refusal) => of_refusal(refusal),
         None => (Reason::AlreadyCancelled, "the hold was cancelled before it was created"),
     };
     let own = (reason == Reason::ParticipantRefused).then(|| ("refusal", code.to_owned()));
+    let message = match at {
+        Some(("account", account)) => message.replace("one of the accounts", &format!("account {account}")),
+        Some((field, account)) => message.replace("one of the accounts", &format!("the {field} {account}")),
+        None => message.to_owned(),
+    };
     let replayed = is_replayed.then(|| ("replayed", "true".to_owned()));
-    status(reason, message, [("id", id)].into_iter().chain(own).chain(replayed))
+    let at = at.map(|(field, account)| [("field", field.to_owned()), ("account", account.to_string())]);
+    let metadata = [("id", id)].into_iter().chain(own).chain(replayed).chain(at.into_iter().flatten());
+    status(reason, message, metadata)
 }
 
 /// The reason of a participant's refusal, and what it says to people.
