@@ -3,12 +3,12 @@
 //! Nothing is decided here. `convert` is the only place that reads requests, `reason` the only one that builds a
 //! `tonic::Status`, from the registry in `tcc-proto`. The engine and the shards never see a prost type.
 
-mod convert;
+pub(crate) mod convert;
 mod evidence;
 mod holds;
 mod ledger;
 mod operator;
-mod page;
+pub(crate) mod page;
 pub(crate) mod reason;
 mod recovery;
 

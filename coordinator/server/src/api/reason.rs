@@ -5,6 +5,7 @@ use crate::{
     engine::{ALREADY_CANCELLED, EngineError},
     store::Record,
 };
+use hyper::Response;
 use std::{collections::HashMap, time::Duration};
 use tcc_core::{AccountId, Attention, Event, Phase, Refusal, TransactionId};
 use tcc_ledger::{ReadError, ShardError};
@@ -12,7 +13,7 @@ use tcc_proto::{
     reason::{DOMAIN, Reason},
     v1,
 };
-use tonic::Status;
+use tonic::{Status, body::Body};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
 /// How long a client should wait before it repeats what was not even begun.
@@ -73,12 +74,12 @@ pub fn refused(code: &str, id: String, is_replayed: bool, at: Option<(&'static s
         Some(refusal) => of_refusal(refusal),
         None => (Reason::AlreadyCancelled, "the hold was cancelled before it was created"),
     };
-    let own = (reason == Reason::ParticipantRefused).then(|| ("refusal", code.to_owned()));
     let message = match at {
         Some(("account", account)) => message.replace("one of the accounts", &format!("account {account}")),
         Some((field, account)) => message.replace("one of the accounts", &format!("the {field} {account}")),
         None => message.to_owned(),
     };
+    let own = (reason == Reason::ParticipantRefused).then(|| ("refusal", code.to_owned()));
     let replayed = is_replayed.then(|| ("replayed", "true".to_owned()));
     let at = at.map(|(field, account)| [("field", field.to_owned()), ("account", account.to_string())]);
     let metadata = [("id", id)].into_iter().chain(own).chain(replayed).chain(at.into_iter().flatten());
@@ -285,6 +286,19 @@ pub fn of_shard(error: ShardError) -> Status {
             format!("shard {shard} cannot do this at the moment; ask its operator"),
         ),
     }
+}
+
+/// Bytes that are no frame of gRPC make tonic say INTERNAL, as if the server was broken: here they are the caller's mistake, as bytes
+/// that are no message. It is told by its having no details, which every error that is made here has.
+pub fn of_frames(response: Response<Body>) -> Response<Body> {
+    let headers = response.headers();
+    let is_internal = headers.get("grpc-status").is_some_and(|code| code == "13");
+    if !is_internal || headers.contains_key("grpc-status-details-bin") {
+        return response;
+    }
+    let told = Status::from_header_map(headers).map(|status| status.message().to_owned());
+    let message = format!("the bytes are no frame of gRPC: {}", told.unwrap_or_default());
+    status(Reason::MessageMalformed, message, []).into_http()
 }
 
 /// A read without an answer.
