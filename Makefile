@@ -13,7 +13,7 @@
 #   make fuzz N=1000000     random requests: each is taken or told what is wrong, and never INTERNAL
 #   make bench              measures against plain PostgreSQL: target/bench/report.html (bench-quick: a part of it)
 #   make lint               formatting, clippy and documentation, warnings are errors
-#   make lint-proto         the proto files against buf's STANDARD rules: fetches buf by npm
+#   make lint-proto         the proto files: buf's STANDARD rules, and that no client breaks (BASE=REF: built from which)
 
 CARGO ?= cargo
 .PHONY: demo test conformance model sim sim-nightly seeded-bugs chaos recovery mutants fuzz bench bench-quick lint lint-proto setup
@@ -78,7 +78,7 @@ fuzz:
 
 bench bench-quick: setup
 	@$(CARGO) build --release --locked -p tcc-coordinator -p tcc-tests --bin tccd --bin tcc-ledgerd --bin tcc-bench
-	@target/release/tcc-bench $(if $(filter bench,$@),all,quick)
+	@target/release/tcc-bench $(if $(filter bench,$@),all,quick) $(ARGS)
 
 lint:
 	$(CARGO) fmt --all --check
@@ -86,4 +86,4 @@ lint:
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --no-deps --quiet
 
 lint-proto:
-	cd proto && npx --yes @bufbuild/buf@1 lint
+	@BASE=$(BASE) coordinator/ops/check-proto
