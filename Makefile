@@ -10,12 +10,13 @@
 #   make chaos SECONDS=60   real servers and processes in which everything fails (SEED=1: what, in which order)
 #   make recovery           how long it takes until all is as before, after one fault at a time
 #   make mutants            mistakes put into the protocol, the ledger's rules and their guards: a test must fail for each
+#   make fuzz N=1000000     random requests: each is taken or told what is wrong, and never INTERNAL
 #   make bench              measures against plain PostgreSQL: target/bench/report.html (bench-quick: a part of it)
 #   make lint               formatting, clippy and documentation, warnings are errors
-#   make lint-proto         the proto files against buf's STANDARD rules: fetches buf by npm
+#   make lint-proto         the proto files: buf's STANDARD rules, and that no client breaks (BASE=REF: built from which)
 
 CARGO ?= cargo
-.PHONY: demo test conformance model sim sim-nightly seeded-bugs chaos recovery mutants bench bench-quick lint lint-proto setup
+.PHONY: demo test conformance model sim sim-nightly seeded-bugs chaos recovery mutants fuzz bench bench-quick lint lint-proto setup
 
 setup:
 	@coordinator/ops/ensure-postgres
@@ -71,9 +72,14 @@ mutants: setup
 	@PATH="$(CURDIR)/target/tools/bin:$$PATH" $(CARGO) mutants --output target/mutants
 	@tests/mutants/guards
 
+N ?= 1000000
+fuzz:
+	@TCC_FUZZ=$(N) TCC_FUZZ_FIRST=$(FIRST) $(CARGO) test --release --locked --quiet -p tcc-coordinator --lib -- \
+		--exact --nocapture fuzz::whatever_is_asked_is_taken_or_told_what_is_wrong
+
 bench bench-quick: setup
 	@$(CARGO) build --release --locked -p tcc-coordinator -p tcc-tests --bin tccd --bin tcc-ledgerd --bin tcc-bench
-	@target/release/tcc-bench $(if $(filter bench,$@),all,quick)
+	@target/release/tcc-bench $(if $(filter bench,$@),all,quick) $(ARGS)
 
 lint:
 	$(CARGO) fmt --all --check
@@ -81,4 +87,4 @@ lint:
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --no-deps --quiet
 
 lint-proto:
-	cd proto && npx --yes @bufbuild/buf@1 lint
+	@BASE=$(BASE) coordinator/ops/check-proto

@@ -47,7 +47,8 @@ CREATE TABLE branch (
 ) PARTITION BY RANGE (transaction_id);
 
 -- For whoever looks at what is new, or for the fences of one account: of each 32 pages it keeps the times between which their rows
--- were written, and a Bloom filter of their accounts. It costs next to nothing, since rows stand in the order of that time.
+-- were written, and a Bloom filter of their accounts. It costs next to nothing, since rows stand in the order of that time. It is
+-- one index and not two: of two the planner takes the one by time alone, and reads all rows since then (measured: 53,000 pages instead of 340).
 CREATE INDEX branch_by_time ON branch USING brin (fenced_at, account text_bloom_ops) WITH (pages_per_range = 32);
 
 CREATE TABLE posting (

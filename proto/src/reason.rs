@@ -172,7 +172,7 @@ reasons! {
 
     // What does not exist.
     AccountNotFound = "ACCOUNT_NOT_FOUND", NotFound, 404:
-        "There is no such account. To a creation it is a refusal: recorded, and final for its id or key."
+        "There is no such account: `metadata.account`, which the request calls `metadata.field`. To a creation it is a refusal: recorded, and final for its id or key."
         "Open the account. Then ask with a new id or key.";
     HoldNotFound = "HOLD_NOT_FOUND", NotFound, 404:
         "There is no such hold."
@@ -187,13 +187,13 @@ reasons! {
 
     // Refusals by an account: recorded, and final for their id or key.
     CurrencyMismatch = "CURRENCY_MISMATCH", FailedPrecondition, 409:
-        "An account has another currency than the amount. A refusal: recorded, and final for its id or key."
+        "An account, `metadata.field` of the request, has another currency than the amount. A refusal: recorded, and final for its id or key."
         "Ask with the account's currency, and a new id or key.";
     AccountBlocked = "ACCOUNT_BLOCKED", FailedPrecondition, 409:
-        "An account is blocked. A refusal: recorded, and final for its id or key."
+        "An account, `metadata.field` of the request, is blocked. A refusal: recorded, and final for its id or key."
         "When the account is unblocked, ask with a new id or key.";
     AccountClosed = "ACCOUNT_CLOSED", FailedPrecondition, 409:
-        "An account is closed for good. To a creation it is a refusal: recorded, and final for its id or key."
+        "An account, `metadata.field` of the request, is closed for good. To a creation it is a refusal: recorded, and final for its id or key."
         "Use another account.";
     InsufficientFunds = "INSUFFICIENT_FUNDS", FailedPrecondition, 409:
         "The payer has less available than the amount. A refusal: recorded, and final for its id or key."

@@ -8,7 +8,6 @@ use hyper::{
     header::HOST,
 };
 use hyper_util::rt::TokioIo;
-use jiff::Timestamp;
 use serde_json::{Value, json};
 use std::net::SocketAddr;
 use tcc_proto::{Reason, v1};
@@ -127,7 +126,7 @@ pub fn hold_json(request: &v1::CreateHoldRequest) -> Value {
         "amount": request.amount.as_ref().map(|amount| {
             json!({"value": amount.value.to_string(), "currency": amount.currency})
         }),
-        "dueAt": request.due_at.as_ref().map(time_text),
+        "dueAt": request.due_at.as_ref().map(crate::both::time_text),
         "onMaturity": on_maturity,
         "labels": request.labels,
         "validateOnly": request.validate_only,
@@ -142,14 +141,6 @@ pub fn transfer_json(request: &v1::CreateHoldRequest) -> Value {
         json.as_object_mut().expect("an object").remove(field);
     }
     json
-}
-
-fn time_text(time: &prost_types::Timestamp) -> String {
-    let is_right = (0..1_000_000_000).contains(&time.nanos);
-    match Timestamp::new(time.seconds, time.nanos) {
-        Ok(time) if is_right => time.to_string(),
-        _ => format!("{}.{}", time.seconds, time.nanos),
-    }
 }
 
 /// The name of a field, as JSON spells it.

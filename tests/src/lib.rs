@@ -4,6 +4,7 @@
 //! The server of a test runs without fsync, since killing a coordinator does not need it; the demo and whatever crashes
 //! PostgreSQL keep it on.
 
+pub mod both;
 pub mod examples;
 pub mod gate;
 pub mod http;

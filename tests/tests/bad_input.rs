@@ -1,25 +1,31 @@
-//! Bad input: every kind has a reason of its own from the registry, names the field, and changes nothing.
+//! Bad input, row by row: each kind has a reason of its own from the registry, names the field, says the same
+//! over gRPC and over HTTP, and changes nothing. What only one of them can get wrong stands at the end, or in
+//! http.rs; who may not ask at all, in security.rs.
 
+use futures::{StreamExt as _, TryStreamExt as _, stream};
 use jiff::{SignedDuration, Timestamp};
+use prost::Message as _;
 use std::collections::HashMap;
 use tcc_proto::{Reason, codec::Protobuf, v1};
 use tcc_tests::{
-    Client, System, alice_and_bob, amount, detail, hold,
+    Client, System, alice_and_bob, amount,
+    both::{Asked, Both},
+    hold,
     http::{Http, hold_json, spelled, transfer_json},
     new_id, time,
 };
 use tonic::{Code, Request, Status, codegen::http::uri::PathAndQuery, transport::Channel};
 use tonic_types::StatusExt as _;
 
-/// Everything that there is, as text: bad input leaves it as it was.
-async fn everything(system: &System) -> String {
+/// Everything in some tables, as text.
+async fn rows(system: &System, of_coordinator: &[&str], of_shards: &[&str]) -> String {
     let mut all = String::new();
-    let tables = [
-        (system.sql().await, ["transaction", "idempotency", "attention"].as_slice()),
-        (system.shard_sql(0).await, ["account", "branch", "posting"].as_slice()),
-        (system.shard_sql(1).await, ["account", "branch", "posting"].as_slice()),
+    let databases = [
+        (system.sql().await, of_coordinator),
+        (system.shard_sql(0).await, of_shards),
+        (system.shard_sql(1).await, of_shards),
     ];
-    for (sql, tables) in tables {
+    for (sql, tables) in databases {
         for table in tables {
             let rows =
                 format!("SELECT coalesce(string_agg(t::text, ' ' ORDER BY t::text), '') FROM {table} t");
@@ -30,19 +36,21 @@ async fn everything(system: &System) -> String {
     all
 }
 
-/// Whether an error is as the registry has it, and what it is about is named.
-fn check(what: &str, refused: &Status, expected: Reason, field: Option<&str>) {
+/// Everything that there is: bad input leaves it as it was.
+async fn everything(system: &System) -> String {
+    rows(system, &["transaction", "idempotency", "attention"], &["account", "branch", "posting"]).await
+}
+
+/// All money: a refusal is recorded, and leaves this as it was. What the payer's shard had frozen is given back.
+async fn balances(system: &System) -> String {
+    rows(system, &[], &["(SELECT id, available, held, state FROM account)"]).await
+}
+
+/// Whether an error is as the registry has it.
+fn check(what: &str, refused: &Status, expected: Reason) {
     let info = refused.get_details_error_info().unwrap_or_else(|| panic!("{what}: no reason in {refused:?}"));
     assert_eq!((info.reason.as_str(), info.domain.as_str()), (expected.name(), "tcc"), "{what}");
     assert_eq!(refused.code(), expected.code(), "{what}");
-    assert!(!refused.message().is_empty(), "{what}");
-    if let Some(field) = field {
-        assert_eq!(detail(refused, "field").as_deref(), Some(field), "{what}");
-        if expected.code() == Code::InvalidArgument {
-            let violations = refused.get_details_bad_request().unwrap().field_violations;
-            assert!(violations.iter().any(|violation| violation.field == field), "{what}: {violations:?}");
-        }
-    }
 }
 
 fn labels(pairs: &[(&str, &str)]) -> HashMap<String, String> {
@@ -52,6 +60,25 @@ fn labels(pairs: &[(&str, &str)]) -> HashMap<String, String> {
 fn id_at(delay: SignedDuration) -> String {
     let seconds = (Timestamp::now() + delay).as_second() as u64;
     uuid::Uuid::new_v7(uuid::Timestamp::from_unix_time(seconds, 0, 0, 0)).to_string()
+}
+
+fn transfer(request: &v1::CreateHoldRequest) -> v1::TransferRequest {
+    let v1::CreateHoldRequest { id, payer, payee, amount, idempotency_key, labels, .. } = request.clone();
+    v1::TransferRequest { id, payer, payee, amount, idempotency_key, labels }
+}
+
+/// What the details of a reason have, beside the field.
+fn details(reason: Reason) -> &'static [&'static str] {
+    match reason {
+        Reason::AmountTooLarge | Reason::DueTimeTooFar => &["max"],
+        Reason::DueTimeInPast | Reason::IdTimeOutOfRange => &["server_time"],
+        Reason::AccountNotFound => &["account"],
+        Reason::HoldNotFound | Reason::IdReused | Reason::IdempotencyKeyReused => &["id"],
+        Reason::HoldNotCancellable | Reason::HoldNotConfirmable => &["id", "phase"],
+        Reason::EtagMismatch => &["id", "phase", "etag"],
+        Reason::AccountNotEmpty => &["account", "available", "held"],
+        _ => &[],
+    }
 }
 
 /// Creations that are wrong: what is wrong, its reason, and its field.
@@ -137,85 +164,83 @@ fn creations(alice: &str, bob: &str) -> Vec<(v1::CreateHoldRequest, Reason, &'st
 async fn a_wrong_creation_is_told_what_is_wrong_and_changes_nothing() {
     let system = System::start().await;
     let coordinator = system.coordinator().await;
-    let (mut client, mut http) = (coordinator.client.clone(), Http::to(coordinator.running.address));
+    let address = coordinator.running.address;
+    let (mut client, mut http, mut both) = (coordinator.client, Http::to(address), Both::to(address).await);
     let (alice, bob) = alice_and_bob(&mut client).await;
     client.until_swept().await;
     let before = everything(&system).await;
 
     for (request, expected, field) in creations(&alice, &bob) {
         let what = format!("{request:?}");
-        check(&what, &client.create(&request).await.unwrap_err(), expected, Some(field));
+        let create = Asked::new("HoldService/CreateHold", &request);
+        both.refuses(&create, expected, Some(field), details(expected)).await;
         let validated = v1::CreateHoldRequest { validate_only: true, ..request.clone() };
-        check(&what, &client.create(&validated).await.unwrap_err(), expected, Some(field));
+        let validate = Asked::new("HoldService/CreateHold", &validated);
+        both.refuses(&validate, expected, Some(field), details(expected)).await;
         let batch = v1::BatchCreateHoldsRequest { holds: vec![request.clone()] };
         let outcomes = client.holds.batch_create_holds(batch).await.unwrap().into_inner().outcomes;
         let Some(v1::batch_create_holds_outcome::Outcome::Error(error)) = &outcomes[0].outcome else {
             panic!("{what} is taken in a batch")
         };
         assert_eq!((error.reason.as_str(), error.code), (expected.name(), expected.code() as i32), "{what}");
+        // With zeros and nulls written out.
         let in_json = spelled(field);
         http.send("POST", "/v1/holds", &hold_json(&request)).await.check(&what, expected, Some(&in_json));
-        http.send("POST", "/v1/holds", &hold_json(&validated)).await.check(&what, expected, Some(&in_json));
         if !matches!(field, "due_at" | "on_maturity") {
+            let asked = Asked::new("HoldService/Transfer", &transfer(&request));
+            both.refuses(&asked, expected, Some(field), details(expected)).await;
             let answer = http.send("POST", "/v1/wallet/transfer", &transfer_json(&request)).await;
             answer.check(&what, expected, Some(&in_json));
-            let v1::CreateHoldRequest { id, payer, payee, amount, idempotency_key, labels, .. } = request;
-            let transfer = v1::TransferRequest { id, payer, payee, amount, idempotency_key, labels };
-            check(&what, &client.holds.transfer(transfer).await.unwrap_err(), expected, Some(field));
         }
     }
 
     assert_eq!(everything(&system).await, before);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn every_other_wrong_request_is_told_what_is_wrong_and_changes_nothing() {
-    let system = System::start().await;
-    let mut client = system.coordinator().await.client;
-    let (alice, bob) = alice_and_bob(&mut client).await;
-    let before = everything(&system).await;
-    let Client { mut holds, mut ledger, .. } = client.clone();
-
+/// Everything else that is wrong by its form, or is not there: what is asked, its reason, and its field.
+fn others(alice: &str, bob: &str) -> Vec<(Asked, Reason, Option<&'static str>)> {
+    let mut all = Vec::new();
+    let mut add = |asked, reason, field| all.push((asked, reason, field));
     for (id, expected) in [("", Reason::FieldRequired), ("7", Reason::IdInvalid)] {
         let id = id.to_owned();
-        let get = v1::GetHoldRequest { id: id.clone() };
-        check("get", &holds.get_hold(get).await.unwrap_err(), expected, Some("id"));
-        let cancel = v1::CancelHoldRequest { id: id.clone(), etag: String::new() };
-        check("cancel", &holds.cancel_hold(cancel).await.unwrap_err(), expected, Some("id"));
-        let confirm = v1::ConfirmHoldRequest { id: id.clone(), etag: String::new() };
-        check("confirm", &holds.confirm_hold(confirm).await.unwrap_err(), expected, Some("id"));
-        let watch = v1::WatchHoldRequest { id: id.clone(), etag: String::new() };
-        check("watch", &holds.watch_hold(watch).await.unwrap_err(), expected, Some("id"));
-        let issue = v1::IssueRequest { id: id.clone(), account: alice.clone(), amount: Some(amount(1)) };
-        check("issue", &ledger.issue(issue).await.unwrap_err(), expected, Some("id"));
-        let burn = v1::BurnRequest { id, account: alice.clone(), amount: Some(amount(1)) };
-        check("burn", &ledger.burn(burn).await.unwrap_err(), expected, Some("id"));
+        let etag = String::new;
+        let account = alice.to_owned();
+        let issue = v1::IssueRequest { id: id.clone(), account: account.clone(), amount: Some(amount(1)) };
+        let burn = v1::BurnRequest { id: id.clone(), account, amount: Some(amount(1)) };
+        for asked in [
+            Asked::new("HoldService/GetHold", &v1::GetHoldRequest { id: id.clone() }),
+            Asked::new("HoldService/CancelHold", &v1::CancelHoldRequest { id: id.clone(), etag: etag() }),
+            Asked::new("HoldService/ConfirmHold", &v1::ConfirmHoldRequest { id: id.clone(), etag: etag() }),
+            Asked::new("HoldService/WatchHold", &v1::WatchHoldRequest { id: id.clone(), etag: etag() }),
+            Asked::new("LedgerService/Issue", &issue),
+            Asked::new("LedgerService/Burn", &burn),
+        ] {
+            add(asked, expected, Some("id"));
+        }
     }
-    let unknown = new_id;
+    let get = v1::GetHoldRequest { id: new_id() };
+    add(Asked::new("HoldService/GetHold", &get), Reason::HoldNotFound, None);
+    let watch = v1::WatchHoldRequest { id: new_id(), etag: String::new() };
+    add(Asked::new("HoldService/WatchHold", &watch), Reason::HoldNotFound, None);
     for etag in ["", "4", "nonsense"] {
-        let etag = etag.to_owned();
-        let cancel = v1::CancelHoldRequest { id: unknown(), etag: etag.clone() };
-        check("cancel", &holds.cancel_hold(cancel).await.unwrap_err(), Reason::HoldNotFound, None);
-        let confirm = v1::ConfirmHoldRequest { id: unknown(), etag };
-        check("confirm", &holds.confirm_hold(confirm).await.unwrap_err(), Reason::HoldNotFound, None);
+        let (id, etag) = (new_id(), etag.to_owned());
+        let cancel = v1::CancelHoldRequest { id: id.clone(), etag: etag.clone() };
+        add(Asked::new("HoldService/CancelHold", &cancel), Reason::HoldNotFound, None);
+        let confirm = v1::ConfirmHoldRequest { id, etag };
+        add(Asked::new("HoldService/ConfirmHold", &confirm), Reason::HoldNotFound, None);
     }
 
-    let batch = v1::BatchCreateHoldsRequest { holds: Vec::new() };
-    let refused = holds.batch_create_holds(batch).await.unwrap_err();
-    check("batch", &refused, Reason::FieldRequired, Some("holds"));
-    let nameless = v1::CreateHoldRequest { id: String::new(), ..hold(&alice, &bob, 1) };
-    let transfer = v1::TransferRequest {
-        payer: alice.clone(),
-        payee: bob.clone(),
-        amount: Some(amount(1)),
-        ..Default::default()
-    };
-    let refused = holds.transfer(transfer).await.unwrap_err();
-    check("transfer", &refused, Reason::IdempotencyKeyRequired, Some("idempotency_key"));
+    let nameless = v1::CreateHoldRequest { id: String::new(), ..hold(alice, bob, 1) };
+    let asked = Asked::new("HoldService/Transfer", &transfer(&nameless));
+    add(asked, Reason::IdempotencyKeyRequired, Some("idempotency_key"));
+    for (holds, expected) in [(0, Reason::FieldRequired), (1_001, Reason::TooManyItems)] {
+        let batch = v1::BatchCreateHoldsRequest { holds: vec![nameless.clone(); holds] };
+        add(Asked::new("HoldService/BatchCreateHolds", &batch), expected, Some("holds"));
+    }
 
-    let of_alice = || v1::ListHoldsRequest { payer: alice.clone(), ..Default::default() };
+    let of_alice = || v1::ListHoldsRequest { payer: alice.to_owned(), ..Default::default() };
     let wrong_time = Some(prost_types::Timestamp { seconds: 0, nanos: -1 });
-    let lists = [
+    for (request, expected, field) in [
         (v1::ListHoldsRequest::default(), Reason::FieldRequired, "payer"),
         (v1::ListHoldsRequest { payee: "a b".into(), ..of_alice() }, Reason::AccountIdInvalid, "payee"),
         (v1::ListHoldsRequest { phases: vec![0], ..of_alice() }, Reason::FieldInvalid, "phases"),
@@ -242,13 +267,9 @@ async fn every_other_wrong_request_is_told_what_is_wrong_and_changes_nothing() {
             Reason::PageTokenInvalid,
             "page_token",
         ),
-    ];
-    for (request, expected, field) in lists {
-        let what = format!("{request:?}");
-        check(&what, &holds.list_holds(request).await.unwrap_err(), expected, Some(field));
+    ] {
+        add(Asked::new("HoldService/ListHolds", &request), expected, Some(field));
     }
-    let large = v1::ListHoldsRequest { page_size: i32::MAX, ..of_alice() };
-    assert!(holds.list_holds(large).await.is_ok(), "a page that is too large becomes the largest");
 
     let create =
         |id: &str, currency: &str| v1::CreateAccountRequest { id: id.into(), currency: currency.into() };
@@ -257,10 +278,9 @@ async fn every_other_wrong_request_is_told_what_is_wrong_and_changes_nothing() {
         (create("a b", "GOLD"), Reason::AccountIdInvalid, "id"),
         (create("new", ""), Reason::FieldRequired, "currency"),
         (create("new", "gold"), Reason::CurrencyInvalid, "currency"),
-        (create(&alice, "SILVER"), Reason::AccountExists, "currency"),
+        (create(alice, "SILVER"), Reason::AccountExists, "currency"),
     ] {
-        let what = format!("{request:?}");
-        check(&what, &ledger.create_account(request).await.unwrap_err(), expected, Some(field));
+        add(Asked::new("LedgerService/CreateAccount", &request), expected, Some(field));
     }
     for (id, expected) in [
         ("", Reason::FieldRequired),
@@ -269,32 +289,38 @@ async fn every_other_wrong_request_is_told_what_is_wrong_and_changes_nothing() {
         ("nobody", Reason::AccountNotFound),
     ] {
         let id = id.to_owned();
-        let get = v1::GetAccountRequest { id: id.clone() };
-        check("get", &ledger.get_account(get).await.unwrap_err(), expected, None);
-        let block = v1::BlockAccountRequest { id: id.clone() };
-        check("block", &ledger.block_account(block).await.unwrap_err(), expected, None);
-        let unblock = v1::UnblockAccountRequest { id: id.clone() };
-        check("unblock", &ledger.unblock_account(unblock).await.unwrap_err(), expected, None);
-        let close = v1::CloseAccountRequest { id: id.clone() };
-        check("close", &ledger.close_account(close).await.unwrap_err(), expected, None);
-        let holdings = v1::GetHoldingsRequest { account: id.clone() };
-        check("holdings", &ledger.get_holdings(holdings).await.unwrap_err(), expected, None);
-        let balance = v1::GetBalanceRequest { account: id.clone(), at: None };
-        check("balance", &ledger.get_balance(balance).await.unwrap_err(), expected, None);
-        let postings = v1::ListPostingsRequest { account: id, ..Default::default() };
-        check("postings", &ledger.list_postings(postings).await.unwrap_err(), expected, None);
+        let is_wrong = expected != Reason::AccountNotFound;
+        for asked in [
+            Asked::new("LedgerService/GetAccount", &v1::GetAccountRequest { id: id.clone() }),
+            Asked::new("LedgerService/BlockAccount", &v1::BlockAccountRequest { id: id.clone() }),
+            Asked::new("LedgerService/UnblockAccount", &v1::UnblockAccountRequest { id: id.clone() }),
+            Asked::new("LedgerService/CloseAccount", &v1::CloseAccountRequest { id: id.clone() }),
+        ] {
+            add(asked, expected, is_wrong.then_some("id"));
+        }
+        let postings = v1::ListPostingsRequest { account: id.clone(), ..Default::default() };
+        for asked in [
+            Asked::new("LedgerService/GetHoldings", &v1::GetHoldingsRequest { account: id.clone() }),
+            Asked::new("LedgerService/GetBalance", &v1::GetBalanceRequest { account: id.clone(), at: None }),
+            Asked::new("LedgerService/ListPostings", &postings),
+        ] {
+            add(asked, expected, is_wrong.then_some("account"));
+        }
     }
-    for (value, expected) in [(0, Reason::AmountNotPositive), (i64::MAX, Reason::AmountTooLarge)] {
+    let account = alice.to_owned();
+    for (value, expected) in
+        [(0, Reason::AmountNotPositive), (-1, Reason::AmountNotPositive), (i64::MAX, Reason::AmountTooLarge)]
+    {
         let amount = Some(amount(value));
-        let issue = v1::IssueRequest { id: new_id(), account: alice.clone(), amount: amount.clone() };
-        check("issue", &ledger.issue(issue).await.unwrap_err(), expected, Some("amount.value"));
-        let burn = v1::BurnRequest { id: new_id(), account: alice.clone(), amount };
-        check("burn", &ledger.burn(burn).await.unwrap_err(), expected, Some("amount.value"));
+        let issue = v1::IssueRequest { id: new_id(), account: account.clone(), amount: amount.clone() };
+        add(Asked::new("LedgerService/Issue", &issue), expected, Some("amount.value"));
+        let burn = v1::BurnRequest { id: new_id(), account: account.clone(), amount };
+        add(Asked::new("LedgerService/Burn", &burn), expected, Some("amount.value"));
     }
     let stale = id_at(SignedDuration::from_hours(-48));
-    let issue = v1::IssueRequest { id: stale, account: alice.clone(), amount: Some(amount(1)) };
-    check("issue", &ledger.issue(issue).await.unwrap_err(), Reason::IdTimeOutOfRange, Some("id"));
-    let of_alice = || v1::ListPostingsRequest { account: alice.clone(), ..Default::default() };
+    let issue = v1::IssueRequest { id: stale, account: account.clone(), amount: Some(amount(1)) };
+    add(Asked::new("LedgerService/Issue", &issue), Reason::IdTimeOutOfRange, Some("id"));
+    let of_alice = || v1::ListPostingsRequest { account: account.clone(), ..Default::default() };
     for (request, expected, field) in [
         (v1::ListPostingsRequest { page_size: -1, ..of_alice() }, Reason::FieldInvalid, "page_size"),
         (v1::ListPostingsRequest { after_version: -1, ..of_alice() }, Reason::FieldInvalid, "after_version"),
@@ -304,27 +330,203 @@ async fn every_other_wrong_request_is_told_what_is_wrong_and_changes_nothing() {
             "recorded_from",
         ),
     ] {
-        let what = format!("{request:?}");
-        check(&what, &ledger.list_postings(request).await.unwrap_err(), expected, Some(field));
+        add(Asked::new("LedgerService/ListPostings", &request), expected, Some(field));
     }
     let later = Some(time(Timestamp::now() + SignedDuration::from_hours(1)));
     for at in [wrong_time, later] {
-        let balance = v1::GetBalanceRequest { account: alice.clone(), at };
-        check("balance", &ledger.get_balance(balance).await.unwrap_err(), Reason::TimeInvalid, Some("at"));
+        let balance = v1::GetBalanceRequest { account: account.clone(), at };
+        add(Asked::new("LedgerService/GetBalance", &balance), Reason::TimeInvalid, Some("at"));
+    }
+    all
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_other_wrong_request_is_told_what_is_wrong_and_changes_nothing() {
+    let system = System::start().await;
+    let coordinator = system.coordinator().await;
+    let (mut client, address) = (coordinator.client, coordinator.running.address);
+    let mut both = Both::to(address).await;
+    let (alice, bob) = alice_and_bob(&mut client).await;
+    let before = everything(&system).await;
+
+    for (asked, expected, field) in others(&alice, &bob) {
+        both.refuses(&asked, expected, field, details(expected)).await;
+    }
+    let list = v1::ListHoldsRequest { payer: alice.clone(), page_size: i32::MAX, ..Default::default() };
+    let large = Asked::new("HoldService/ListHolds", &list);
+    assert!(both.grpc(&large).await.is_ok(), "a page that is too large becomes the largest");
+    assert_eq!(both.http(&large).await.unwrap().status, 200);
+    for name in ["a b", "", &"x".repeat(65)] {
+        let mut nameless = Both::to(address).await.with("tcc-caller", name);
+        nameless.refuses(&large, Reason::CallerInvalid, Some("tcc-caller"), &[]).await;
     }
 
-    let long = "x".repeat(65);
-    for name in ["a b", "", long.as_str()] {
-        let mut request = Request::new(nameless.clone());
-        request.metadata_mut().insert("tcc-caller", name.parse().unwrap());
-        check(
-            name,
-            &holds.create_hold(request).await.unwrap_err(),
-            Reason::CallerInvalid,
-            Some("tcc-caller"),
-        );
-    }
     assert_eq!(everything(&system).await, before);
+}
+
+/// Issues as much to an account as it can own.
+async fn fill(client: &Client, account: &str) {
+    let (all, most) = (tcc_core::money::BALANCE_LIMIT, tcc_core::Amount::MAX);
+    let issue = |value| {
+        let mut ledger = client.ledger.clone();
+        let request =
+            v1::IssueRequest { id: new_id(), account: account.to_owned(), amount: Some(amount(value)) };
+        async move { ledger.issue(request).await }
+    };
+    let values = std::iter::repeat_n(most, (all / most) as usize).chain([all % most]);
+    stream::iter(values).map(issue).buffer_unordered(512).try_for_each(|_| async { Ok(()) }).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refusal_names_the_account_and_moves_no_money() {
+    let system = System::start().await;
+    let coordinator = system.coordinator().await;
+    let (mut client, mut both) = (coordinator.client, Both::to(coordinator.running.address).await);
+    let (alice, bob) = alice_and_bob(&mut client).await;
+    client.until_swept().await;
+    for account in ["blocked", "closed", "rich"] {
+        client.account(account, 0).await;
+    }
+    let silver = v1::CreateAccountRequest { id: "silver".into(), currency: "SILVER".into() };
+    client.ledger.create_account(silver).await.unwrap();
+    client.ledger.block_account(v1::BlockAccountRequest { id: "blocked".into() }).await.unwrap();
+    client.ledger.close_account(v1::CloseAccountRequest { id: "closed".into() }).await.unwrap();
+    fill(&client, "rich").await;
+    let before = balances(&system).await;
+    let in_silver = || v1::CreateHoldRequest {
+        amount: Some(v1::Amount { value: 1, currency: "SILVER".into() }),
+        ..hold(&alice, "silver", 1)
+    };
+
+    for (request, expected, field, account) in [
+        (hold("nobody", &bob, 1), Reason::AccountNotFound, "payer", "nobody"),
+        (hold(&alice, "nobody", 1), Reason::AccountNotFound, "payee", "nobody"),
+        (hold("nobody", "nobody-2", 1), Reason::AccountNotFound, "payer", "nobody"),
+        (hold("blocked", &bob, 1), Reason::AccountBlocked, "payer", "blocked"),
+        (hold(&alice, "blocked", 1), Reason::AccountBlocked, "payee", "blocked"),
+        (hold("closed", &bob, 1), Reason::AccountClosed, "payer", "closed"),
+        (hold(&alice, "closed", 1), Reason::AccountClosed, "payee", "closed"),
+        (in_silver(), Reason::CurrencyMismatch, "payer", &alice),
+        (hold(&alice, "silver", 1), Reason::CurrencyMismatch, "payee", "silver"),
+        (hold(&alice, &bob, 10_001), Reason::InsufficientFunds, "payer", &alice),
+        (hold(&alice, "rich", 10_000), Reason::BalanceOverflow, "payee", "rich"),
+    ] {
+        let validated = v1::CreateHoldRequest { validate_only: true, id: new_id(), ..request.clone() };
+        let keyed = v1::CreateHoldRequest { id: String::new(), idempotency_key: new_id(), ..request.clone() };
+        let other = v1::CreateHoldRequest { id: new_id(), ..request.clone() };
+        for asked in [
+            Asked::new("HoldService/CreateHold", &validated),
+            Asked::new("HoldService/CreateHold", &request),
+            Asked::new("HoldService/CreateHold", &keyed),
+            Asked::new("HoldService/Transfer", &transfer(&other)),
+        ] {
+            let refused = both.refuses(&asked, expected, Some(field), &["account"]).await;
+            let answer = refused.answer.unwrap();
+            assert_eq!(answer.json["metadata"]["account"], account, "{answer:?}");
+            let is_validation = asked == Asked::new("HoldService/CreateHold", &validated);
+            assert_eq!(answer.header("idempotent-replayed") == "true", !is_validation, "{answer:?}");
+        }
+        let changed = v1::CreateHoldRequest { amount: Some(amount(2)), ..request.clone() };
+        let reused = Asked::new("HoldService/CreateHold", &changed);
+        both.refuses(&reused, Reason::IdReused, Some("amount.value"), &["id"]).await;
+        let changed = v1::CreateHoldRequest { amount: Some(amount(2)), ..keyed.clone() };
+        let reused = Asked::new("HoldService/CreateHold", &changed);
+        both.refuses(&reused, Reason::IdempotencyKeyReused, Some("amount.value"), &["id"]).await;
+    }
+
+    for (account, value, expected) in
+        [("nobody", 1, Reason::AccountNotFound), (&*bob, 1, Reason::InsufficientFunds)]
+    {
+        let burn = v1::BurnRequest { id: new_id(), account: account.into(), amount: Some(amount(value)) };
+        let asked = Asked::new("LedgerService/Burn", &burn);
+        both.refuses(&asked, expected, Some("account"), &["account", "id"]).await;
+    }
+    assert_eq!(balances(&system).await, before);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_hold_or_an_account_does_not_allow_says_how_it_stands_and_moves_no_money() {
+    let system = System::start().await;
+    let coordinator = system.coordinator().await;
+    let (mut client, mut both) = (coordinator.client, Both::to(coordinator.running.address).await);
+    let (alice, bob) = alice_and_bob(&mut client).await;
+    client.until_swept().await;
+    let mut made = Vec::new();
+    for _ in 0..3 {
+        let request = hold(&alice, &bob, 10);
+        client.create(&request).await.unwrap();
+        made.push(request.id);
+    }
+    let [held, paid, cancelled] = &made[..] else { unreachable!() };
+    client.confirm(paid).await.unwrap();
+    client.until_final(paid).await;
+    client.cancel(cancelled).await.unwrap();
+    client.account("closed", 0).await;
+    client.ledger.close_account(v1::CloseAccountRequest { id: "closed".into() }).await.unwrap();
+    let before = balances(&system).await;
+    let cancel = |id: &str, etag: &str| {
+        Asked::new("HoldService/CancelHold", &v1::CancelHoldRequest { id: id.into(), etag: etag.into() })
+    };
+    let confirm = |id: &str, etag: &str| {
+        Asked::new("HoldService/ConfirmHold", &v1::ConfirmHoldRequest { id: id.into(), etag: etag.into() })
+    };
+
+    for (asked, expected) in [
+        (cancel(paid, ""), Reason::HoldNotCancellable),
+        (confirm(cancelled, ""), Reason::HoldNotConfirmable),
+        (cancel(held, "2"), Reason::EtagMismatch),
+        (cancel(held, "nonsense"), Reason::EtagMismatch),
+        (confirm(held, "8"), Reason::EtagMismatch),
+        (cancel(cancelled, "4"), Reason::EtagMismatch),
+        (
+            Asked::new("LedgerService/CloseAccount", &v1::CloseAccountRequest { id: alice.clone() }),
+            Reason::AccountNotEmpty,
+        ),
+        (
+            Asked::new("LedgerService/BlockAccount", &v1::BlockAccountRequest { id: "closed".into() }),
+            Reason::AccountClosed,
+        ),
+    ] {
+        both.refuses(&asked, expected, None, details(expected)).await;
+    }
+    // What is so already is no mistake.
+    for asked in [cancel(cancelled, ""), confirm(paid, "")] {
+        assert!(both.grpc(&asked).await.is_ok(), "{asked:?}");
+        assert_eq!(both.http(&asked).await.unwrap().status, 200, "{asked:?}");
+    }
+    assert_eq!(balances(&system).await, before);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shard_that_is_gone_says_when_to_come_back() {
+    let mut servers = tcc_tests::servers().await;
+    let coordinator = tcc_tests::serve_on(&servers).await;
+    let (mut client, mut both) = (coordinator.client, Both::to(coordinator.running.address).await);
+    let (alice, bob) = alice_and_bob(&mut client).await;
+    let shard = servers.shards.pop().unwrap();
+    let shard = tokio::task::spawn_blocking(move || {
+        let mut shard = shard;
+        shard.crash().map(|()| shard)
+    });
+    let _shard = shard.await.unwrap().unwrap();
+    // That a connection is gone is known when it is used.
+    let issue = v1::IssueRequest { id: new_id(), account: bob.clone(), amount: Some(amount(1)) };
+    let unanswered = client.ledger.issue(issue).await.unwrap_err();
+    check("an issue", &unanswered, Reason::ShardUnavailable);
+    tcc_tests::until("it is known to be gone", || {
+        let mut client = client.clone();
+        async move {
+            let status = client.operator.get_status(v1::GetStatusRequest {}).await.unwrap().into_inner();
+            status.shards.iter().any(|shard| shard.breaker() == v1::BreakerState::Open)
+        }
+    })
+    .await;
+
+    let asked = Asked::new("HoldService/CreateHold", &hold(&alice, &bob, 1));
+    both.refuses(&asked, Reason::ShardUnavailable, None, &[]).await;
+    let asked = Asked::new("LedgerService/GetAccount", &v1::GetAccountRequest { id: bob.clone() });
+    both.refuses(&asked, Reason::ShardUnavailable, None, &[]).await;
+    assert_eq!(client.balances(&alice).await, (10_000, 0));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -342,7 +544,7 @@ async fn what_is_no_message_of_a_call_is_the_callers_mistake() {
         let path: PathAndQuery = format!("/tcc.v1.{method}").parse().unwrap();
         let codec = Protobuf::<v1::Amount, v1::CreateHoldResponse>::default();
         let refused = grpc.unary(Request::new(amount(1)), path, codec).await.unwrap_err();
-        check(method, &refused, Reason::MessageMalformed, None);
+        check(method, &refused, Reason::MessageMalformed);
     }
     grpc.ready().await.unwrap();
     let path = PathAndQuery::from_static("/tcc.v1.HoldService/StealHold");
@@ -352,6 +554,16 @@ async fn what_is_no_message_of_a_call_is_the_callers_mistake() {
         Code::Unimplemented
     );
 
+    // A field that there is not is left out, and one that is compressed is not read: a bomb stays closed.
+    let mut more = v1::GetHoldRequest { id: new_id() }.encode_to_vec();
+    more.extend(v1::Hold { etag: "x".into(), ..Default::default() }.encode_to_vec());
+    let more = v1::GetHoldRequest::decode(more.as_slice()).unwrap();
+    check("an unknown field", &client.holds.get_hold(more).await.unwrap_err(), Reason::HoldNotFound);
+    let mut compressed = Request::new(v1::GetHoldRequest { id: new_id() });
+    compressed.metadata_mut().insert("grpc-encoding", "gzip".parse().unwrap());
+    let refused = client.holds.get_hold(compressed).await.unwrap_err();
+    assert_eq!(refused.code(), Code::Unimplemented, "{refused:?}");
+
     let huge = v1::GetHoldRequest { id: "x".repeat(3 * 1024 * 1024) };
     assert_eq!(client.holds.get_hold(huge).await.unwrap_err().code(), Code::OutOfRange);
 }
@@ -359,7 +571,8 @@ async fn what_is_no_message_of_a_call_is_the_callers_mistake() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_looks_dangerous_and_is_allowed_is_kept_as_it_is() {
     let system = System::start().await;
-    let mut client = system.coordinator().await.client;
+    let coordinator = system.coordinator().await;
+    let (mut client, mut both) = (coordinator.client, Both::to(coordinator.running.address).await);
     let (_, bob) = alice_and_bob(&mut client).await;
     let account = "';DROP/**/TABLE/**/account;--${jndi:ldap://x}%s$1";
     client.account(account, 100).await;
@@ -368,13 +581,18 @@ async fn what_looks_dangerous_and_is_allowed_is_kept_as_it_is() {
         ("bidi", "\u{202e}gnp.exe"),
         ("zalgo", "e\u{301}\u{301}\u{200b}👩‍👩‍👧"),
     ];
-    let request = v1::CreateHoldRequest { labels: labels(&pairs), ..hold(account, &bob, 30) };
+    let request = || v1::CreateHoldRequest { labels: labels(&pairs), ..hold(account, &bob, 30) };
+    let (over_grpc, over_http) = (request(), request());
 
-    client.create(&request).await.unwrap();
+    client.create(&over_grpc).await.unwrap();
+    let answer = both.http(&Asked::new("HoldService/CreateHold", &over_http)).await.unwrap();
+    assert_eq!((answer.status, &answer.json["labels"]), (201, &serde_json::json!(labels(&pairs))));
 
-    let kept = client.hold(&request.id).await;
-    assert_eq!((kept.labels, kept.payer.as_str()), (labels(&pairs), account));
-    assert_eq!(client.balances(account).await, (70, 30));
+    for id in [&over_grpc.id, &over_http.id] {
+        let kept = client.hold(id).await;
+        assert_eq!((kept.labels, kept.payer.as_str()), (labels(&pairs), account));
+    }
+    assert_eq!(client.balances(account).await, (40, 60));
     client.audit_is_clean().await;
 }
 

@@ -12,9 +12,11 @@ use std::{
     time::{Duration, Instant},
 };
 use tcc_coordinator::config::{Auth, Config, PostgresConfig, Traffic};
+use tcc_proto::v1::{self, hold_service_client::HoldServiceClient};
 use tcc_tests::{
-    PATIENCE, System,
+    PATIENCE, System, hold, on_shard,
     process::Tccd,
+    reason,
     secure::{self, Authority, Caller, Known, Provider},
     until,
 };
@@ -166,6 +168,41 @@ async fn a_client_that_resets_what_it_asks_for_loses_its_connection_and_others_d
     running.ended().await.unwrap();
 }
 
+/// A frame of HTTP/2 on stream 1.
+fn frame(kind: u8, payload: &[u8]) -> Vec<u8> {
+    let mut frame = (payload.len() as u32).to_be_bytes()[1..].to_vec();
+    frame.extend([kind, 0, 0, 0, 0, 1]);
+    frame.extend(payload);
+    frame
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn headers_that_do_not_end_cost_their_client_the_connection() {
+    /// So much a server may have to read until it has had enough, what is on the way in buffers included.
+    const ENOUGH: usize = 16 * 1024 * 1024;
+    let system = System::start().await;
+    let coordinator = system.coordinator().await;
+    let mut stream = TcpStream::connect(coordinator.running.address).await.unwrap();
+    // A header called "a", of 100 bytes, again and again.
+    let header = [&[0, 1, b'a', 100][..], &[b'x'; 100]].concat();
+    let block = header.repeat(157);
+
+    // The preface, empty settings, and headers that go on in the frames to come (CVE-2024-27316).
+    stream.write_all(HELLO).await.unwrap();
+    stream.write_all(&frame(1, &block)).await.unwrap();
+    let flood = async {
+        let mut sent = 0;
+        while sent < ENOUGH && stream.write_all(&frame(9, &block)).await.is_ok() {
+            sent += block.len();
+        }
+        sent
+    };
+    let sent = tokio::time::timeout(PATIENCE, flood).await.expect("it does not hang");
+
+    assert!(sent < ENOUGH, "the server has read {sent} bytes of headers");
+    coordinator.client.clone().audit_is_clean().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_does_not_read_holds_up_nobody() {
     let system = System::start().await;
@@ -203,6 +240,7 @@ async fn no_secret_is_written_down() {
     let servers = Authority::new();
     let server = servers.certificate(&["localhost"]);
     let key = known.caller("desk", &["viewer"], &[]);
+    let shop = known.caller("shop", &["application"], &["*"]);
     let provider = Provider::new("a");
     known.write("password", &format!("{}\n", PASSWORDS[1]));
     let mut config = Config {
@@ -238,7 +276,19 @@ async fn no_secret_is_written_down() {
     let forged = Provider::new("a").token(json!({}));
     let unknown = tcc_coordinator::auth::callers::new_key().0;
     let broken = "canary-in-a-broken-token".to_owned();
-    let secrets = [key, believed, expired, forged, unknown, broken];
+    // What callers write about their holds is nobody's business, either.
+    const PRIVATE: [&str; 2] = ["canary-in-a-label", "canary-in-a-key"];
+    let caller = Caller::encrypted(address, &servers, None, Some(&shop)).await.unwrap();
+    let labels = [("order".to_owned(), PRIVATE[0].to_owned())].into();
+    let named = v1::CreateHoldRequest { labels, ..hold(&on_shard("payer", 0), &on_shard("payee", 0), 1) };
+    let keyed =
+        v1::CreateHoldRequest { id: String::new(), idempotency_key: PRIVATE[1].into(), ..named.clone() };
+    for (request, expected) in [(named, "ACCOUNT_NOT_FOUND"), (keyed, "KEYS_NOT_READY")] {
+        let mut holds = HoldServiceClient::new(caller.channel.clone());
+        let refused = holds.create_hold(caller.request(request)).await.unwrap_err();
+        assert_eq!(reason(&refused), expected, "{refused:?}");
+    }
+    let secrets = [key, shop, believed, expired, forged, unknown, broken];
     for secret in &secrets {
         let caller = Caller::encrypted(address, &servers, None, Some(secret)).await.unwrap();
         let _ = caller.call(STATUS).await;
@@ -256,7 +306,7 @@ async fn no_secret_is_written_down() {
         "it wrote its log"
     );
     let private = server.1.lines().nth(1).unwrap();
-    for secret in secrets.iter().map(String::as_str).chain(PASSWORDS).chain([private]) {
+    for secret in secrets.iter().map(String::as_str).chain(PASSWORDS).chain(PRIVATE).chain([private]) {
         // A signature alone would not do for a token, and neither may its claims stand there.
         for part in secret.split('.').filter(|part| part.len() >= 16) {
             let line = written.lines().find(|line| line.contains(part));

@@ -3,11 +3,11 @@
 use std::{collections::HashSet, sync::Arc};
 use tcc_coordinator::dev::{Cluster, Options};
 use tcc_core::{
-    AccountId, Amount, Currency, Descriptor, OnMaturity, Operation, Outcome, Refusal, Timestamp, Transaction,
-    TransactionId,
+    AccountId, Amount, Currency, Descriptor, OnMaturity, Operation, Outcome, Refusal, Role, Timestamp,
+    Transaction, TransactionId,
     descriptor::{CREDIT, DEBIT},
 };
-use tcc_ledger::{Shard, heads::Heads};
+use tcc_ledger::{Listing, Shard, heads::Heads};
 use tcc_participant::{Call, Participant as _};
 
 struct Ledger {
@@ -358,4 +358,39 @@ async fn the_audit_of_a_shard_finds_what_was_tampered_with() {
         .unwrap();
     }
     ledger.books_are_clean().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_list_goes_on_where_its_time_ended_and_holdings_have_the_newest() {
+    let ledger = Ledger::start().await;
+    let mut ids = Vec::new();
+    // Ids may be a day old when they are new.
+    for minutes in [0, 1, 40, 90, 400, 700, 1_300] {
+        let time = Timestamp::now() - jiff::SignedDuration::from_mins(minutes);
+        let id = TransactionId::mint(time, [minutes as u8; 10]);
+        let hold = Arc::new(Transaction::new(id, hold(10).descriptor.clone()));
+        assert_eq!(ledger.ask(Operation::Try, &hold, DEBIT).await, Outcome::Done);
+        ids.push(id);
+    }
+    let alice = account("alice");
+
+    let (mut listed, mut before, mut pages) = (Vec::new(), uuid::Uuid::max(), 0);
+    loop {
+        let (from, until) = (Timestamp::UNIX_EPOCH, std::time::Instant::now());
+        let which = Listing { account: &alice, role: Role::Debit, from, before, limit: 100, until };
+        let page = ledger.shard.listed(which).await.unwrap();
+        pages += 1;
+        listed.extend(page.ids);
+        let Some(reached) = page.reached else { break };
+        assert!(reached < before, "each page gets somewhere");
+        before = reached;
+    }
+    let newest = ledger.shard.holdings(&alice, 3).await.unwrap().unwrap();
+    let all = ledger.shard.holdings(&alice, 100).await.unwrap().unwrap();
+
+    assert_eq!(listed, ids.iter().map(|id| id.uuid()).collect::<Vec<_>>());
+    assert!(pages > 3, "{pages}");
+    let held = |open: &[Transaction]| open.iter().map(|hold| hold.id).collect::<Vec<_>>();
+    assert_eq!((held(&newest.open), newest.is_truncated), (ids[..3].to_vec(), true));
+    assert_eq!((held(&all.open), all.is_truncated), (ids, false));
 }

@@ -55,9 +55,11 @@ async fn one_that_is_killed_is_a_shard_that_is_down_and_loses_nothing() {
     let mut apart = Apart::start().await;
     let Coordinator { mut client, .. } = apart.system.coordinator().await;
     let (alice, bob) = alice_and_bob(&mut client).await;
-    let due: Vec<_> = (0..50).map(|_| hold_due_in(&alice, &bob, 1, SignedDuration::from_secs(1))).collect();
-    for request in &due {
-        client.create(request).await.unwrap();
+    let mut due = Vec::new();
+    for _ in 0..50 {
+        let request = hold_due_in(&alice, &bob, 1, SignedDuration::from_secs(1));
+        client.create(&request).await.unwrap();
+        due.push(request);
     }
 
     apart.ledgers[1].kill().await.unwrap();

@@ -123,6 +123,7 @@ async fn what_happens_to_holds_is_counted_and_what_rules_and_panels_name_is_ther
         ("tcc_transactions_attention{attention=\"parked\"}", 0.0),
         ("tcc_operator_actions_total{action=\"pause\",outcome=\"done\"}", 1.0),
         ("tcc_shard_up{shard=\"shard-0\"}", 1.0),
+        ("tcc_breaker_state{shard=\"shard-0\"}", 0.0),
         ("tcc_slots", 256.0),
         ("tcc_instances", 1.0),
         ("tcc_audit_findings", 0.0),

@@ -78,6 +78,7 @@ struct Status {
 pub struct Shard {
     pub name: String,
     pub reachable: bool,
+    pub breaker: String,
     pub queued: Int64,
     pub waiting: Int64,
     pub buckets: i32,
@@ -171,6 +172,7 @@ impl From<v1::ShardStatus> for Shard {
         Self {
             name: shard.name,
             reachable: shard.reachable,
+            breaker: name(shard.breaker, "BREAKER_STATE_", v1::BreakerState::as_str_name),
             queued: Int64(shard.queued),
             waiting: Int64(shard.waiting),
             buckets: shard.buckets,
@@ -223,13 +225,14 @@ impl fmt::Display for Status {
             [
                 shard.name.clone(),
                 shard.reachable.to_string(),
+                shard.breaker.clone(),
                 shard.queued.to_string(),
                 shard.waiting.to_string(),
                 shard.buckets.to_string(),
                 or_dash(shard.audited_until.as_deref()),
             ]
         });
-        let header = ["SHARD", "REACHABLE", ">QUEUED", ">WAITING", ">BUCKETS", "AUDITED UNTIL"];
+        let header = ["SHARD", "REACHABLE", "BREAKER", ">QUEUED", ">WAITING", ">BUCKETS", "AUDITED UNTIL"];
         write!(f, "\n\n{}", rows(header, shards))?;
         for shard in self.shards.iter().filter(|shard| !shard.lost.is_empty()) {
             write!(f, "\n\n{} HAS LOST COMMITS: {}", shard.name, shard.lost)?;
@@ -293,6 +296,7 @@ mod tests {
                 drained: false,
                 audited_until: Some(Timestamp { seconds: 1_790_000_050, nanos: 0 }),
                 audited_postings: 5,
+                breaker: v1::BreakerState::HalfOpen.into(),
             }],
             attention: Vec::new(),
             findings: 0,
@@ -317,8 +321,8 @@ rebuilt         0
 unswept_shards  0
 findings        0
 
-SHARD    REACHABLE  QUEUED  WAITING  BUCKETS  AUDITED UNTIL
-shard-0  true            7        5     4096  2026-09-21T14:14:10.000000Z";
+SHARD    REACHABLE  BREAKER    QUEUED  WAITING  BUCKETS  AUDITED UNTIL
+shard-0  true       HALF_OPEN       7        5     4096  2026-09-21T14:14:10.000000Z";
 
         assert_eq!(Status::from(answer()).to_string(), expected);
     }
@@ -400,7 +404,7 @@ STUCK                 2  12m 40s  019b2c3d-4e5f-7a6b-8c9d-0e1f2a3b4c5d  connecti
             r#"{"version":"0.1.0","instance":"tccd-1","started_at":"2026-09-21T14:13:20.000000Z","draining":false,"#,
             r#""database_time":"2026-09-21T14:14:20.000000Z","watermark":"2026-09-21T14:14:19.800000Z","#,
             r#""armed":"12","active":"3","missed":"0","slots":256,"rebuilt":"0","unswept_shards":0,"#,
-            r#""findings":"0","first_finding_at":null,"shards":[{"name":"shard-0","reachable":true,"queued":"7","waiting":"5","#,
+            r#""findings":"0","first_finding_at":null,"shards":[{"name":"shard-0","reachable":true,"breaker":"HALF_OPEN","queued":"7","waiting":"5","#,
             r#""buckets":4096,"audited_until":"2026-09-21T14:14:10.000000Z","audited_postings":"5"}],"attention":[]}"#
         );
 

@@ -116,7 +116,7 @@ impl Direct {
         let (engine_too, shards_too, limits) =
             (Arc::clone(&engine), Arc::clone(&shards), config.limits.clone());
         let registry = Registry::listed(engine.store().registered().await?);
-        let creations = Creations::new(engine_too, keys, sweep, limits.clone());
+        let creations = Creations::new(engine_too, Arc::clone(&shards), keys, sweep, limits.clone());
         let transactions = Transactions::new(creations.clone(), Arc::clone(&shards));
         let holds = Holds::new(creations, shards_too, Arc::clone(&gate));
         let ledger = Ledger::new(Arc::clone(&shards), Arc::clone(&engine), limits);

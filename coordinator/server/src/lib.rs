@@ -19,6 +19,8 @@ pub mod databases;
 pub mod dev;
 pub mod direct;
 pub mod engine;
+#[cfg(test)]
+mod fuzz;
 pub mod heads;
 pub mod http;
 pub mod keys;

@@ -31,7 +31,7 @@ use std::{
 use tcc_core::{Outcome, ParticipantName, Timestamp};
 use tcc_ledger::{Shard, heads::Heads};
 use tcc_participant::{
-    Call, Failure, Participant, Postgres, Remote,
+    BreakerState, Call, Failure, Participant, Postgres, Remote,
     remote::{Certificate, InvalidAddress, Options},
     retry::Backoff,
     serve::{InProcess, Tls},
@@ -411,6 +411,10 @@ impl Participant for Ledgerd {
         self.remote.is_reachable() && self.shard.is_reachable()
     }
 
+    fn breaker(&self) -> BreakerState {
+        if self.shard.is_reachable() { self.remote.breaker() } else { BreakerState::Open }
+    }
+
     fn call(&self, call: Call) -> BoxFuture<'_, Vec<Outcome>> {
         self.remote.call(call)
     }
@@ -535,7 +539,7 @@ impl Api {
         };
         let (engine, limits) = (&self.engine, &self.config.limits);
         let (keys, sweep) = (self.keys.clone(), self.vitals.sweep.clone());
-        let creations = Creations::new(Arc::clone(engine), keys, sweep, limits.clone());
+        let creations = Creations::new(Arc::clone(engine), Arc::clone(&self.shards), keys, sweep, limits.clone());
         let transactions = Transactions::new(creations.clone(), Arc::clone(&self.shards));
         let holds = Holds::new(creations, Arc::clone(&self.shards), gate);
         let ledger = Ledger::new(Arc::clone(&self.shards), Arc::clone(engine), limits.clone());

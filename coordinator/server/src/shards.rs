@@ -36,11 +36,11 @@ impl Shards {
     /// # Errors
     ///
     /// [`ReadError`].
-    pub async fn refusal(&self, descriptor: &Descriptor) -> Result<Option<Refusal>, ReadError> {
-        for (_, leg) in descriptor.legs() {
+    pub async fn refusal(&self, descriptor: &Descriptor) -> Result<Option<(u16, Refusal)>, ReadError> {
+        for (index, leg) in descriptor.legs() {
             let account = self.of(&leg.account).account(&leg.account).await?;
             if let Some(refusal) = tcc_ledger::refusal(account.as_ref(), leg) {
-                return Ok(Some(refusal));
+                return Ok(Some((index, refusal)));
             }
         }
         Ok(None)

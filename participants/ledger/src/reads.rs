@@ -6,6 +6,7 @@ use crate::{
     schema::BRANCH,
 };
 use jiff::SignedDuration;
+use std::time::Instant;
 use tcc_core::{AccountId, FenceState, Refusal, Role, Timestamp, Transaction, TransactionId};
 use tcc_participant::{
     partitions::{WEEK, first_id},
@@ -271,29 +272,37 @@ pub(crate) async fn holdings(
     let snapshot = client.build_transaction().isolation_level(IsolationLevel::RepeatableRead).read_only(true);
     let snapshot = snapshot.start().await.map_err(text)?;
     let sql = "-- account_of_holdings
-        SELECT id, currency, available, held, state, version, posted_at, created_at FROM account WHERE id = $1";
+        SELECT id, currency, available, held, state, version, posted_at, created_at, clock_timestamp() AS now
+        FROM account WHERE id = $1";
     let Some(row) = snapshot.query_opt(sql, &[&id.as_str()]).await.map_err(text)? else { return Ok(None) };
     let account = read_account(&row).map_err(|e| e.to_string())?;
     let (mut open, mut missing) = (Vec::new(), account.held);
+    let newest = first_id(row.get::<_, Timestamp>("now") + CLOCKS);
     by_summaries(&snapshot).await.map_err(text)?;
     for leaf in leaves(&snapshot).await.map_err(text)? {
-        if missing <= 0 || open.len() >= limit {
-            break;
-        }
         let sql = format!(
             "-- open_debits
-             SELECT transaction_id, amount, descriptor FROM {} WHERE account = $1 AND role = 1 AND state = 1
-             ORDER BY transaction_id DESC LIMIT $2",
+             SELECT transaction_id, amount, descriptor FROM {}
+             WHERE account = $1 AND role = 1 AND state = 1 AND fenced_at >= $2
+               AND (transaction_id >= $3) IS TRUE AND (transaction_id < $4) IS TRUE
+             ORDER BY transaction_id DESC LIMIT $5",
             leaf.name
         );
-        let left = (limit - open.len()) as i64;
-        for row in snapshot.query(&sql, &[&id.as_str(), &left]).await.map_err(text)? {
-            let amount: i64 = row.get("amount");
-            missing -= amount;
-            let transaction = TransactionId::from_uuid(row.get("transaction_id"))
-                .map_err(|e| e.to_string())
-                .and_then(|id| Transaction::decode(id, row.get("descriptor")).map_err(|e| e.to_string()));
-            open.push(OpenDebit { transaction: transaction?, amount });
+        for Window { after, before, written_from } in leaf.windows(Uuid::nil(), newest) {
+            let left = (limit - open.len()) as i64;
+            if missing <= 0 || left == 0 {
+                break;
+            }
+            let account = id.as_str();
+            let rows = snapshot.query(&sql, &[&account, &written_from, &after, &before, &left]).await;
+            for row in rows.map_err(text)? {
+                let amount: i64 = row.get("amount");
+                missing -= amount;
+                let transaction = TransactionId::from_uuid(row.get("transaction_id"))
+                    .map_err(|e| e.to_string())
+                    .and_then(|id| Transaction::decode(id, row.get("descriptor")).map_err(|e| e.to_string()));
+                open.push(OpenDebit { transaction: transaction?, amount });
+            }
         }
     }
     snapshot.commit().await.map_err(text)?;
@@ -314,25 +323,32 @@ pub struct Listing<'a> {
     pub before: Uuid,
     /// At most so many.
     pub limit: i64,
+    /// What is not found by then is not waited for.
+    pub until: Instant,
+}
+
+/// Some of the transactions of an account.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listed {
+    /// The newest ids first.
+    pub ids: Vec<Uuid>,
+    /// How far it was looked, if that is not to the end: everything from this id on is among them.
+    pub reached: Option<Uuid>,
 }
 
 /// A fence is not written earlier than this before the time in its id, which may lie five minutes ahead, by another clock.
 const CLOCKS: SignedDuration = SignedDuration::from_hours(1);
 /// Of each partition the last hour is looked at first, then eight times as much, and so on: an account with very many
-/// transactions is listed from its newest ones, without a look at all of them.
+/// transactions is read from its newest ones, without a look at all of them.
 const WINDOW: (SignedDuration, i32) = (SignedDuration::from_hours(1), 8);
 
-/// The transactions of an account, the newest ids first. Fewer than the limit: there are no more.
-pub(crate) async fn listed(client: &mut Client, which: Listing<'_>) -> Result<Vec<Uuid>, String> {
+/// The transactions of an account, the newest ids first.
+pub(crate) async fn listed(client: &mut Client, which: Listing<'_>) -> Result<Listed, String> {
     let text = |e: tokio_postgres::Error| e.to_string();
     let snapshot = client.build_transaction().read_only(true).start().await.map_err(text)?;
     by_summaries(&snapshot).await.map_err(text)?;
-    let first = first_id(which.from);
-    let mut found: Vec<Uuid> = Vec::new();
-    for leaf in leaves(&snapshot).await.map_err(text)? {
-        let floor = first_id(leaf.low).max(first);
-        let mut before = first_id(leaf.high).min(which.before);
-        let mut width = WINDOW.0;
+    let mut listed = Listed { ids: Vec::new(), reached: None };
+    'looking: for leaf in leaves(&snapshot).await.map_err(text)? {
         // The conditions on the id are written so that the primary key cannot serve them: it would, by reading everything.
         let sql = format!(
             "-- listed
@@ -342,20 +358,23 @@ pub(crate) async fn listed(client: &mut Client, which: Listing<'_>) -> Result<Ve
              ORDER BY transaction_id DESC LIMIT $6",
             leaf.name
         );
-        while before > floor && (found.len() as i64) < which.limit {
-            let low = time_of(before) - width;
-            let after = first_id(low).max(floor);
-            let (role, left) = (role_number(which.role), which.limit - found.len() as i64);
-            let written_from = time_of(after) - CLOCKS;
+        for Window { after, before, written_from } in leaf.windows(first_id(which.from), which.before) {
+            let (role, left) = (role_number(which.role), which.limit - listed.ids.len() as i64);
             let account = which.account.as_str();
             let rows = snapshot.query(&sql, &[&account, &role, &written_from, &after, &before, &left]).await;
-            found.extend(rows.map_err(text)?.iter().map(|row| row.get::<_, Uuid>(0)));
-            before = after;
-            width *= WINDOW.1;
+            listed.ids.extend(rows.map_err(text)?.iter().map(|row| row.get::<_, Uuid>(0)));
+            if listed.ids.len() as i64 >= which.limit {
+                listed.reached = listed.ids.last().copied();
+                break 'looking;
+            }
+            if Instant::now() >= which.until {
+                listed.reached = Some(after);
+                break 'looking;
+            }
         }
     }
     snapshot.commit().await.map_err(text)?;
-    Ok(found)
+    Ok(listed)
 }
 
 /// When an id was made, by its own account.
@@ -369,6 +388,31 @@ struct Leaf {
     name: String,
     low: Timestamp,
     high: Timestamp,
+}
+
+/// Ids from one up to another, and a time before which none of their fences was written.
+struct Window {
+    after: Uuid,
+    before: Uuid,
+    written_from: Timestamp,
+}
+
+impl Leaf {
+    /// What of a partition lies between two ids, the newest first, in windows that grow.
+    fn windows(&self, from: Uuid, before: Uuid) -> impl Iterator<Item = Window> {
+        let floor = first_id(self.low).max(from);
+        let (mut before, mut width) = (first_id(self.high).min(before), WINDOW.0);
+        std::iter::from_fn(move || {
+            if before <= floor {
+                return None;
+            }
+            let after = first_id(time_of(before) - width).max(floor);
+            let window = Window { after, before, written_from: time_of(after) - CLOCKS };
+            before = after;
+            width *= WINDOW.1;
+            Some(window)
+        })
+    }
 }
 
 /// The partitions of the fences, the newest first. A read that names one of them is planned for it alone.

@@ -6,7 +6,8 @@ use crate::{
     executor::ShardExecutor,
     heads::Heads,
     reads::{
-        self, BalanceRow, BranchRow, Branches, FenceRow, Holdings, Listing, PostingRow, Postings, ReadError,
+        self, BalanceRow, BranchRow, Branches, FenceRow, Holdings, Listed, Listing, PostingRow, Postings,
+        ReadError,
     },
 };
 use deadpool_postgres::{Object, Pool, PoolError, Status};
@@ -22,7 +23,7 @@ use std::{
 };
 use tcc_core::{AccountId, Currency, Outcome, Timestamp, Transaction};
 use tcc_participant::{
-    Batcher, Call, Participant, Postgres,
+    Batcher, BreakerState, Call, Participant, Postgres,
     batch::{Limits, Unknown},
 };
 use uuid::Uuid;
@@ -74,7 +75,8 @@ impl Shard {
         let buckets = Arc::new(buckets);
         // A second one would mostly wait for the accounts that the first one has locked.
         let executors = vec![ShardExecutor::new(name, database, buckets, heads.clone())];
-        let operations = Batcher::start(&format!("shard {name}"), executors, Limits::default());
+        let operations =
+            Batcher::start(&format!("shard {name}"), executors, Limits { breaks: true, ..Limits::default() });
         let reads = database.pool("tcc-shard-reads", Some(LONGEST_READ));
         let long_reads = database.pool("tcc-shard-audit", None);
         let drained = Arc::default();
@@ -237,12 +239,12 @@ impl Shard {
         reads::holdings(&mut client, id, limit).await.map_err(|cause| self.unreachable(cause))
     }
 
-    /// Lists the transactions of an account, the newest ids first. Fewer than the limit: there are no more.
+    /// Lists the transactions of an account, the newest ids first, as far as there is time.
     ///
     /// # Errors
     ///
     /// [`ReadError`].
-    pub async fn listed(&self, which: Listing<'_>) -> Result<Vec<Uuid>, ReadError> {
+    pub async fn listed(&self, which: Listing<'_>) -> Result<Listed, ReadError> {
         let mut client = self.reader().await?;
         reads::listed(&mut client, which).await.map_err(|cause| self.unreachable(cause))
     }
@@ -414,7 +416,7 @@ impl Shard {
     }
 
     async fn connection(&self, pool: &Pool) -> Result<Object, ReadError> {
-        if !self.operations.is_reachable() && self.heads.lost().is_none() {
+        if !self.operations.is_connected() && self.heads.lost().is_none() {
             return Err(self.unreachable("it is not reachable".into()));
         }
         pool.get().await.map_err(|e: PoolError| self.unreachable(e.to_string()))
@@ -445,6 +447,10 @@ impl Participant for Shard {
 
     fn is_reachable(&self) -> bool {
         self.operations.is_reachable() && self.heads.lost().is_none() && !self.is_drained()
+    }
+
+    fn breaker(&self) -> BreakerState {
+        if self.is_reachable() { self.operations.breaker() } else { BreakerState::Open }
     }
 
     fn call(&self, call: Call) -> BoxFuture<'_, Vec<Outcome>> {

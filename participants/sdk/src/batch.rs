@@ -8,7 +8,10 @@
 //! that is at fault stands alone, so neighbours never suffer. This module knows nothing of SQL; [`Executor`] is also the
 //! seam at which tests put a store of their own.
 
-use crate::retry::Backoff;
+use crate::{
+    breaker::{Breaker, BreakerState, PROBE},
+    retry::Backoff,
+};
 use std::{
     future::Future,
     sync::{
@@ -39,6 +42,11 @@ pub trait Executor: Send + 'static {
 
     /// Makes the executor ready, dropping whatever connection it had.
     fn connect(&mut self) -> impl Future<Output = Result<(), Failure>> + Send;
+
+    /// How many of the batch that was answered last had no answer of their own.
+    fn lost(&self) -> usize {
+        0
+    }
 
     /// Does all items in one transaction, or none. Answers in the order of the items, only after the commit.
     fn run(
@@ -85,11 +93,13 @@ pub struct Limits {
     pub batch: usize,
     /// After this, a batch without an answer is given up, with its connection: its outcome is unknown.
     pub patience: Duration,
+    /// Whether a target that answers too little is left alone for a moment.
+    pub breaks: bool,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { queue: 16_384, batch: 256, patience: Duration::from_secs(10) }
+        Self { queue: 16_384, batch: 256, patience: Duration::from_secs(10), breaks: false }
     }
 }
 
@@ -102,6 +112,7 @@ pub struct Batcher<I, A> {
     /// How many executors have a connection, as far as they know; at the start all are taken to have one.
     serving: Arc<AtomicUsize>,
     timer: Timer,
+    breaker: Arc<Breaker>,
 }
 
 struct Job<I, A> {
@@ -117,6 +128,7 @@ impl<I, A> Clone for Batcher<I, A> {
             is_urgent: self.is_urgent,
             serving: Arc::clone(&self.serving),
             timer: Arc::clone(&self.timer),
+            breaker: Arc::clone(&self.breaker),
         }
     }
 }
@@ -136,6 +148,7 @@ impl<I: Send + Sync + 'static, A: Send + 'static> Batcher<I, A> {
         let name: Arc<str> = name.into();
         let serving = Arc::new(AtomicUsize::new(executors.len()));
         let timer = Timer::default();
+        let breaker = Arc::<Breaker>::default();
         for executor in executors {
             let worker = Worker {
                 name: Arc::clone(&name),
@@ -144,11 +157,12 @@ impl<I: Send + Sync + 'static, A: Send + 'static> Batcher<I, A> {
                 serving: Arc::clone(&serving),
                 timer: Arc::clone(&timer),
                 is_serving: true,
+                breaker: Arc::clone(&breaker),
                 limits,
             };
             tokio::spawn(worker.work());
         }
-        Self { name, queues: [urgent, other], is_urgent: E::is_urgent, serving, timer }
+        Self { name, queues: [urgent, other], is_urgent: E::is_urgent, serving, timer, breaker }
     }
 
     /// Puts an item into the next batch and waits for its answer.
@@ -173,10 +187,22 @@ impl<I: Send + Sync + 'static, A: Send + 'static> Batcher<I, A> {
         let _ = self.timer.set(Box::new(timer));
     }
 
-    /// Whether an executor has a connection. If not, calls are answered at once.
+    /// Whether an executor has a connection, and the target is not left alone. If not, calls are answered at once.
     #[must_use]
     pub fn is_reachable(&self) -> bool {
+        self.breaker() != BreakerState::Open
+    }
+
+    /// Whether an executor has a connection, whatever comes over it.
+    #[must_use]
+    pub fn is_connected(&self) -> bool {
         self.serving.load(Ordering::Relaxed) > 0
+    }
+
+    /// How its breaker stands. Without a connection it is open.
+    #[must_use]
+    pub fn breaker(&self) -> BreakerState {
+        if self.is_connected() { self.breaker.state() } else { BreakerState::Open }
     }
 
     /// How many items wait.
@@ -197,6 +223,7 @@ struct Worker<E: Executor> {
     timer: Timer,
     /// Whether this one is counted there.
     is_serving: bool,
+    breaker: Arc<Breaker>,
     limits: Limits,
 }
 
@@ -215,6 +242,11 @@ impl<E: Executor> Worker<E> {
                 let jobs = self.gather().await;
                 if jobs.is_empty() {
                     return;
+                }
+                if self.breaker.state() == BreakerState::Open {
+                    let why = "it answers too little at the moment, and is left alone";
+                    jobs.into_iter().for_each(|job| self.answer(job, Err(self.unknown(why, false))));
+                    continue;
                 }
                 if let Err(why) = self.reconnect().await {
                     jobs.into_iter().for_each(|job| self.answer(job, Err(self.unknown(&why, false))));
@@ -290,11 +322,12 @@ impl<E: Executor> Worker<E> {
 
     /// All that waits, up to the limit; at least one job, or none when the queue has closed.
     async fn gather(&mut self) -> Vec<Job<E::Item, E::Answer>> {
-        let limit = self.limits.batch;
         let mut waiting = self.waiting.lock().await;
         let [urgent, other] = &mut *waiting;
         let mut jobs = Vec::new();
         loop {
+            let is_probing = self.breaker.state() == BreakerState::HalfOpen;
+            let limit = if is_probing { self.limits.batch.min(PROBE) } else { self.limits.batch };
             fill(&mut jobs, urgent, limit.div_ceil(2));
             fill(&mut jobs, other, limit);
             fill(&mut jobs, urgent, limit);
@@ -318,6 +351,8 @@ impl<E: Executor> Worker<E> {
             match self.run(&items).await {
                 Ok(results) => {
                     debug_assert_eq!(results.len(), answers.len());
+                    let lost = self.executor.lost().min(results.len());
+                    self.count(results.len() - lost, lost);
                     for (answer, result) in answers.into_iter().zip(results) {
                         // A caller that no longer waits is no reason not to have done its work.
                         let _ = answer.send(Ok(result));
@@ -330,6 +365,7 @@ impl<E: Executor> Worker<E> {
                         items = items.len(),
                         "a batch has no answer"
                     );
+                    self.count(0, items.len());
                     for answer in answers {
                         let _ = answer.send(Err(self.unknown(&why, false)));
                     }
@@ -381,6 +417,12 @@ impl<E: Executor> Worker<E> {
             }
         }
         Err(last)
+    }
+
+    fn count(&self, answered: usize, lost: usize) {
+        if self.limits.breaks {
+            self.breaker.count(answered, lost);
+        }
     }
 
     fn answer(&self, job: Job<E::Item, E::Answer>, result: Result<E::Answer, Unknown>) {
@@ -542,6 +584,26 @@ mod tests {
             tokio::task::yield_now().await;
         }
         assert_eq!(batcher.call(2).await, Ok(4));
+    }
+
+    #[tokio::test]
+    async fn a_target_that_answers_nothing_is_left_alone_and_then_asked_a_little() {
+        let (mut executor, batches) = doubler();
+        executor.lost = 5;
+        let limits = Limits { breaks: true, ..Limits::default() };
+        let batcher = Batcher::start("doubler", vec![executor], limits);
+
+        // The first one of these is lost, and with it more than a tenth.
+        let answers = join_all((100..200).map(|n| batcher.call(n))).await;
+        assert!(answers.iter().all(Result::is_err));
+        assert_eq!(batcher.breaker(), BreakerState::Open);
+        let asked = batches.lock().unwrap().len();
+        assert!(batcher.call(1).await.is_err());
+        assert_eq!(batches.lock().unwrap().len(), asked, "nothing is asked while it is open");
+        while batcher.call(2).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        assert_eq!(batcher.breaker(), BreakerState::Closed);
     }
 
     #[tokio::test]

@@ -73,6 +73,7 @@
 //! This crate compiles without the coordinator. Its only tables are the SDK's own.
 
 pub mod batch;
+pub mod breaker;
 pub mod conformance;
 pub mod crash;
 pub mod fence;
@@ -89,6 +90,7 @@ mod tx;
 pub mod wire;
 
 pub use batch::{Batcher, Executor, Failure};
+pub use breaker::BreakerState;
 pub use participant::{Call, Participant};
 pub use postgres::Postgres;
 pub use remote::Remote;

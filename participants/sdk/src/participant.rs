@@ -1,5 +1,6 @@
 //! The one face that every participant shows the engine, in-process or remote.
 
+use crate::breaker::BreakerState;
 use futures::future::BoxFuture;
 use std::sync::Arc;
 use tcc_core::{Operation, Outcome, Transaction};
@@ -26,6 +27,11 @@ pub trait Participant: Send + Sync + 'static {
 
     /// Whether a call has a chance at this moment. `false` lets a creation be refused before it has any effect.
     fn is_reachable(&self) -> bool;
+
+    /// How its breaker stands; open if it is not reachable.
+    fn breaker(&self) -> BreakerState {
+        if self.is_reachable() { BreakerState::Closed } else { BreakerState::Open }
+    }
 
     /// Does the operation. Answers as many outcomes as branches were asked, in their order: fewer than `call.branches` when
     /// one did not permit the next. No answer is [`Outcome::Unknown`], never an error.

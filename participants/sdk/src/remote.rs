@@ -10,6 +10,7 @@
 
 use crate::{
     batch::{Batcher, Executor, Failure, Limits},
+    breaker::BreakerState,
     participant::{Call, Participant},
     wire::{
         Description, MAX_CALLS, MAX_REQUEST, PROTOCOL_VERSION, read_description, read_outcome, write_call,
@@ -19,7 +20,7 @@ use futures::future::{BoxFuture, join_all};
 use std::{
     fmt,
     sync::{Arc, Mutex},
-    time::{Duration, Instant},
+    time::Duration,
 };
 use tcc_core::{Outcome, Timestamp, decision::permits_next};
 use tcc_proto::v1::{
@@ -137,6 +138,7 @@ fn is_this_machine(host: &str) -> bool {
 pub struct Remote {
     name: Arc<str>,
     calls: Batcher<BranchCall, Outcome>,
+    /// What it said of itself when it was last connected to.
     seen: Arc<Mutex<Seen>>,
     patience: Duration,
 }
@@ -147,10 +149,6 @@ struct Seen {
     /// What it said of itself.
     described: Option<Description>,
     clock_ahead_ms: Option<i64>,
-    /// How many requests in a row had no answer in time.
-    late: u32,
-    /// Until when it is left alone.
-    left_alone_until: Option<Instant>,
 }
 
 impl Seen {
@@ -160,27 +158,8 @@ impl Seen {
             description.time.and_then(|time| ahead(time).ok()).map(|ahead_ms| ahead_ms as i64);
         self.described = Some(description);
     }
-
-    fn is_left_alone(&self) -> bool {
-        self.left_alone_until.is_some_and(|until| Instant::now() < until)
-    }
-
-    fn in_time(&mut self) {
-        (self.late, self.left_alone_until) = (0, None);
-    }
-
-    fn late(&mut self) {
-        self.late += 1;
-        if self.late >= SILENT {
-            self.left_alone_until = Some(Instant::now() + LEFT_ALONE);
-        }
-    }
 }
 
-/// So many requests in a row without an answer in time, and it is taken to hang.
-const SILENT: u32 = 4;
-/// For so long it is not asked for anything new then.
-const LEFT_ALONE: Duration = Duration::from_secs(5);
 /// So many calls may wait for their request.
 const QUEUE: usize = 1_024;
 /// A call that has waited for so many deadlines is given up.
@@ -208,12 +187,14 @@ impl Remote {
             seen: Arc::clone(&seen),
             client: None,
             each_apart: false,
+            lost: 0,
         };
         let limits = Limits {
             batch: options.batch.clamp(1, MAX_CALLS),
             // The request's own deadline comes first.
             patience: options.deadline + Duration::from_secs(1),
             queue: QUEUE,
+            breaks: true,
         };
         let callers = (0..options.requests.max(1)).map(caller).collect();
         let calls = Batcher::start(&format!("participant {name}"), callers, limits);
@@ -236,7 +217,7 @@ impl Remote {
     /// Whether it is left alone at the moment, since it answers nothing in time.
     #[must_use]
     pub fn is_left_alone(&self) -> bool {
-        self.seen.lock().expect("no holder panics").is_left_alone()
+        self.calls.breaker() == BreakerState::Open
     }
 
     /// How many calls wait for their request.
@@ -251,10 +232,14 @@ impl Participant for Remote {
         &self.name
     }
 
-    /// Before the first handshake it is not, nor while it is left alone because it answers nothing.
+    /// Before the first handshake it is not, nor while it is left alone because it answers too little.
     fn is_reachable(&self) -> bool {
-        let seen = self.seen.lock().expect("no holder panics");
-        self.calls.is_reachable() && seen.described.is_some() && !seen.is_left_alone()
+        self.breaker() != BreakerState::Open
+    }
+
+    fn breaker(&self) -> BreakerState {
+        let is_described = self.seen.lock().expect("no holder panics").described.is_some();
+        if is_described { self.calls.breaker() } else { BreakerState::Open }
     }
 
     fn call(&self, call: Call) -> BoxFuture<'_, Vec<Outcome>> {
@@ -291,6 +276,8 @@ struct Caller {
     client: Option<ParticipantServiceClient<Channel>>,
     /// After a request that came too late, until all calls of some were in time.
     each_apart: bool,
+    /// How many calls of the last batch had no answer in time.
+    lost: usize,
 }
 
 /// Requests are filled up to here, so that only a single call that is larger than this makes a larger one.
@@ -337,7 +324,12 @@ impl Executor for Caller {
         Ok(())
     }
 
+    fn lost(&self) -> usize {
+        self.lost
+    }
+
     async fn run(&mut self, calls: &[BranchCall]) -> Result<Vec<Outcome>, Failure> {
+        self.lost = 0;
         if self.each_apart {
             return Ok(self.send_each(calls).await);
         }
@@ -362,7 +354,8 @@ impl Caller {
     /// Each call in a request of its own, all at once.
     async fn send_each(&mut self, calls: &[BranchCall]) -> Vec<Outcome> {
         let answers = join_all(calls.iter().map(|call| self.send(std::slice::from_ref(call)))).await;
-        self.each_apart = answers.iter().any(|answer| matches!(answer, Err(Failure::Disconnected(_))));
+        self.lost = answers.iter().filter(|answer| matches!(answer, Err(Failure::Disconnected(_)))).count();
+        self.each_apart = self.lost > 0;
         if answers.iter().all(Result::is_err) && self.each_apart {
             self.client = None;
         }
@@ -380,17 +373,7 @@ impl Caller {
         let message = v1::CallRequest { participant: self.name.to_string(), calls: calls.to_vec() };
         let request = self.request(message);
         let mut client = self.client.clone().ok_or_else(|| Failure::Disconnected("not connected".into()))?;
-        let answer = client.call(request).await;
-        let is_late = |status: &Status| matches!(status.code(), Code::DeadlineExceeded | Code::Cancelled);
-        {
-            let mut seen = self.seen.lock().expect("no holder panics");
-            match &answer {
-                Ok(_) => seen.in_time(),
-                Err(status) if is_late(status) => seen.late(),
-                Err(_) => {}
-            }
-        }
-        let response = answer.map_err(|status| sort(&status))?.into_inner();
+        let response = client.call(request).await.map_err(|status| sort(&status))?.into_inner();
         if response.outcomes.len() != calls.len() {
             let found = response.outcomes.len();
             return Err(Failure::Rejected(format!("{found} outcomes for {} calls", calls.len())));

@@ -18,7 +18,7 @@ use tcc_core::{
     Leg, MoneyError, OnMaturity, Phase, Role, Timestamp, TransactionId, round_up,
 };
 use tcc_ledger::{Account, AccountState, OpenDebit, PostingKind, PostingRow};
-use tcc_participant::partitions::first_id;
+use tcc_participant::{BreakerState, partitions::first_id};
 use tcc_proto::{Reason, v1};
 use tonic::{Request, Status};
 use uuid::Uuid;
@@ -48,6 +48,16 @@ pub fn trace<T>(request: &Request<T>) -> Option<TraceContext> {
     let known = request.extensions().get::<TraceContext>().copied();
     let header = || request.metadata().get("traceparent").and_then(|value| value.to_str().ok());
     known.or_else(|| header().and_then(TraceContext::parse))
+}
+
+/// What a request calls the account of a leg.
+pub fn account_field(descriptor: &Descriptor, index: u16, leg: &Leg) -> String {
+    match (descriptor.as_hold(), leg.role) {
+        (Some(_), Role::Debit) => "payer".to_owned(),
+        (Some(_), _) => "payee".to_owned(),
+        (None, Role::Debit) => format!("branches[{index}].debit.account"),
+        (None, _) => format!("branches[{index}].credit.account"),
+    }
 }
 
 /// In which lane a caller's holds wait when more is due than can be paid at once.
@@ -624,6 +634,15 @@ pub fn cause(cause: Cause) -> v1::Cause {
         Cause::TimedOut => v1::Cause::TimedOut,
         Cause::Matured => v1::Cause::Matured,
         Cause::Operator => v1::Cause::Operator,
+    }
+}
+
+/// How a breaker stands, as the API names it.
+pub fn breaker(state: BreakerState) -> v1::BreakerState {
+    match state {
+        BreakerState::Closed => v1::BreakerState::Closed,
+        BreakerState::HalfOpen => v1::BreakerState::HalfOpen,
+        BreakerState::Open => v1::BreakerState::Open,
     }
 }
 

@@ -11,6 +11,7 @@ use crate::{
     auth::{Identity, identity},
     config::Limits,
     engine::{Created, Engine, EngineError, participants::Terms},
+    shards::Shards,
     store::{
         Record, TraceContext,
         keys::{Claim, Claimed, Keys},
@@ -18,7 +19,7 @@ use crate::{
     sweep::Progress,
 };
 use std::{sync::Arc, time::Duration};
-use tcc_core::{Branch, Cause, Descriptor, IdempotencyKey, Role, Transaction, TransactionId};
+use tcc_core::{Branch, Cause, Descriptor, IdempotencyKey, Leg, Refusal, Role, Transaction, TransactionId};
 use tcc_proto::Reason;
 use tokio::time::Instant;
 use tonic::{Request, Status};
@@ -28,6 +29,7 @@ use uuid::Uuid;
 #[derive(Clone)]
 pub struct Creations {
     engine: Arc<Engine>,
+    shards: Arc<Shards>,
     keys: Keys,
     sweep: Progress,
     limits: Limits,
@@ -60,11 +62,10 @@ impl Creator {
 
     /// Whether it may give away what this would give away. What it repeats has the same debits, so that is its own, too.
     pub fn check_spends(&self, asked: &Asked) -> Result<(), Status> {
-        let is_hold = asked.descriptor.as_hold().is_some();
         for (index, leg) in asked.descriptor.legs().filter(|(_, leg)| leg.role == Role::Debit) {
             if !self.identity.may_spend(&leg.account) {
-                let field = format!("branches[{index}].debit.account");
-                return Err(reason::not_covered(if is_hold { "payer" } else { &field }, &leg.account));
+                let field = convert::account_field(&asked.descriptor, index, leg);
+                return Err(reason::not_covered(&field, &leg.account));
             }
         }
         Ok(())
@@ -79,8 +80,14 @@ impl Creator {
 impl Creations {
     /// On an engine, within limits.
     #[must_use]
-    pub fn new(engine: Arc<Engine>, keys: Keys, sweep: Progress, limits: Limits) -> Self {
-        Self { engine, keys, sweep, limits }
+    pub fn new(
+        engine: Arc<Engine>,
+        shards: Arc<Shards>,
+        keys: Keys,
+        sweep: Progress,
+        limits: Limits,
+    ) -> Self {
+        Self { engine, shards, keys, sweep, limits }
     }
 
     /// The engine.
@@ -127,7 +134,7 @@ impl Creations {
         let created =
             self.engine.create(transaction, keyed_on, creator.lane, creator.trace, creator.patience()).await;
         let created = created.map_err(|error| of_name(what, &name, error))?;
-        refuse(&created.record, created.replayed)?;
+        self.refuse(&created.record, created.replayed).await?;
         Ok(created)
     }
 
@@ -148,7 +155,7 @@ impl Creations {
         if let Some(field) = asked.descriptor.first_difference(&record.transaction.descriptor) {
             return Err(of_name(what, &asked.name, EngineError::IdReused { id: record.id(), field }));
         }
-        refuse(&record, true)?;
+        self.refuse(&record, true).await?;
         Ok(Some(record))
     }
 
@@ -222,18 +229,51 @@ impl Creations {
     async fn get(&self, id: TransactionId) -> Result<Option<Record>, Status> {
         Ok(self.engine.store().get(id).await.map_err(EngineError::from)?)
     }
+
+    /// What was refused is an error, and so is what was due at once and vetoed.
+    pub async fn refuse(&self, record: &Record, is_replayed: bool) -> Result<(), Status> {
+        let standing = &record.standing;
+        let descriptor = &record.transaction.descriptor;
+        let is_vetoed = standing.phase.is_final()
+            && standing.cause == Some(Cause::Vetoed)
+            && descriptor.is_due_at_once();
+        if standing.cause != Some(Cause::Refused) && !is_vetoed {
+            return Ok(());
+        }
+        let code = standing.reason.as_deref().unwrap_or_default();
+        let leg = self.refused_at(record, code).await;
+        let field = leg.map(|(index, leg)| (convert::account_field(descriptor, index, leg), &leg.account));
+        let at = field.as_ref().map(|(field, account)| (field.as_str(), *account));
+        Err(reason::refused(code, record.id().to_string(), is_replayed, at))
+    }
+
+    /// Which account said no. Where there is but one that can have, it is that one; otherwise its fence tells, and if that does not
+    /// answer, it is not told.
+    async fn refused_at<'a>(&self, record: &'a Record, code: &str) -> Option<(u16, &'a Leg)> {
+        let refusal: Refusal = code.parse().ok()?;
+        let legs = record.transaction.descriptor.legs();
+        let legs: Vec<(u16, &Leg)> = legs.filter(|(_, leg)| can_refuse(leg.role, refusal)).collect();
+        if let [only] = legs.as_slice() {
+            return Some(*only);
+        }
+        for (index, leg) in legs {
+            let fences = self.shards.of(&leg.account).fences(record.id().uuid()).await.ok()?;
+            let mut refusals = fences.iter().filter(|fence| fence.branch == index);
+            if refusals.any(|fence| fence.state.refusal().is_some_and(|refusal| refusal.code() == code)) {
+                return Some((index, leg));
+            }
+        }
+        None
+    }
 }
 
-/// What was refused is an error, and so is what was due at once and vetoed.
-pub fn refuse(record: &Record, is_replayed: bool) -> Result<(), Status> {
-    let standing = &record.standing;
-    let is_vetoed = standing.phase.is_final()
-        && standing.cause == Some(Cause::Vetoed)
-        && record.transaction.descriptor.is_due_at_once();
-    if standing.cause != Some(Cause::Refused) && !is_vetoed {
-        return Ok(());
+/// Whether what happens to an account can be refused for such a reason.
+fn can_refuse(role: Role, refusal: Refusal) -> bool {
+    match refusal {
+        Refusal::InsufficientFunds => role == Role::Debit,
+        Refusal::BalanceOverflow => role == Role::Credit,
+        _ => true,
     }
-    Err(reason::refused(standing.reason.as_deref().unwrap_or_default(), record.id().to_string(), is_replayed))
 }
 
 /// An error of the engine, in the words of whoever named the hold by a key.

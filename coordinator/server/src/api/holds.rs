@@ -4,7 +4,7 @@
 
 use super::{
     convert::{self, Asked, Name},
-    creation::{Creations, Creator, refuse},
+    creation::{Creations, Creator},
     reason::{self, HOLD, wrong},
     watch::watch,
 };
@@ -16,8 +16,10 @@ use crate::{
     store::{Record, Seen, StoreError},
 };
 use futures::{future::join_all, stream::BoxStream};
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 use tcc_core::{Phase, TransactionId};
+use tcc_ledger::Listed;
+use tokio::time::Instant;
 use tcc_proto::{
     Reason,
     v1::{self, hold_service_server::HoldService},
@@ -30,6 +32,8 @@ use uuid::Uuid;
 const BATCH: usize = 1_000;
 /// How many holds are looked at for one page, if few of them are as asked for. Then the page is short, and not the last one.
 const LOOKED_AT: usize = 4_000;
+/// And for so long. Then it is short, too.
+const LOOKED_FOR: Duration = Duration::from_secs(2);
 /// So many are read at a time.
 const CHUNK: (usize, usize) = (100, 1_000);
 
@@ -61,8 +65,8 @@ impl Holds {
             Name::Id(id) => id.to_string(),
             Name::Key(_) | Name::None => String::new(),
         };
-        if let Some(refusal) = self.shards.refusal(&asked.descriptor).await.map_err(reason::of_read)? {
-            return Err(reason::refused(refusal.code(), id, false));
+        if let Some((index, refusal)) = self.shards.refusal(&asked.descriptor).await.map_err(reason::of_read)? {
+            return Err(reason::would_refuse(&asked.descriptor, index, refusal, id));
         }
         let hold = v1::Hold { id, ..convert::asked_view(&asked.descriptor) };
         Ok(v1::CreateHoldResponse { hold: Some(hold), replayed: false })
@@ -176,7 +180,7 @@ impl HoldService for Holds {
             Err(EngineError::NotFound(id)) => return Err(EngineError::OutcomeUnknown(id).into()),
             record => record?,
         };
-        refuse(&record, replayed)?;
+        self.creations.refuse(&record, replayed).await?;
         if record.standing.phase == Phase::Cancelled {
             return Err(reason::transfer_cancelled(record.id()));
         }
@@ -196,6 +200,7 @@ impl HoldService for Holds {
         &self,
         request: Request<v1::ListHoldsRequest>,
     ) -> Result<Response<v1::ListHoldsResponse>, Status> {
+        let until = Instant::now() + convert::patience(&request).min(LOOKED_FOR);
         let caller = identity(&request);
         let asked = convert::listing(request.into_inner(), &caller, self.engine.clock().now())?;
         let shard = self.shards.of(&asked.account);
@@ -208,13 +213,18 @@ impl HoldService for Holds {
                 from: asked.ids_from,
                 before: page.before,
                 limit: limit as i64,
+                until: until.into_std(),
             };
-            let ids = shard.listed(which).await.map_err(reason::of_read)?;
+            let Listed { ids, reached } = shard.listed(which).await.map_err(reason::of_read)?;
             if self.fill(&mut page, &ids, &asked).await? {
                 break asked.filter.seal(page.before);
             }
-            if ids.len() < limit {
-                break String::new();
+            match reached {
+                None => break String::new(),
+                Some(reached) => page.before = reached,
+            }
+            if Instant::now() >= until {
+                break asked.filter.seal(page.before);
             }
         };
         Ok(Response::new(v1::ListHoldsResponse { holds: page.holds, next_page_token }))
@@ -291,3 +301,4 @@ impl Holds {
 fn response(record: &Record, replayed: bool) -> v1::CreateHoldResponse {
     v1::CreateHoldResponse { hold: Some(convert::hold_view(record)), replayed }
 }
+

@@ -85,7 +85,10 @@ impl Ledger {
         let (outcome, after) = shard.issue(Arc::new(transaction)).await.map_err(reason::of_shard)?;
         match (outcome, after) {
             (Outcome::Done, Some(after)) => Ok(Some(convert::account_view(&account, &after))),
-            (Outcome::Refused(refusal), _) => Err(reason::refused(refusal.code(), id.to_string(), false)),
+            (Outcome::Refused(refusal), _) => {
+                let at = Some(("account", &account));
+                Err(reason::refused(refusal.code(), id.to_string(), false, at))
+            }
             (Outcome::OtherDescriptor, _) => {
                 let message = format!("id {id} was used before with another body");
                 Err(reason::status(Reason::IdReused, message, [("id", id.to_string())]))

@@ -4,13 +4,13 @@
 //! `tonic::Status`, from the registry in `tcc-proto`. The engine and the shards never see a prost type.
 
 mod branches;
-mod convert;
+pub(crate) mod convert;
 mod creation;
 mod evidence;
 mod holds;
 mod ledger;
 mod operator;
-mod page;
+pub(crate) mod page;
 pub(crate) mod reason;
 mod recovery;
 mod transactions;

@@ -174,6 +174,7 @@ impl OperatorService for Operator {
                 waiting: self.engine.waiting(index) as i64,
                 lost: shard.heads().lost().unwrap_or_default(),
                 drained: shard.is_drained(),
+                breaker: convert::breaker(self.engine.breaker(index)).into(),
                 audited_until: audited.map(|audited| convert::proto_time(audited.until)),
                 audited_postings: audited.map_or(0, |audited| audited.postings),
             }

@@ -5,14 +5,15 @@ use crate::{
     engine::{ALREADY_CANCELLED, EngineError},
     store::Record,
 };
+use hyper::Response;
 use std::{collections::HashMap, time::Duration};
-use tcc_core::{AccountId, Attention, Event, Phase, Refusal, TransactionId};
+use tcc_core::{AccountId, Attention, Branch, Descriptor, Event, Phase, Refusal, TransactionId};
 use tcc_ledger::{ReadError, ShardError};
 use tcc_proto::{
     reason::{DOMAIN, Reason},
     v1,
 };
-use tonic::Status;
+use tonic::{Status, body::Body};
 use tonic_types::{ErrorDetails, StatusExt as _};
 use uuid::Uuid;
 
@@ -66,16 +67,31 @@ impl From<Violation> for Status {
     }
 }
 
-/// A refusal that was recorded, of a creation or an issue: final.
-pub fn refused(code: &str, id: String, is_replayed: bool) -> Status {
+/// A refusal that was recorded, of a creation or an issue: final. `at` is the account that it is about, and what the request calls
+/// it.
+pub fn refused(code: &str, id: String, is_replayed: bool, at: Option<(&str, &AccountId)>) -> Status {
     let refusal = Refusal::from_code(code).ok().filter(|_| code != ALREADY_CANCELLED);
     let (reason, message) = match refusal {
         Some(refusal) => of_refusal(refusal),
         None => (Reason::AlreadyCancelled, "it was cancelled before it was created"),
     };
+    let message = match at {
+        Some(("account", account)) => message.replace("one of the accounts", &format!("account {account}")),
+        Some((field, account)) => message.replace("one of the accounts", &format!("the {field} {account}")),
+        None => message.to_owned(),
+    };
     let own = (reason == Reason::ParticipantRefused).then(|| ("refusal", code.to_owned()));
     let replayed = is_replayed.then(|| ("replayed", "true".to_owned()));
-    status(reason, message, [("id", id)].into_iter().chain(own).chain(replayed))
+    let at = at.map(|(field, account)| [("field", field.to_owned()), ("account", account.to_string())]);
+    let metadata = [("id", id)].into_iter().chain(own).chain(replayed).chain(at.into_iter().flatten());
+    status(reason, message, metadata)
+}
+
+/// What a leg of something that is only asked for would be refused for.
+pub fn would_refuse(descriptor: &Descriptor, index: u16, refusal: Refusal, id: String) -> Status {
+    let leg = descriptor.branches.get(usize::from(index)).and_then(Branch::leg);
+    let field = leg.map(|leg| (convert::account_field(descriptor, index, leg), &leg.account));
+    refused(refusal.code(), id, false, field.as_ref().map(|(field, account)| (field.as_str(), *account)))
 }
 
 /// The reason of a participant's refusal, and what it says to people.
@@ -353,6 +369,19 @@ pub fn of_shard(error: ShardError) -> Status {
             format!("shard {shard} cannot do this at the moment; ask its operator"),
         ),
     }
+}
+
+/// Bytes that are no frame of gRPC make tonic say INTERNAL, as if the server was broken: here they are the caller's mistake, as bytes
+/// that are no message. It is told by its having no details, which every error that is made here has.
+pub fn of_frames(response: Response<Body>) -> Response<Body> {
+    let headers = response.headers();
+    let is_internal = headers.get("grpc-status").is_some_and(|code| code == "13");
+    if !is_internal || headers.contains_key("grpc-status-details-bin") {
+        return response;
+    }
+    let told = Status::from_header_map(headers).map(|status| status.message().to_owned());
+    let message = format!("the bytes are no frame of gRPC: {}", told.unwrap_or_default());
+    status(Reason::MessageMalformed, message, []).into_http()
 }
 
 /// A read without an answer.

@@ -3,7 +3,7 @@
 use super::{
     branches,
     convert::{self, Asked, Name},
-    creation::{Creations, Creator, refuse},
+    creation::{Creations, Creator},
     reason::{self, TRANSACTION},
     watch::watch,
 };
@@ -52,8 +52,8 @@ impl Transactions {
             Name::Id(id) => id.to_string(),
             Name::Key(_) | Name::None => String::new(),
         };
-        if let Some(refusal) = self.shards.refusal(&asked.descriptor).await.map_err(reason::of_read)? {
-            return Err(reason::refused(refusal.code(), id, false));
+        if let Some((index, refusal)) = self.shards.refusal(&asked.descriptor).await.map_err(reason::of_read)? {
+            return Err(reason::would_refuse(&asked.descriptor, index, refusal, id));
         }
         let transaction = v1::Transaction { id, ..branches::asked_view(&asked.descriptor) };
         Ok(v1::CreateTransactionResponse { transaction: Some(transaction), replayed: false })
@@ -102,7 +102,7 @@ impl TransactionService for Transactions {
             Err(EngineError::NotFound(id)) => return Err(EngineError::OutcomeUnknown(id).into()),
             record => record?,
         };
-        refuse(&record, replayed)?;
+        self.creations.refuse(&record, replayed).await?;
         if record.standing.phase == Phase::Cancelled {
             return Err(reason::transaction_cancelled(record.id()));
         }

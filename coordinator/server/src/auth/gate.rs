@@ -126,7 +126,10 @@ impl Gate {
         request.headers_mut().remove(AUTHORIZATION);
         let time = Duration::from_secs(self.traffic.request_seconds.into());
         match tokio::time::timeout(time, routes.call(request)).await {
-            Ok(Ok(response)) => response.map(|body| Body::new(UnderWay { body, _counted: counted })),
+            Ok(Ok(response)) => {
+                let response = reason::of_frames(response);
+                response.map(|body| Body::new(UnderWay { body, _counted: counted }))
+            }
             Err(_) => reason::given_up(time).into_http(),
         }
     }

@@ -34,7 +34,7 @@ use std::{
     time::Duration,
 };
 use tcc_core::{Event, OnMaturity, Phase, Timestamp, Transaction, TransactionId};
-use tcc_participant::{batch::Unknown, retry::Backoff};
+use tcc_participant::{BreakerState, batch::Unknown, retry::Backoff};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio_util::task::TaskTracker;
 
@@ -198,6 +198,12 @@ impl Engine {
     #[must_use]
     pub fn waiting(&self, participant: usize) -> usize {
         self.gates.waiting(participant)
+    }
+
+    /// How the breaker of a participant stands.
+    #[must_use]
+    pub fn breaker(&self, participant: usize) -> BreakerState {
+        self.participants.breaker(participant)
     }
 
     /// Whether it takes no new work.

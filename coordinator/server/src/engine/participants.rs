@@ -10,7 +10,7 @@ use std::{
     sync::{Arc, RwLock, RwLockReadGuard},
 };
 use tcc_core::{AccountId, BUCKETS, Branch, Outcome, ParticipantName, Transaction, bucket_of};
-use tcc_participant::{Call, Participant};
+use tcc_participant::{BreakerState, Call, Participant};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// How many creations may be at one participant that is no shard. One that is slow must not take all the room there is.
@@ -136,6 +136,12 @@ impl Participants {
     #[must_use]
     pub fn is_reachable(&self, index: usize) -> bool {
         self.table().all[index].participant.is_reachable()
+    }
+
+    /// How the breaker of a participant stands.
+    #[must_use]
+    pub fn breaker(&self, index: usize) -> BreakerState {
+        self.table().all[index].participant.breaker()
     }
 
     /// The index of the shard that keeps an account.

@@ -218,13 +218,15 @@ fn names(of: &EnumDescriptor) -> String {
     names.join(", or ")
 }
 
-/// A whole number, or a text of its digits. One that does not fit becomes the nearest that does, which no limit admits.
+/// A whole number, or a text of its digits as JSON writes numbers: without zeros before it. One that does not fit becomes the nearest that does, which no limit admits.
 fn whole(json: &Json) -> Option<i64> {
+    let is_digit = |digit: u8| digit.is_ascii_digit();
     match json {
         Json::Number(number) => *number,
         Json::Text(text) => {
             let digits = text.strip_prefix('-').unwrap_or(text);
-            let is_whole = !digits.is_empty() && digits.bytes().all(|digit| digit.is_ascii_digit());
+            let is_whole = text == "0"
+                || (!digits.starts_with('0') && !digits.is_empty() && digits.bytes().all(is_digit));
             let nearest = if digits == text { i64::MAX } else { i64::MIN };
             is_whole.then(|| text.parse().unwrap_or(nearest))
         }
@@ -351,9 +353,19 @@ mod tests {
                 read("Amount", &format!(r#"{{"value": {value}}}"#)).unwrap().transcode_to().unwrap();
             assert_eq!(read.value, expected, "{value}");
         }
-        for value in
-            ["1.0", "1e3", "0.1", "9007199254740992", "-0.0", r#""1.5""#, r#""+5""#, r#""""#, "[]", "true"]
-        {
+        for value in [
+            "1.0",
+            "1e3",
+            "0.1",
+            "9007199254740992",
+            "-0.0",
+            r#""1.5""#,
+            r#""+5""#,
+            r#""05""#,
+            r#""-0""#,
+            r#""""#,
+            "[]",
+        ] {
             let refused = read("Amount", &format!(r#"{{"value": {value}}}"#)).unwrap_err();
             assert_eq!(told(&refused), ("AMOUNT_NOT_INTEGER".into(), vec!["value".into()]), "{value}");
         }

@@ -27,7 +27,9 @@ use hyper::{
 };
 use json::Fields;
 use prost_reflect::{DescriptorPool, DynamicMessage};
-use routes::Route;
+#[cfg(test)]
+pub(crate) use routes::ROUTES;
+pub(crate) use routes::Route;
 use std::{
     sync::LazyLock,
     task::{Context, Poll},

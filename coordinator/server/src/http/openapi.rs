@@ -11,6 +11,7 @@ use hyper::body::Bytes;
 use prost_reflect::{FieldDescriptor, Kind, MessageDescriptor, prost_types::FileDescriptorProto};
 use serde_json::{Map, Value, json};
 use std::sync::LazyLock;
+use tcc_core::Amount;
 use tcc_proto::Reason;
 
 /// Where it is.
@@ -28,6 +29,10 @@ Every error is a problem document (RFC 9457), whose `reason` is for programs; `G
 const UUID7: &str = "^[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$";
 const NAME: &str = "^[!-~]{1,64}$";
 const CURRENCY: &str = "^[A-Z][A-Z0-9_]{0,15}$";
+/// 1 to 10^15, which is [`Amount::MAX`]. A server may allow less.
+const AMOUNT: &str = "^([1-9][0-9]{0,14}|10{15})$";
+const WHOLE: &str = "^(0|[1-9][0-9]*)$";
+const LABEL: &str = "^[a-z][a-z0-9_.-]{0,62}$";
 
 /// Which way a message goes. Messages that go both ways have two schemas, since requests may be more lenient.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -61,8 +66,13 @@ fn document() -> Value {
         },
         "servers": [{"url": "/"}],
         "paths": paths,
-        "components": {"schemas": schemas.0},
+        "components": {"schemas": schemas.0, "securitySchemes": {"bearer": bearer()}},
     })
+}
+
+fn bearer() -> Value {
+    let description = "An API key or a token. A client certificate does as well, and a server with `insecure_dev` needs nothing.";
+    json!({"type": "http", "scheme": "bearer", "description": description})
 }
 
 fn page(name: &str, summary: &str, parameters: &[Value]) -> Value {
@@ -143,6 +153,7 @@ impl Schemas {
             "tags": [method.parent_service().name()],
             "summary": description.split(['.', '\n']).next().unwrap_or_default(),
             "description": description,
+            "security": [{"bearer": []}],
             "parameters": parameters,
             "responses": self.responses(route),
         });
@@ -209,6 +220,12 @@ impl Schemas {
         });
         if way == Way::In {
             schema["additionalProperties"] = false.into();
+            let names = ["id", "idempotencyKey"];
+            if names.iter().all(|name| schema["properties"][name].is_object()) {
+                let given = json!({"type": "string"});
+                schema["not"] =
+                    json!({"required": names, "properties": {"id": given, "idempotencyKey": given}});
+            }
         }
         schema
     }
@@ -216,8 +233,15 @@ impl Schemas {
     fn field(&mut self, field: &FieldDescriptor, way: Way) -> Value {
         let mut schema = match field.kind() {
             Kind::Message(entry) if field.is_map() => {
-                let of = self.value(&entry.map_entry_value_field(), way);
-                json!({"type": "object", "additionalProperties": of})
+                let mut of = self.value(&entry.map_entry_value_field(), way);
+                let mut schema = json!({"type": "object"});
+                if field.name() == "labels" && way == Way::In {
+                    of["maxLength"] = 128.into();
+                    schema["maxProperties"] = 16.into();
+                    schema["propertyNames"] = json!({"pattern": LABEL});
+                }
+                schema["additionalProperties"] = of;
+                schema
             }
             _ if field.is_list() => json!({"type": "array", "items": self.value(field, way)}),
             _ => self.value(field, way),
@@ -229,9 +253,15 @@ impl Schemas {
     fn value(&mut self, field: &FieldDescriptor, way: Way) -> Value {
         match field.kind() {
             Kind::Bool => json!({"type": "boolean"}),
+            Kind::Int32 if way == Way::In => {
+                json!({"type": "integer", "format": "int32", "minimum": 0, "maximum": i32::MAX})
+            }
             Kind::Int32 => json!({"type": "integer", "format": "int32"}),
+            Kind::Int64 if field.full_name() == "tcc.v1.Amount.value" && way == Way::In => {
+                json!({"type": ["string", "integer"], "format": "int64", "pattern": AMOUNT, "minimum": 1, "maximum": Amount::MAX})
+            }
             Kind::Int64 if way == Way::In => {
-                json!({"type": ["string", "integer"], "format": "int64", "pattern": "^-?[0-9]+$"})
+                json!({"type": ["string", "integer"], "format": "int64", "pattern": WHOLE, "minimum": 0})
             }
             Kind::Int64 => json!({"type": "string", "format": "int64", "pattern": "^-?[0-9]+$"}),
             Kind::Enum(of) => {
@@ -372,6 +402,8 @@ mod tests {
             &document["paths"]["/v1/holds"]["post"]["requestBody"]["content"]["application/json"]["schema"];
         assert_eq!(create["required"], json!(["payer", "payee", "amount", "dueAt", "onMaturity"]));
         assert_eq!(create["properties"]["idempotencyKey"]["type"], json!(["string", "null"]));
+        assert_eq!(create["not"]["required"], json!(["id", "idempotencyKey"]));
+        assert_eq!(document["components"]["schemas"]["AmountInput"]["properties"]["value"]["minimum"], 1);
         let issue = &document["paths"]["/v1/accounts/{account}:issue"]["post"];
         let body = &issue["requestBody"]["content"]["application/json"]["schema"];
         assert_eq!(body["required"], json!(["id", "amount"]));

@@ -22,7 +22,7 @@ use std::{
     time::{Duration, Instant},
 };
 use tcc_core::Attention;
-use tcc_participant::{Participant as _, Remote};
+use tcc_participant::{BreakerState, Participant as _, Remote};
 
 /// The database is asked no more often: when very much needs attention, counting it takes a while.
 const READ_AGAIN: Duration = Duration::from_secs(5);
@@ -51,6 +51,7 @@ pub struct Gauges {
     attention_oldest: By<1>,
     acknowledged: Value,
     shard_up: By<1>,
+    breaker: By<1>,
     shard_stopped: By<1>,
     shard_drained: By<1>,
     shard_queued: By<1>,
@@ -78,6 +79,14 @@ pub struct Gauges {
     findings: Value,
     /// When the database was asked last.
     read_at: Mutex<Option<Instant>>,
+}
+
+fn breaker_number(state: BreakerState) -> f64 {
+    match state {
+        BreakerState::Closed => 0.0,
+        BreakerState::HalfOpen => 1.0,
+        BreakerState::Open => 2.0,
+    }
 }
 
 /// Registers under a name.
@@ -119,6 +128,11 @@ impl Gauges {
                 "Parked transactions that an operator has settled by hand",
             ),
             shard_up: known(r, "tcc_shard_up", "Whether work can be done on a shard"),
+            breaker: known(
+                r,
+                "tcc_breaker_state",
+                "Whether a shard or participant is asked: 0 closed, 1 half open (a little), 2 open (nothing)",
+            ),
             shard_stopped: known(
                 r,
                 "tcc_shard_stopped",
@@ -280,6 +294,7 @@ impl Gauges {
                 family.get_or_create(&labels).set(value);
             };
             set(&self.shard_up, f64::from(u8::from(shard.is_reachable())));
+            set(&self.breaker, breaker_number(engine.breaker(index)));
             set(&self.shard_stopped, f64::from(u8::from(shard.heads().lost().is_some())));
             set(&self.shard_drained, f64::from(u8::from(shard.is_drained())));
             set(&self.shard_queued, shard.queued() as f64);

@@ -5,7 +5,7 @@
 
 use crate::{
     books::{Balance, Books, Comparison},
-    client::{Audit, Client},
+    client::{Audit, audit, client},
     flight::{Flight, Pulse},
     lateness::{Downtime, lateness_us, percentile_ms},
     life::{World, live, next_beat},
@@ -17,6 +17,7 @@ use anyhow::{Context as _, ensure};
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use indicatif::{HumanCount, ProgressBar};
 use std::{fmt, sync::Arc, time::Duration};
+use tcc_client::new_id;
 use tcc_coordinator::dev::{Cluster, Servers};
 use tcc_core::Timestamp;
 use tcc_tests::process::Tccd;
@@ -68,8 +69,8 @@ pub async fn run(plan: Plan, progress: &Progress) -> anyhow::Result<Report> {
     progress.say(&format!("tccd serves on {}, with a coordinator database and two shards", tccd.url()));
 
     let flight = Flight::new();
-    let client = Client::new(tccd.url(), plan.currency, flight.clone())?;
-    let world = World::new(plan, client, flight);
+    let client = client(tccd.url(), flight.clone())?;
+    let world = World::new(plan, client, flight)?;
     let report = transfer(&world, &mut tccd, progress).await.inspect_err(|_| {
         progress.say(&format!("the log of tccd ends:\n{}", tccd.log_tail()));
     })?;
@@ -117,17 +118,18 @@ async fn transfer(world: &Arc<World>, tccd: &mut Tccd, progress: &Progress) -> a
     open_accounts(world, progress).await?;
     let (stories, downtime) =
         tokio::try_join!(create_holds(world, progress), kill_midway(world, tccd, progress))?;
-    examine(world, &stories, &downtime, progress).await
+    examine(world, tccd.url(), &stories, &downtime, progress).await
 }
 
 async fn open_accounts(world: &World, progress: &Progress) -> anyhow::Result<()> {
     let plan = &world.plan;
     let bar = progress.count("accounts", plan.accounts.len());
-    stream::iter(&plan.accounts)
-        .map(|account| async {
-            world.client.open(&account.id).await?;
+    let currency = world.currency()?;
+    stream::iter(world.accounts.iter().zip(&plan.accounts))
+        .map(|(id, account)| async {
+            world.client.open(id, &currency).await?;
             if account.issued > 0 {
-                world.client.issue(&account.id, account.issued).await?;
+                world.client.issue(new_id(), id, world.money(account.issued)?).await?;
             }
             bar.inc(1);
             anyhow::Ok(())
@@ -200,6 +202,7 @@ async fn kill_midway(world: &World, tccd: &mut Tccd, progress: &Progress) -> any
 /// Compares the end with the answers.
 async fn examine(
     world: &World,
+    url: &str,
     stories: &[Story],
     downtime: &Downtime,
     progress: &Progress,
@@ -250,7 +253,7 @@ async fn examine(
 
     let auditing = progress.busy("running the auditor");
     let Audit { findings, postings, issued } =
-        world.client.audit(|step| auditing.set_message(step.to_owned())).await?;
+        audit(url, plan.currency, |step| auditing.set_message(step.to_owned())).await?;
     auditing.finish_and_clear();
     progress.say(&format!(
         "the auditor read {} postings: {} findings",
@@ -269,11 +272,11 @@ async fn examine(
 async fn read_balances(world: &World, progress: &Progress) -> anyhow::Result<Vec<Balance>> {
     let bar = progress.count("balances", world.plan.accounts.len());
     let counted = &bar;
-    let balances = stream::iter(&world.plan.accounts)
-        .map(|account| async move {
-            let balance = world.client.balance(&account.id).await;
+    let balances = stream::iter(&world.accounts)
+        .map(|id| async move {
+            let account = world.client.account(id).await?;
             counted.inc(1);
-            balance
+            anyhow::Ok(Balance { available: account.available, held: account.held })
         })
         .buffered(CALLS)
         .try_collect()

@@ -3,9 +3,12 @@
 //! A moment to kill is found by waiting on these numbers, never by sleeping. What was in flight at the kill is not estimated
 //! either: it is the number of calls that began before it and never got their answer.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, AtomicU64, Ordering},
+use std::{
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Instant,
 };
 use tokio::sync::watch;
 
@@ -27,13 +30,9 @@ pub struct Pulse {
 
 #[derive(Default)]
 struct Kill {
-    happened: AtomicBool,
+    at: OnceLock<Instant>,
     cut_off: AtomicU64,
 }
-
-/// One call on its way. `true` if it began before the kill.
-#[derive(Debug, Clone, Copy)]
-pub struct Departed(bool);
 
 impl Flight {
     /// Nothing is on its way.
@@ -42,22 +41,16 @@ impl Flight {
         Self { pulse: watch::Sender::default(), kill: Arc::default() }
     }
 
-    /// A call is sent.
-    #[must_use]
-    pub fn depart(&self) -> Departed {
-        Departed(!self.kill.happened.load(Ordering::SeqCst))
-    }
-
-    /// A call ended without an answer.
-    pub fn lost(&self, Departed(before_kill): Departed) {
-        if before_kill && self.kill.happened.load(Ordering::SeqCst) {
+    /// A call that was sent then ended without an answer.
+    pub fn lost(&self, sent: Instant) {
+        if self.kill.at.get().is_some_and(|kill| sent < *kill) {
             self.kill.cut_off.fetch_add(1, Ordering::SeqCst);
         }
     }
 
     /// The kill happens now.
     pub fn kill(&self) {
-        self.kill.happened.store(true, Ordering::SeqCst);
+        self.kill.at.get_or_init(Instant::now);
     }
 
     /// How many calls the kill cut off.
@@ -94,13 +87,12 @@ mod tests {
     #[test]
     fn only_calls_that_span_the_kill_are_cut_off() {
         let flight = Flight::new();
-        let (lost_before, answered, cut_off) = (flight.depart(), flight.depart(), flight.depart());
+        let sent = Instant::now();
 
-        flight.lost(lost_before);
-        let _ = answered;
+        flight.lost(sent);
         flight.kill();
-        flight.lost(cut_off);
-        flight.lost(flight.depart());
+        flight.lost(sent);
+        flight.lost(Instant::now());
 
         assert_eq!(flight.cut_off(), 1);
     }

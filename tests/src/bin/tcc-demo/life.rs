@@ -6,17 +6,17 @@
 //! answers mean is judged elsewhere; here they are only collected.
 
 use crate::{
-    client::{Answer, Body, Client, No, Taken},
+    client::{Answer, answer},
     flight::Flight,
     plan::{BEAT, Order, Plan, Repeat},
-    story::{Cancel, Created, Seen, Story},
+    story::{Cancel, Created, Story, is_same},
 };
-use anyhow::{Context as _, ensure};
+use anyhow::{Context as _, bail, ensure};
 use std::{sync::Arc, time::Duration};
+use tcc_client::{AccountId, Client, Currency, Hold, Money, NewHold, Reason, TransactionId, new_id};
 use tcc_core::Timestamp;
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tonic::Code;
-use uuid::Uuid;
 
 /// So many creations go out at a time.
 const CREATORS: usize = 64;
@@ -39,23 +39,59 @@ pub struct World {
     pub client: Client,
     /// What is on its way.
     pub flight: Flight,
+    /// The ids of the accounts, in the order of the plan.
+    pub accounts: Vec<AccountId>,
     creators: Semaphore,
     watchers: Semaphore,
 }
 
 impl World {
     /// Nothing is done yet.
-    #[must_use]
-    pub fn new(plan: Plan, client: Client, flight: Flight) -> Arc<Self> {
+    ///
+    /// # Errors
+    ///
+    /// If the id of an account is none.
+    pub fn new(plan: Plan, client: Client, flight: Flight) -> anyhow::Result<Arc<Self>> {
         let (creators, watchers) = (Semaphore::new(CREATORS), Semaphore::new(WATCHERS));
-        Arc::new(Self { plan, client, flight, creators, watchers })
+        let ids = plan.accounts.iter().map(|account| AccountId::parse(&account.id));
+        let accounts = ids.collect::<Result<_, _>>().context("reading the ids of accounts")?;
+        Ok(Arc::new(Self { plan, client, flight, accounts, creators, watchers }))
     }
 
     /// The accounts of an order: payer and payee.
     #[must_use]
-    pub fn parties(&self, order: &Order) -> (&str, &str) {
-        let id = |index: usize| self.plan.accounts[index].id.as_str();
-        (id(order.payer), id(order.payee))
+    pub fn parties(&self, order: &Order) -> (&AccountId, &AccountId) {
+        (&self.accounts[order.payer], &self.accounts[order.payee])
+    }
+
+    /// The plan's currency.
+    ///
+    /// # Errors
+    ///
+    /// If it is none.
+    pub fn currency(&self) -> anyhow::Result<Currency> {
+        Currency::parse(self.plan.currency).context("reading the currency")
+    }
+
+    /// So much of it.
+    ///
+    /// # Errors
+    ///
+    /// If it is no amount.
+    pub fn money(&self, value: i64) -> anyhow::Result<Money> {
+        Money::new(value, self.plan.currency).context("reading an amount")
+    }
+
+    /// An order's hold, to be paid then.
+    fn hold(
+        &self,
+        order: &Order,
+        amount: i64,
+        id: TransactionId,
+        due_at: Timestamp,
+    ) -> anyhow::Result<NewHold> {
+        let (payer, payee) = self.parties(order);
+        Ok(self.client.hold(payer, payee, self.money(amount)?).pay_out_at(due_at).id(id))
     }
 }
 
@@ -65,28 +101,28 @@ impl World {
 ///
 /// If a call gets no answer, or one that cannot be, or the hold is not final in time.
 pub async fn live(world: &World, order: &Order, born: impl FnOnce()) -> anyhow::Result<Story> {
-    let id = Uuid::now_v7().to_string();
+    let id = new_id();
     let mut wrong = Vec::new();
     let (due_at, created) = {
         let _creator = permit(&world.creators).await?;
         world.flight.begin_creation();
-        let (due_at, answer) = create(world, order, &id, &mut wrong).await?;
+        let (due_at, answer) = create(world, order, id, &mut wrong).await?;
         world.flight.end_creation();
         born();
-        repeat(world, order, &id, due_at, &answer, &mut wrong).await?;
-        (due_at, read(&id, answer)?)
+        repeat(world, order, id, due_at, &answer, &mut wrong).await?;
+        (due_at, read(id, answer)?)
     };
 
     let mut cancel = None;
     if let (Created::Held, Some(lead)) = (&created, order.cancel_lead) {
         sleep_until(due_at - lead).await;
         let _watcher = permit(&world.watchers).await?;
-        cancel = Some(world.client.cancel(&id).await?);
+        cancel = Some(ask_for_release(world, id).await?);
     }
     if created == Created::Held && cancel != Some(Cancel::Cancelled) {
         sleep_until(due_at + FIRST_LOOK).await;
     }
-    let end = watch(world, &id).await?;
+    let end = watch(world, id).await?;
     Ok(Story { id, due_at, created, cancel, end, wrong })
 }
 
@@ -94,16 +130,15 @@ pub async fn live(world: &World, order: &Order, born: impl FnOnce()) -> anyhow::
 async fn create(
     world: &World,
     order: &Order,
-    id: &str,
+    id: TransactionId,
     wrong: &mut Vec<String>,
-) -> anyhow::Result<(Timestamp, Answer<Taken>)> {
-    let (payer, payee) = world.parties(order);
+) -> anyhow::Result<(Timestamp, Answer)> {
     loop {
         let due_at = due_at(Timestamp::now(), order.delay);
-        let body = Body::new(order, payer, payee, due_at);
-        let answer = if order.repeat == Repeat::AtOnce {
-            let (one, other) =
-                tokio::try_join!(world.client.create(id, &body), world.client.create(id, &body))?;
+        let hold = world.hold(order, order.amount, id, due_at)?;
+        let answered = if order.repeat == Repeat::AtOnce {
+            let (one, other) = tokio::join!(hold.send(), hold.send());
+            let (one, other) = (answer(one)?, answer(other)?);
             if is_past_due(&one) {
                 other
             } else {
@@ -113,11 +148,11 @@ async fn create(
                 one
             }
         } else {
-            world.client.create(id, &body).await?
+            answer(hold.send().await)?
         };
         // There was no answer until it was too late, and now it is certain that the hold does not exist: ask anew.
-        if !is_past_due(&answer) {
-            return Ok((due_at, answer));
+        if !is_past_due(&answered) {
+            return Ok((due_at, answered));
         }
     }
 }
@@ -126,69 +161,79 @@ async fn create(
 async fn repeat(
     world: &World,
     order: &Order,
-    id: &str,
+    id: TransactionId,
     due_at: Timestamp,
-    answer: &Answer<Taken>,
+    answered: &Answer,
     wrong: &mut Vec<String>,
 ) -> anyhow::Result<()> {
-    let (payer, payee) = world.parties(order);
-    let mut body = Body::new(order, payer, payee, due_at);
     match order.repeat {
         Repeat::Never | Repeat::AtOnce => {}
         Repeat::Later => {
-            let again = world.client.create(id, &body).await?;
-            compare("sent again", answer, &again, wrong);
-            if matches!(&again, Answer::Yes(taken) if !taken.replayed) {
+            let again = answer(world.hold(order, order.amount, id, due_at)?.send().await)?;
+            compare("sent again", answered, &again, wrong);
+            if matches!(&again, Ok(created) if !created.replayed) {
                 wrong.push("sent again, it was not told as known".into());
             }
         }
         Repeat::OtherBody => {
-            body.amount += 1;
-            match world.client.create(id, &body).await? {
-                Answer::No(No { code: Code::AlreadyExists, reason, .. }) if reason == "ID_REUSED" => {}
-                other => wrong.push(format!("sent again with another amount, the answer is {other:?}")),
+            let other = answer(world.hold(order, order.amount + 1, id, due_at)?.send().await)?;
+            if !matches!(&other, Err(no) if no.reason() == Some(Reason::IdReused)) {
+                wrong.push(format!("sent again with another amount, the answer is {other:?}"));
             }
         }
     }
     Ok(())
 }
 
-fn compare(how: &str, one: &Answer<Taken>, other: &Answer<Taken>, wrong: &mut Vec<String>) {
-    let is_same = match (one, other) {
-        (Answer::Yes(one), Answer::Yes(other)) => one.seen.is_same(&other.seen),
-        (Answer::No(one), Answer::No(other)) => (one.code, &one.reason) == (other.code, &other.reason),
+fn compare(how: &str, one: &Answer, other: &Answer, wrong: &mut Vec<String>) {
+    let same = match (one, other) {
+        (Ok(one), Ok(other)) => is_same(&one.hold, &other.hold),
+        (Err(one), Err(other)) => one.name() == other.name(),
         _ => false,
     };
-    if !is_same {
+    if !same {
         wrong.push(format!("{how}, it was answered {one:?} and {other:?}"));
     }
 }
 
-fn read(id: &str, answer: Answer<Taken>) -> anyhow::Result<Created> {
+fn read(id: TransactionId, answer: Answer) -> anyhow::Result<Created> {
     match answer {
-        Answer::Yes(_) => Ok(Created::Held),
-        Answer::No(no) if no.code == Code::FailedPrecondition || no.reason == "ACCOUNT_NOT_FOUND" => {
-            Ok(Created::Refused(no.reason))
+        Ok(_) => Ok(Created::Held),
+        Err(no) => {
+            let refusal = no.reason().filter(|reason| {
+                reason.code() == Code::FailedPrecondition || *reason == Reason::AccountNotFound
+            });
+            match refusal {
+                Some(reason) => Ok(Created::Refused(reason)),
+                None => bail!("creating hold {id}: {no}"),
+            }
         }
-        Answer::No(no) => Err(no.into_error(|| format!("creating hold {id}"))),
     }
 }
 
-fn is_past_due(answer: &Answer<Taken>) -> bool {
-    matches!(answer, Answer::No(no) if no.code == Code::InvalidArgument && no.reason == "DUE_TIME_IN_PAST")
+fn is_past_due(answer: &Answer) -> bool {
+    matches!(answer, Err(no) if no.reason() == Some(Reason::DueTimeInPast))
+}
+
+async fn ask_for_release(world: &World, id: TransactionId) -> anyhow::Result<Cancel> {
+    match world.client.cancel(id).await {
+        Ok(_) => Ok(Cancel::Cancelled),
+        Err(error) if error.reason() == Some(Reason::HoldNotCancellable) => Ok(Cancel::TooLate),
+        Err(error) => Err(error).with_context(|| format!("cancelling hold {id}")),
+    }
 }
 
 /// Looks at it until it is final.
-async fn watch(world: &World, id: &str) -> anyhow::Result<Seen> {
+async fn watch(world: &World, id: TransactionId) -> anyhow::Result<Hold> {
     loop {
         let seen = {
             let _watcher = permit(&world.watchers).await?;
-            world.client.look(id).await?
+            world.client.get(id).await?
         };
         if seen.is_final() {
             return Ok(seen);
         }
-        let phase = seen.phase.as_str_name();
+        let phase = seen.phase;
         ensure!(
             Timestamp::now() < seen.due_at + FINAL_WITHIN,
             "hold {id} is {phase} {FINAL_WITHIN:?} after it was due at {}",

@@ -1,57 +1,26 @@
 //! What the demo was answered about one hold, and what must therefore have become of it.
 //!
 //! Only answers count: what was answered HELD and not cancelled must be paid, what was answered CANCELLED must never be, and
-//! nothing is paid before it is due. Where an answer left it open, as CANCELLING does, the end decides. This is a pure
-//! judgement; how answers are got is not its business.
+//! nothing is paid before it is due. This is a pure judgement; how answers are got is not its business.
 
 use crate::plan::{Funds, Order};
+use tcc_client::{AccountId, Cause, Hold, Phase, Reason, TransactionId};
 use tcc_core::Timestamp;
-use tcc_proto::v1::{Cause, Phase};
 
-/// A hold as an answer showed it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Seen {
-    /// Where it stood.
-    pub phase: Phase,
-    /// Why it was decided so.
-    pub cause: Cause,
-    /// Who pays.
-    pub payer: String,
-    /// Who is paid.
-    pub payee: String,
-    /// In minor units.
-    pub amount: i64,
-    /// When it falls due.
-    pub due_at: Timestamp,
-    /// When it was recorded.
-    pub created_at: Timestamp,
-    /// When it was first decided what becomes of it.
-    pub decided_at: Option<Timestamp>,
-    /// When it was final.
-    pub settled_at: Option<Timestamp>,
-}
-
-impl Seen {
-    /// Whether nothing can happen to it any more.
-    #[must_use]
-    pub fn is_final(&self) -> bool {
-        matches!(self.phase, Phase::Confirmed | Phase::Cancelled)
-    }
-
-    /// Whether two answers speak of the same hold, which may have moved on in between.
-    #[must_use]
-    pub fn is_same(&self, other: &Self) -> bool {
-        let fixed =
-            |seen: &Self| (seen.payer.clone(), seen.payee.clone(), seen.amount, seen.due_at, seen.created_at);
-        fixed(self) == fixed(other)
-    }
+/// Whether two answers speak of the same hold, which may have moved on in between.
+#[must_use]
+pub fn is_same(one: &Hold, other: &Hold) -> bool {
+    let fixed = |hold: &Hold| {
+        (hold.id, hold.payer.clone(), hold.payee.clone(), hold.money.clone(), hold.due_at, hold.created_at)
+    };
+    fixed(one) == fixed(other)
 }
 
 /// Everything that was answered about one hold.
 #[derive(Debug, Clone)]
 pub struct Story {
     /// Its id.
-    pub id: String,
+    pub id: TransactionId,
     /// The due time that was asked for.
     pub due_at: Timestamp,
     /// The answer to its creation.
@@ -59,7 +28,7 @@ pub struct Story {
     /// The answer to its cancellation, if one was asked for.
     pub cancel: Option<Cancel>,
     /// How it ended.
-    pub end: Seen,
+    pub end: Hold,
     /// What should not have been answered on the way.
     pub wrong: Vec<String>,
 }
@@ -70,7 +39,7 @@ pub enum Created {
     /// The funds are frozen.
     Held,
     /// No, for this reason and for good.
-    Refused(String),
+    Refused(Reason),
 }
 
 /// The answer to a cancellation.
@@ -78,8 +47,6 @@ pub enum Created {
 pub enum Cancel {
     /// It will never be paid.
     Cancelled,
-    /// Not known yet.
-    Open,
     /// It is due, being paid, or paid.
     TooLate,
 }
@@ -97,7 +64,7 @@ pub enum Fate {
 
 /// What the answers say became of a hold, and every way in which its end contradicts them.
 #[must_use]
-pub fn judge(order: &Order, payer: &str, payee: &str, story: &Story) -> (Fate, Vec<String>) {
+pub fn judge(order: &Order, payer: &AccountId, payee: &AccountId, story: &Story) -> (Fate, Vec<String>) {
     let Story { id, due_at, created, cancel, end, .. } = story;
     let mut wrong = story.wrong.clone();
     let mut check = |holds: bool, what: String| {
@@ -105,24 +72,23 @@ pub fn judge(order: &Order, payer: &str, payee: &str, story: &Story) -> (Fate, V
             wrong.push(what);
         }
     };
-    let body = (end.payer.as_str(), end.payee.as_str(), end.amount, end.due_at);
+    let body = (&end.payer, &end.payee, end.money.amount.get(), end.due_at);
     let asked = (payer, payee, order.amount, *due_at);
     check(body == asked, format!("the hold is {body:?} instead of {asked:?}"));
-    check(end.is_final(), format!("it is {}", end.phase.as_str_name()));
+    check(end.is_final(), format!("it is {}", end.phase));
 
     let fate = match (created, cancel) {
         (Created::Refused(_), _) => Fate::Refused,
         (Created::Held, Some(Cancel::Cancelled)) => Fate::Cancelled,
-        (Created::Held, Some(Cancel::Open)) if end.phase == Phase::Cancelled => Fate::Cancelled,
         (Created::Held, _) => Fate::Paid,
     };
     match created {
         Created::Refused(reason) => {
             check(
                 order.funds != Funds::Enough,
-                format!("it was refused ({reason}), and its payer can pay it"),
+                format!("it was refused ({}), and its payer can pay it", reason.name()),
             );
-            check(reason == "INSUFFICIENT_FUNDS", format!("it was refused for {reason}"));
+            check(*reason == Reason::InsufficientFunds, format!("it was refused for {}", reason.name()));
         }
         Created::Held => {
             check(order.funds != Funds::Nothing, "it was taken, and its payer has nothing".into())
@@ -133,10 +99,10 @@ pub fn judge(order: &Order, payer: &str, payee: &str, story: &Story) -> (Fate, V
         Fate::Cancelled => (Phase::Cancelled, Cause::Requested),
         Fate::Refused => (Phase::Cancelled, Cause::Refused),
     };
-    let (phase, cause) = (end.phase.as_str_name(), end.cause.as_str_name());
+    let (phase, cause) = (end.phase, end.cause);
     check(
-        (end.phase, end.cause) == expected,
-        format!("it was answered {created:?}, then {cancel:?}; it is {phase}, {cause}"),
+        (phase, cause) == (expected.0, Some(expected.1)),
+        format!("it was answered {created:?}, then {cancel:?}; it is {phase}, {cause:?}"),
     );
     if fate == Fate::Paid {
         let is_late_enough = |at: Option<Timestamp>| at.is_some_and(|at| at >= *due_at);
@@ -152,6 +118,7 @@ mod tests {
     use super::*;
     use crate::plan::Repeat;
     use std::time::Duration;
+    use tcc_client::{Attention, Labels, Money, OnMaturity};
 
     fn at(second: i64) -> Timestamp {
         Timestamp::from_second(1_790_000_000 + second).unwrap()
@@ -170,23 +137,38 @@ mod tests {
         }
     }
 
+    fn id() -> TransactionId {
+        TransactionId::mint(at(0), [7; 10])
+    }
+
+    fn account(id: &str) -> AccountId {
+        AccountId::parse(id).unwrap()
+    }
+
     fn story(created: Created, cancel: Option<Cancel>, phase: Phase, cause: Cause) -> Story {
-        let end = Seen {
+        let end = Hold {
+            id: id(),
             phase,
-            cause,
-            payer: "a".into(),
-            payee: "b".into(),
-            amount: 5,
+            attention: Attention::None,
+            cause: Some(cause),
+            payer: account("a"),
+            payee: account("b"),
+            money: Money::new(5, "GOLD").unwrap(),
+            on_maturity: OnMaturity::Confirm,
             due_at: at(10),
+            labels: Labels::default(),
+            reason: String::new(),
             created_at: at(0),
+            held_at: Some(at(0)),
             decided_at: Some(at(10)),
             settled_at: Some(at(11)),
+            etag: "8".into(),
         };
-        Story { id: "x".into(), due_at: at(10), created, cancel, end, wrong: Vec::new() }
+        Story { id: id(), due_at: at(10), created, cancel, end, wrong: Vec::new() }
     }
 
     fn verdict(funds: Funds, story: &Story) -> (Fate, usize) {
-        let (fate, wrong) = judge(&order(funds), "a", "b", story);
+        let (fate, wrong) = judge(&order(funds), &account("a"), &account("b"), story);
         (fate, wrong.len())
     }
 
@@ -215,23 +197,13 @@ mod tests {
     }
 
     #[test]
-    fn of_an_open_cancel_the_end_decides() {
-        let released = story(Created::Held, Some(Cancel::Open), Phase::Cancelled, Cause::Requested);
-        assert_eq!(verdict(Funds::Depends, &released), (Fate::Cancelled, 0));
-
-        let paid = story(Created::Held, Some(Cancel::Open), Phase::Confirmed, Cause::Matured);
-        assert_eq!(verdict(Funds::Depends, &paid), (Fate::Paid, 0));
-    }
-
-    #[test]
     fn a_refusal_must_have_its_reason_in_the_funds() {
-        let refused =
-            |reason: &str| story(Created::Refused(reason.into()), None, Phase::Cancelled, Cause::Refused);
+        let refused = |reason| story(Created::Refused(reason), None, Phase::Cancelled, Cause::Refused);
 
-        assert_eq!(verdict(Funds::Nothing, &refused("INSUFFICIENT_FUNDS")), (Fate::Refused, 0));
-        assert_eq!(verdict(Funds::Depends, &refused("INSUFFICIENT_FUNDS")), (Fate::Refused, 0));
-        assert_eq!(verdict(Funds::Enough, &refused("INSUFFICIENT_FUNDS")), (Fate::Refused, 1));
-        assert_eq!(verdict(Funds::Nothing, &refused("ACCOUNT_NOT_FOUND")), (Fate::Refused, 1));
+        assert_eq!(verdict(Funds::Nothing, &refused(Reason::InsufficientFunds)), (Fate::Refused, 0));
+        assert_eq!(verdict(Funds::Depends, &refused(Reason::InsufficientFunds)), (Fate::Refused, 0));
+        assert_eq!(verdict(Funds::Enough, &refused(Reason::InsufficientFunds)), (Fate::Refused, 1));
+        assert_eq!(verdict(Funds::Nothing, &refused(Reason::AccountNotFound)), (Fate::Refused, 1));
         let taken = story(Created::Held, None, Phase::Confirmed, Cause::Matured);
         assert_eq!(verdict(Funds::Nothing, &taken), (Fate::Paid, 1));
     }
@@ -249,7 +221,7 @@ mod tests {
     #[test]
     fn a_hold_with_another_body_or_without_an_end_is_wrong() {
         let mut other = story(Created::Held, None, Phase::Confirmed, Cause::Matured);
-        other.end.amount = 6;
+        other.end.money = Money::new(6, "GOLD").unwrap();
         assert_eq!(verdict(Funds::Enough, &other).1, 1);
 
         let endless = story(Created::Held, None, Phase::Confirming, Cause::Matured);

@@ -1,0 +1,240 @@
+//! The client crate against a server: the example of its documentation, what it promises, and answers that
+//! are lost on the way.
+
+use jiff::{SignedDuration, Timestamp};
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+use tcc_client::{
+    AccountId, Client, ConnectError, Currency, Labels, Money, Phase, Reason, TransactionId, new_id,
+};
+use tcc_coordinator::config::Config;
+use tcc_tests::{
+    Coordinator, System, on_two_shards,
+    secure::{self, Authority, Known},
+};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpListener, TcpStream},
+};
+
+#[allow(dead_code)]
+#[path = "../../coordinator/client/examples/schedule.rs"]
+mod schedule;
+
+fn gold(value: i64) -> Money {
+    Money::new(value, "GOLD").unwrap()
+}
+
+fn in_an_hour() -> Timestamp {
+    Timestamp::now() + SignedDuration::from_hours(1)
+}
+
+/// Somebody with 1,000 units and somebody without, on different shards.
+async fn two_accounts(client: &Client) -> (AccountId, AccountId) {
+    let (payer, payee) = on_two_shards("user");
+    let (payer, payee) = (AccountId::parse(&payer).unwrap(), AccountId::parse(&payee).unwrap());
+    for account in [&payer, &payee] {
+        client.open(account, &Currency::parse("GOLD").unwrap()).await.unwrap();
+    }
+    client.issue(new_id(), &payer, gold(1_000)).await.unwrap();
+    (payer, payee)
+}
+
+async fn balances(client: &Client, account: &AccountId) -> (i64, i64) {
+    let account = client.account(account).await.unwrap();
+    (account.available, account.held)
+}
+
+/// A server that believes everybody, and a client of it.
+async fn plain(system: &System) -> (Coordinator, Client) {
+    let mut coordinator = system.coordinator().await;
+    coordinator.client.until_swept().await;
+    let client = Client::at(&format!("http://{}", coordinator.running.address)).named("shop");
+    (coordinator, client.connect().await.unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_example_goes_through_over_tls_with_an_api_key_or_a_certificate() {
+    let system = System::start().await;
+    let (authority, mut known) = (Authority::new(), Known::new());
+    let roles = ["application", "ledger_admin"];
+    let key = known.caller("shop", &roles, &["*"]);
+    known.caller_with_certificate("till", &roles, "till.test");
+    let server = authority.certificate(&["localhost", "127.0.0.1"]);
+    let tls = Some(known.certify(&server, Some(&authority)));
+    let config = Config { tls, ..secure::config(&system, known.auth()) };
+    let running = secure::coordinator(&config).await;
+    let at = || Client::at(&format!("https://{}", running.address)).authority(&authority.pem);
+
+    schedule::conversation(&at().api_key(&key).connect().await.unwrap()).await.unwrap();
+    let (certificate, own_key) = authority.certificate(&["till.test"]);
+    let till = at().certificate(certificate, own_key).connect().await.unwrap();
+    let alice = AccountId::parse("alice").unwrap();
+    assert_eq!(balances(&till, &alice).await, (30, 0));
+
+    let nobody = at().connect().await.unwrap().account(&alice).await.unwrap_err();
+    assert_eq!(nobody.reason(), Some(Reason::TokenMissing));
+    let forged = at().api_key("tcc_nonsense").connect().await.unwrap().account(&alice).await.unwrap_err();
+    assert_eq!(forged.reason(), Some(Reason::TokenInvalid));
+    let stranger = Client::at(&format!("https://{}", running.address)).authority(Authority::new().pem);
+    assert!(matches!(stranger.connect().await, Err(ConnectError::Unreachable { .. })));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_is_what_the_call_promises_or_a_no() {
+    let system = System::start().await;
+    let (coordinator, client) = plain(&system).await;
+    let (alice, bob) = two_accounts(&client).await;
+    let hold = |value| client.hold(&alice, &bob, gold(value)).pay_out_at(in_an_hour());
+
+    let kept = hold(10).key("order-1").label("order", "1");
+    let created = kept.send().await.unwrap();
+    assert_eq!((created.hold.phase, created.replayed), (Phase::Held, false));
+    assert_eq!(created.hold.labels, Labels::new([("order".to_owned(), "1".to_owned())]).unwrap());
+    assert_eq!(kept.send().await.map(|again| (again.hold.id, again.replayed)), Ok((created.hold.id, true)));
+    let other = hold(11).key("order-1").send().await.unwrap_err();
+    assert_eq!(other.reason(), Some(Reason::IdempotencyKeyReused));
+    assert_eq!(other.no().unwrap().detail("field"), Some("amount.value"));
+
+    let refused = hold(5_000);
+    assert_eq!(refused.validate().await.unwrap_err().reason(), Some(Reason::InsufficientFunds));
+    let first = refused.send().await.unwrap_err();
+    let again = refused.send().await.unwrap_err();
+    assert_eq!(first.reason(), Some(Reason::InsufficientFunds));
+    assert_eq!((first.no().unwrap().is_replayed(), again.no().unwrap().is_replayed()), (false, true));
+
+    let seen = client.get(created.hold.id).await.unwrap();
+    let cancelled = client.cancel_unchanged(&seen).await.unwrap();
+    assert_eq!(cancelled.phase, Phase::Cancelled);
+    let stale = client.confirm_unchanged(&seen).await.unwrap_err();
+    assert_eq!(stale.reason(), Some(Reason::EtagMismatch));
+    assert_eq!(client.confirm(seen.id).await.unwrap_err().reason(), Some(Reason::HoldNotConfirmable));
+
+    let paid = client.transfer(&alice, &bob, gold(7)).label("order", "2").send().await.unwrap();
+    assert_eq!((paid.hold.phase, paid.replayed), (Phase::Confirmed, false));
+    let early = hold(20).send().await.unwrap().hold.id;
+    assert_eq!(client.confirm(early).await.unwrap().phase, Phase::Confirmed);
+    assert_eq!(client.cancel(early).await.unwrap_err().reason(), Some(Reason::HoldNotCancellable));
+    let soon = Timestamp::now() + SignedDuration::from_secs(1);
+    let released = client.hold(&alice, &bob, gold(30)).release_at(soon).send().await.unwrap().hold.id;
+    assert_eq!(client.watch(released).until_final().await.unwrap().phase, Phase::Cancelled);
+
+    let mut list = client.holds_of_payer(&alice).phase(Phase::Confirmed).page_size(1);
+    let mut ids = Vec::new();
+    while let Some(page) = list.next_page().await.unwrap() {
+        ids.extend(page.into_iter().map(|hold| hold.id));
+    }
+    assert_eq!(ids, [early, paid.hold.id]);
+    let mut labelled = client.holds_of_payee(&bob).label("order", "2").created_from(seen.created_at);
+    assert_eq!(labelled.next_page().await.unwrap().unwrap().len(), 1);
+    assert_eq!(client.get(new_id()).await.unwrap_err().reason(), Some(Reason::HoldNotFound));
+
+    let before = client.balance_at(&bob, seen.created_at).await.unwrap();
+    assert_eq!((before.available, before.version), (0, 0));
+    assert_eq!((balances(&client, &alice).await, balances(&client, &bob).await), ((973, 0), (27, 0)));
+    client.block(&bob).await.unwrap();
+    assert_eq!(hold(1).send().await.unwrap_err().reason(), Some(Reason::AccountBlocked));
+    client.unblock(&bob).await.unwrap();
+    client.burn(new_id(), &bob, gold(27)).await.unwrap();
+    client.close(&bob).await.unwrap();
+    coordinator.client.clone().audit_is_clean().await;
+}
+
+/// A wire to a server that loses answers.
+struct Wire {
+    address: SocketAddr,
+    /// What the server says next is lost, with the connection.
+    loses_next: Arc<AtomicBool>,
+}
+
+impl Wire {
+    async fn to(server: SocketAddr) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let loses_next = Arc::new(AtomicBool::new(false));
+        let loses = Arc::clone(&loses_next);
+        tokio::spawn(async move {
+            while let Ok((client, _)) = listener.accept().await {
+                tokio::spawn(relay(client, server, Arc::clone(&loses)));
+            }
+        });
+        Self { address, loses_next }
+    }
+}
+
+async fn relay(client: TcpStream, server: SocketAddr, loses_next: Arc<AtomicBool>) {
+    let server = TcpStream::connect(server).await.unwrap();
+    let ((mut from_client, mut to_client), (mut from_server, mut to_server)) =
+        (client.into_split(), server.into_split());
+    let asking = tokio::spawn(async move { tokio::io::copy(&mut from_client, &mut to_server).await });
+    let mut buffer = vec![0; 64 * 1024];
+    while let Ok(1..) = from_server.read(&mut buffer).await.inspect(|length| buffer.truncate(*length)) {
+        if loses_next.swap(false, Ordering::SeqCst) || to_client.write_all(&buffer).await.is_err() {
+            break;
+        }
+        buffer.resize(64 * 1024, 0);
+    }
+    asking.abort();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_lost_on_the_way_is_asked_again_and_done_once() {
+    let system = System::start().await;
+    let (coordinator, direct) = plain(&system).await;
+    let (alice, bob) = two_accounts(&direct).await;
+    let wire = Wire::to(coordinator.running.address).await;
+    let lost = Arc::new(AtomicU64::new(0));
+    let client = Client::at(&format!("http://{}", wire.address)).attempt(Duration::from_secs(5)).on_lost({
+        let lost = Arc::clone(&lost);
+        move |_| {
+            lost.fetch_add(1, Ordering::SeqCst);
+        }
+    });
+    let client = client.connect().await.unwrap();
+    let cut = || wire.loses_next.store(true, Ordering::SeqCst);
+
+    let mut ids = Vec::new();
+    for _ in 0..10 {
+        cut();
+        let hold = client.hold(&alice, &bob, gold(10)).pay_out_at(in_an_hour()).send().await.unwrap().hold;
+        assert_eq!(hold.phase, Phase::Held);
+        ids.push(hold.id);
+    }
+    assert_eq!(balances(&direct, &alice).await, (900, 100));
+    for id in &ids[..5] {
+        cut();
+        assert_eq!(client.cancel(*id).await.unwrap().phase, Phase::Cancelled);
+    }
+    cut();
+    assert_eq!(client.transfer(&alice, &bob, gold(3)).send().await.unwrap().hold.phase, Phase::Confirmed);
+    cut();
+    client.issue(new_id(), &bob, gold(4)).await.unwrap();
+    let mut watch = client.watch(ids[9]);
+    assert_eq!(watch.next().await.unwrap().unwrap().phase, Phase::Held);
+    cut();
+    direct.confirm(ids[9]).await.unwrap();
+    assert_eq!(watch.until_final().await.unwrap().phase, Phase::Confirmed);
+
+    assert!(lost.load(Ordering::SeqCst) >= 10, "{lost:?}");
+    assert_eq!((balances(&direct, &alice).await, balances(&direct, &bob).await), ((947, 40), (17, 0)));
+    coordinator.client.clone().audit_is_clean().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_finds_nobody_does_not_say_that_it_was_not_done() {
+    let unused = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let client = Client::at(&format!("http://{unused}")).lazy().unwrap().within(Duration::from_millis(300));
+    let (alice, bob) = (AccountId::parse("alice").unwrap(), AccountId::parse("bob").unwrap());
+
+    let unknown = client.hold(&alice, &bob, gold(1)).pay_out_at(in_an_hour()).send().await.unwrap_err();
+    let watched = client.watch(new_id()).until_final().await.unwrap_err();
+
+    assert!(unknown.is_unknown() && watched.is_unknown(), "{unknown}; {watched}");
+    assert!(TransactionId::parse("7").is_err());
+}
