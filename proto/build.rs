@@ -3,7 +3,7 @@
 use protox::prost::Message as _;
 use std::{env, error::Error, fs, path::PathBuf};
 
-const FILES: [&str; 7] = [
+const FILES: [&str; 8] = [
     "tcc/v1/types.proto",
     "tcc/v1/hold_service.proto",
     "tcc/v1/ledger_service.proto",
@@ -11,6 +11,7 @@ const FILES: [&str; 7] = [
     "tcc/v1/recovery_service.proto",
     "tcc/v1/participant_service.proto",
     "tcc/v1/transaction_service.proto",
+    "tcc/v1/payout_service.proto",
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {

@@ -6,6 +6,7 @@
 use crate::process::find_program;
 use anyhow::{Context as _, bail, ensure};
 use std::{path::PathBuf, process::Stdio, time::Duration};
+use tcc_participant::sql::Names;
 use tokio::{
     io::{AsyncBufReadExt as _, BufReader},
     process::{Child, Command},
@@ -39,6 +40,24 @@ pub const COUPONS: &str = concat!(
     include_str!("../../participants/examples/python/coupon.sql"),
     "INSERT INTO coupon SELECT 'coupon-' || n, 2 FROM generate_series(0, 2999) n"
 );
+
+/// Of the tickets, in SQL alone: two for each of `event-0` to `event-2999`.
+pub const TICKETS: &str = concat!(
+    include_str!("../../participants/examples/sql/tickets.sql"),
+    "INSERT INTO tickets.event SELECT 'event-' || n, 2 FROM generate_series(0, 2999) n"
+);
+
+/// Of the payouts: two units for each of `kit-0` to `kit-2999`, and as many for recipients whose accounts are closed.
+pub const RECIPIENTS: &str = "INSERT INTO payout_recipient (recipient, currency, destination, most)
+     SELECT name || '-' || n, 'GOLD', name || '-' || n, 2
+     FROM generate_series(0, 2999) n, unnest(ARRAY['kit', 'closed']) name";
+
+/// The functions of the tickets.
+#[must_use]
+pub fn tickets() -> Names {
+    let name = |function: &str| format!("tickets.{function}");
+    Names { reserve: name("reserve"), confirm: name("confirm"), cancel: name("cancel"), veto: None }
+}
 
 /// An example as a process of its own. Killed when dropped.
 pub struct Example {
@@ -82,7 +101,7 @@ impl House {
     ///
     /// If it is not built, or does not get ready.
     pub async fn start(database: &str, listen: &str) -> anyhow::Result<Example> {
-        let program = find_program("tcc-seats", "tcc-tests")?;
+        let program = find_program("tcc-seats")?;
         Example::start(Command::new(program), "seats", database, listen).await
     }
 }

@@ -5,6 +5,7 @@
 //! PostgreSQL keep it on.
 
 pub mod both;
+pub mod caller;
 pub mod examples;
 pub mod gate;
 pub mod http;
@@ -14,6 +15,7 @@ pub mod process;
 pub mod program;
 pub mod proxy;
 pub mod secure;
+pub mod stub;
 
 use jiff::{SignedDuration, Timestamp};
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! A real `tccd` process, or one of `tcc-ledgerd`, which can be killed like one.
+//! A real `tccd` process, one of `tcc-ledgerd`, or any other of this repository, which can be killed like one.
 //!
 //! Tests and the demo start it on servers that run already, kill it with SIGKILL at a moment of their choice, and start it
 //! again with the same configuration on the same port, as an init system would. Nothing of the coordinator is linked in here
@@ -90,7 +90,7 @@ impl Tccd {
             tempfile::Builder::new().prefix("tccd-").tempdir().context("making a folder for tccd")?;
         let text = toml::to_string(config).context("writing tccd's configuration")?;
         fs::write(folder.path().join("tccd.toml"), text).context("writing tccd's configuration")?;
-        let program = find_program(name, "tcc-coordinator")?;
+        let program = find_program(name)?;
         let mut tccd =
             Self { name, program, arguments, folder, url, child: None, crash_at: None, environment };
         tccd.restart().await?;
@@ -219,6 +219,112 @@ impl Tccd {
     }
 }
 
+/// Any other program of this repository, with its arguments: killed when dropped.
+pub struct Program {
+    name: &'static str,
+    arguments: Vec<String>,
+    log: PathBuf,
+    url: String,
+    child: Option<Child>,
+    crash_at: Option<String>,
+}
+
+impl Program {
+    /// Starts it, and waits until it says where it serves. Its log is appended to this file.
+    ///
+    /// # Errors
+    ///
+    /// If it is not built, or does not get ready.
+    pub async fn start(
+        name: &'static str,
+        arguments: &[&str],
+        log: &std::path::Path,
+    ) -> anyhow::Result<Self> {
+        let arguments = arguments.iter().map(|&argument| argument.to_owned()).collect();
+        let (log, url) = (log.to_owned(), String::new());
+        let mut program = Self { name, arguments, log, url, child: None, crash_at: None };
+        program.restart().await?;
+        Ok(program)
+    }
+
+    /// Where it serves.
+    #[must_use]
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// From the next start on it dies when it gets to this point for the `nth` time; see [`tcc_participant::crash`].
+    pub fn crash_at(&mut self, point: Option<(&str, u32)>) {
+        self.crash_at = point.map(|(point, nth)| format!("{point} {nth}"));
+    }
+
+    /// Whether it has ended by itself.
+    ///
+    /// # Errors
+    ///
+    /// If the system does not say.
+    pub fn has_ended(&mut self) -> anyhow::Result<bool> {
+        let Some(child) = &mut self.child else { return Ok(true) };
+        let has_ended = child.try_wait().with_context(|| format!("looking for {}", self.name))?.is_some();
+        if has_ended {
+            self.child = None;
+        }
+        Ok(has_ended)
+    }
+
+    /// Kills it with SIGKILL and returns when it is gone.
+    ///
+    /// # Errors
+    ///
+    /// If it does not run.
+    pub async fn kill(&mut self) -> anyhow::Result<()> {
+        let mut child = self.child.take().with_context(|| format!("{} does not run", self.name))?;
+        child.kill().await.with_context(|| format!("killing {}", self.name))
+    }
+
+    /// Starts it again.
+    ///
+    /// # Errors
+    ///
+    /// As [`Program::start`].
+    pub async fn restart(&mut self) -> anyhow::Result<()> {
+        let log = File::options().create(true).append(true).open(&self.log).context("opening a log")?;
+        let mut child = Command::new(find_program(self.name)?)
+            .args(&self.arguments)
+            .envs(self.crash_at.iter().map(|point| ("TCC_CRASH_AT", point)))
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(log)
+            .process_group(0)
+            .kill_on_drop(true)
+            .spawn()
+            .with_context(|| format!("starting {}", self.name))?;
+        let stdout = child.stdout.take().context("it has no standard output")?;
+        let mut lines = BufReader::new(stdout).lines();
+        self.url = match timeout(START, wait_ready(self.name, &mut lines)).await {
+            Ok(Ok(url)) => url,
+            _ => {
+                let log = fs::read_to_string(&self.log).unwrap_or_default();
+                let lines: Vec<&str> = log.lines().collect();
+                let tail = lines[lines.len().saturating_sub(TAIL)..].join("\n");
+                bail!("{} does not get ready. Its log ends:\n{tail}", self.name)
+            }
+        };
+        tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
+        self.child = Some(child);
+        Ok(())
+    }
+}
+
+/// An address with a port that is free at this moment, on this machine.
+///
+/// # Errors
+///
+/// If there is none.
+pub fn free_local_address() -> anyhow::Result<String> {
+    free_address("127.0.0.1")
+}
+
 /// Its line that it serves, of which the end is where.
 async fn wait_ready(name: &str, lines: &mut Lines<BufReader<ChildStdout>>) -> anyhow::Result<String> {
     let ready = format!("{name}: ready on ");
@@ -236,19 +342,19 @@ fn free_address(host: &str) -> anyhow::Result<String> {
     Ok(probe.local_addr().context("finding a free port")?.to_string())
 }
 
-/// A program of a package beside the running one, or one folder up: tests run in `deps`.
+/// A program beside the running one, or one folder up: tests run in `deps`.
 ///
 /// # Errors
 ///
 /// If it is not built.
-pub fn find_program(name: &str, package: &str) -> anyhow::Result<PathBuf> {
+pub fn find_program(name: &str) -> anyhow::Result<PathBuf> {
     let me = env::current_exe().context("finding the running program")?;
     let file = format!("{name}{}", env::consts::EXE_SUFFIX);
     let found = me.ancestors().skip(1).take(2).map(|folder| folder.join(&file)).find(|path| path.is_file());
     found.with_context(|| {
         let folder = me.parent().unwrap_or(&me).display();
         format!(
-            "there is no {name} in {folder}: build it in the same profile with `cargo build -p {package}`"
+            "there is no {name} in {folder}: build it in the same profile with `cargo build --workspace --bins`"
         )
     })
 }

@@ -20,6 +20,7 @@ mod holds;
 mod import;
 mod output;
 mod participants;
+mod payout;
 mod plans;
 mod registered;
 mod session;
@@ -51,7 +52,7 @@ Exit codes:
   0  done
   1  the server refused, or failed
   2  the command line is wrong
-  3  something was found: by an audit, by `participants verify`, and with --exit-code by `status` and `stuck`
+  3  something was found: by an audit, by `participants verify`, by `payout reconcile`, and with --exit-code by `status` and `stuck`
   4  the server cannot be reached, or the outcome is not known: repeating the command is safe,
      for `accounts issue` and `accounts burn` with the id they printed
   8  a plan or an import was done in part: some transactions had changed, or some were refused
@@ -185,6 +186,21 @@ enum Noun {
         /// At most so many rows
         #[arg(long, value_name = "N", default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
         limit: u32,
+    },
+    /// Shows what a payout participant has asked its provider for, and compares (asks no coordinator)
+    Payout {
+        /// Where the payout participant listens
+        #[arg(
+            long,
+            global = true,
+            env = "TCC_PAYOUT",
+            value_name = "URL",
+            default_value = "http://127.0.0.1:7081",
+            value_parser = server
+        )]
+        participant: Uri,
+        #[command(subcommand)]
+        verb: Payout,
     },
     /// Says what the reason of an error means and what to do; without a reason, of all of them (asks no server)
     Explain {
@@ -558,6 +574,18 @@ enum Participants {
     Verify(participants::Verify),
 }
 
+#[derive(Subcommand)]
+enum Payout {
+    /// Shows how long the line is, and whether the provider answers
+    Status,
+    /// Lists payouts, in the order of their transactions
+    List(payout::Listed),
+    /// Compares a provider's statement with what is believed here; exits with 3 if something differs
+    Reconcile(payout::Statement),
+    /// Writes down what a person has found out about a payout of which nobody knows
+    Settle(payout::Settled),
+}
+
 fn main() -> ExitCode {
     // A shell that wants to know what may come next says so in its environment, and this does not return.
     CompleteEnv::with_factory(Cli::command).complete();
@@ -639,6 +667,11 @@ async fn run_offline(noun: Noun, global: Global, output: &Output) -> Result<Exit
             }
         },
         noun => {
+            // A payout participant is asked itself.
+            let global = match &noun {
+                Noun::Payout { participant, .. } => Global { server: Some(participant.clone()), ..global },
+                _ => global,
+            };
             let session = match global.session() {
                 Ok(session) => session,
                 Err(what) => return Err(Failure::usage(&what)),
@@ -748,6 +781,12 @@ async fn run(noun: Noun, session: &Session, output: &Output) -> Result<Exit, Box
             Participants::Resume { name, why } => registered::resume(session, output, name, why).await,
             Participants::Remove { name, why } => registered::remove(session, output, name, why).await,
             Participants::Verify(asked) => participants::verify_one(output, asked).await,
+        },
+        Noun::Payout { verb, .. } => match verb {
+            Payout::Status => payout::status(session, output).await,
+            Payout::List(listed) => payout::list(session, output, listed).await,
+            Payout::Reconcile(statement) => payout::reconcile(session, output, statement).await,
+            Payout::Settle(settled) => payout::settle(session, output, settled).await,
         },
         Noun::Explain { .. }
         | Noun::Completions { .. }

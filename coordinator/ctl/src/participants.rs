@@ -30,6 +30,9 @@ pub struct Verify {
     /// A payload of something that can be reserved and is vetoed at Confirm, if the participant may veto
     #[arg(long, value_name = "TEXT")]
     vetoed: Option<String>,
+    /// Its Confirm takes place outside of its database: it takes part only as the pivot, and may not know at once
+    #[arg(long)]
+    outside: bool,
     /// The first %n
     #[arg(long, value_name = "N", default_value_t = 0)]
     first: u64,
@@ -48,7 +51,8 @@ pub async fn verify_one(output: &Output, asked: Verify) -> Result<Exit, Box<Fail
         (payload, _, _) => Part::Payload(payload.unwrap_or_default()),
     };
     let vetoed = asked.vetoed.map(Part::Payload);
-    let subject = Subject { vetoed, first: asked.first, ..Subject::new(&asked.address, part) };
+    let (first, is_outside) = (asked.first, asked.outside);
+    let subject = Subject { vetoed, first, is_outside, ..Subject::new(&asked.address, part) };
     let options = Options { seed: asked.seed, schedules: asked.schedules, ..Options::default() };
     output.remark("asking; what is reserved for that is cancelled or used up");
     let report = verify(subject, &options).await.map_err(|error| Failure::unusable(error.to_string()))?;

@@ -51,9 +51,9 @@ pub enum SchemaError {
     },
 }
 
-/// The advisory lock that keeps two migrations apart.
 /// How long one batch may take.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// The advisory lock that keeps two migrations apart.
 const MIGRATION_LOCK: i64 = 0x7463_635f_6665_6e63;
 
 /// Written once.
@@ -88,11 +88,27 @@ async fn prepare_locked(client: &mut Client, name: &str) -> Result<(), SchemaErr
     }
 }
 
-/// A resource behind its fences.
-pub(crate) struct Fenced {
+/// A resource behind its fences. [`Server`](crate::Server) serves one; whoever has effects outside of the database keeps one
+/// by [`Server::fenced`](crate::Server::fenced), to tell it what has become of them.
+pub struct Fenced {
     name: String,
     may_veto: bool,
-    operations: Batcher<Step, Outcome>,
+    operations: Batcher<Step, Answer>,
+}
+
+/// What an operation came to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answer {
+    /// The answer to whoever asked.
+    pub outcome: Outcome,
+    /// It is committed that the effect, which is outside of the database, may be asked for: the fence is `confirming`.
+    pub is_asked: bool,
+}
+
+impl From<Outcome> for Answer {
+    fn from(outcome: Outcome) -> Self {
+        Self { outcome, is_asked: false }
+    }
 }
 
 impl Fenced {
@@ -116,6 +132,15 @@ impl Fenced {
         let operations = Batcher::start(&format!("participant {name}"), executors.collect(), limits);
         Self { name: name.to_owned(), may_veto: B::MAY_VETO, operations }
     }
+
+    /// Does one operation, as the fence table says.
+    pub async fn call(&self, step: Step) -> Answer {
+        match self.operations.call(step).await {
+            Ok(answer) => answer,
+            Err(unknown) if unknown.is_rejected => Outcome::Failed(unknown.to_string()).into(),
+            Err(unknown) => Outcome::Unknown(unknown.to_string()).into(),
+        }
+    }
 }
 
 impl Served for Fenced {
@@ -124,13 +149,7 @@ impl Served for Fenced {
     }
 
     fn answer(&self, step: Step) -> BoxFuture<'_, Outcome> {
-        Box::pin(async move {
-            match self.operations.call(step).await {
-                Ok(outcome) => outcome,
-                Err(unknown) if unknown.is_rejected => Outcome::Failed(unknown.to_string()),
-                Err(unknown) => Outcome::Unknown(unknown.to_string()),
-            }
-        })
+        Box::pin(async move { self.call(step).await.outcome })
     }
 }
 
@@ -163,7 +182,8 @@ FROM unnest($1::uuid[], $2::int2[], $3::int2[], $4::bytea[]) AS i (transaction_i
 
 const MOVE_FENCES: &str = "\
 -- move_fences
-UPDATE tcc_fence f SET state = i.state, refusal = i.refusal, decided_at = clock_timestamp()
+UPDATE tcc_fence f SET state = i.state, refusal = i.refusal,
+    decided_at = CASE WHEN i.state NOT IN (1, 7) THEN clock_timestamp() END
 FROM unnest($1::uuid[], $2::int2[], $3::int2[], $4::int2[], $5::text[])
     AS i (transaction_id, branch, state_read, state, refusal)
 WHERE f.transaction_id = i.transaction_id AND f.branch = i.branch AND f.state = i.state_read";
@@ -200,7 +220,7 @@ struct FenceExecutor<B> {
 
 impl<B: BatchResource> Executor for FenceExecutor<B> {
     type Item = Step;
-    type Answer = Outcome;
+    type Answer = Answer;
 
     /// Somebody waits for a Try; Confirm and Cancel come mostly from wake-ups.
     fn is_urgent(step: &Step) -> bool {
@@ -225,8 +245,8 @@ impl<B: BatchResource> Executor for FenceExecutor<B> {
         Err(Failure::Rejected(format!("the database is participant {found:?}, and not {name:?}")))
     }
 
-    async fn run(&mut self, steps: &[Step]) -> Result<Vec<Outcome>, Failure> {
-        let mut outcomes = vec![Outcome::Done; steps.len()];
+    async fn run(&mut self, steps: &[Step]) -> Result<Vec<Answer>, Failure> {
+        let mut outcomes = vec![Answer::from(Outcome::Done); steps.len()];
         let mut rest: Vec<usize> = (0..steps.len()).collect();
         // Of steps that meet at one fence, each has a local transaction of its own, one after the other.
         while !rest.is_empty() {
@@ -253,19 +273,19 @@ impl<B: BatchResource> Executor for FenceExecutor<B> {
 
 impl<B: BatchResource> FenceExecutor<B> {
     /// One local transaction, no two of whose steps are for the same fence.
-    async fn transact(&self, steps: &[&Step]) -> Result<Vec<Outcome>, Failure> {
+    async fn transact(&self, steps: &[&Step]) -> Result<Vec<Answer>, Failure> {
         let fences = self.lock(steps).await?;
-        let mut outcomes = Vec::with_capacity(steps.len());
+        let mut outcomes: Vec<Answer> = Vec::with_capacity(steps.len());
         let (mut inserts, mut moves, mut runs) = (BTreeMap::new(), Vec::new(), Vec::new());
         for (index, step) in steps.iter().enumerate() {
             let fence = fences.get(&key_of(step));
             if fence.is_some_and(|fence| fence.descriptor != step.branch.descriptor) {
-                outcomes.push(Outcome::OtherDescriptor);
+                outcomes.push(Outcome::OtherDescriptor.into());
                 continue;
             }
             let to = match admit(fence.map(|fence| fence.state), step.operation) {
                 Admission::Answer(outcome) => {
-                    outcomes.push(outcome);
+                    outcomes.push(outcome.into());
                     continue;
                 }
                 Admission::Stop => FenceState::Stopped,
@@ -275,7 +295,7 @@ impl<B: BatchResource> FenceExecutor<B> {
                 }
             };
             // What the resource does not take back is so when this commits.
-            outcomes.push(Outcome::Done);
+            outcomes.push(Outcome::Done.into());
             match fence {
                 None => {
                     inserts.insert(key_of(step), (to, step.branch.descriptor.as_slice()));
@@ -292,13 +312,22 @@ impl<B: BatchResource> FenceExecutor<B> {
             let effects = run_guarded(&*self.resource, &tx, &running).await?;
             let mut corrections = Vec::new();
             for ((index, step), effect) in runs.iter().zip(&running).zip(effects) {
+                let before = fences.get(&key_of(step)).map(|fence| fence.state);
                 let (to, outcome) = match effect {
                     Effect::Done => continue,
                     Effect::Refused(refusal) => (FenceState::Refused(refusal), Outcome::Refused(refusal)),
                     Effect::Vetoed(refusal) => (FenceState::Vetoed(refusal), Outcome::Vetoed(refusal)),
+                    // What was asked for once may have taken place ever since.
+                    Effect::Outside { is_asked } if is_asked || before == Some(FenceState::Confirming) => {
+                        let why = "it is asked for, and whether it has taken place is not known yet";
+                        (FenceState::Confirming, Outcome::Unknown(why.into()))
+                    }
+                    Effect::Outside { .. } => {
+                        (FenceState::Tried, Outcome::Unknown("it is in line, and not asked for yet".into()))
+                    }
                 };
                 corrections.push(Move { key: key_of(step), from: done(step.operation), to });
-                outcomes[*index] = outcome;
+                outcomes[*index] = Answer { outcome, is_asked: to == FenceState::Confirming };
             }
             self.move_fences(corrections).await?;
         }

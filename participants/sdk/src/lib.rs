@@ -48,13 +48,16 @@
 //! - A transaction with the id of another one and another body is turned away before it reaches you.
 //!
 //! What you must not do: call other systems from these functions, since that would not be rolled back; or keep what the
-//! payload says about the branch anywhere but in the local transaction.
+//! payload says about the branch anywhere but in the local transaction. For a Confirm that takes place elsewhere there is
+//! [`Effect::Outside`], and `participants/payout`, which does it right.
 //!
 //! # What it takes
 //!
 //! PostgreSQL 15 or newer, and a database that is this participant's alone, or a schema. The server creates two tables beside
 //! yours, `tcc_fence` and `tcc_participant`, and its history of migrations, `tcc_schema_history`. It serves
 //! `tcc.v1.ParticipantService`, health and reflection; SIGTERM drains it.
+//!
+//! Whoever owns a database and writes no Rust writes three SQL functions instead: [`sql`].
 //!
 //! For thousands of operations a second implement [`BatchResource`], which does many steps in one local transaction.
 //!
@@ -86,6 +89,7 @@ pub mod retry;
 pub mod roles;
 pub mod serve;
 pub mod session;
+pub mod sql;
 mod tx;
 pub mod wire;
 

@@ -6,8 +6,10 @@
 //! Confirm and Cancel have no way to say no.
 
 use futures::FutureExt as _;
-use std::{any::Any, error::Error, fmt, future::Future, panic::AssertUnwindSafe};
+use prost::Message as _;
+use std::{any::Any, error::Error, fmt, future::Future, panic::AssertUnwindSafe, sync::Arc};
 use tcc_core::{Operation, Refusal, Timestamp, TransactionId};
+use tcc_proto::v1;
 
 use crate::{batch::Failure, session::sort, tx::Tx};
 
@@ -29,9 +31,52 @@ pub struct Branch {
     /// What the transaction's creator sent for this participant.
     pub payload: Vec<u8>,
     pub(crate) descriptor: Vec<u8>,
+    note: Note,
+}
+
+/// What a participant has to say to its own resource.
+#[derive(Clone, Default)]
+struct Note(Option<Arc<dyn Any + Send + Sync>>);
+
+impl fmt::Debug for Note {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.0.is_some() { "Some" } else { "None" })
+    }
 }
 
 impl Branch {
+    /// The branch of this index of a transaction, by the transaction's encoded descriptor.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with the descriptor, for people.
+    pub fn read(transaction: TransactionId, index: u16, descriptor: Vec<u8>) -> Result<Self, String> {
+        let decoded = v1::TransactionDescriptor::decode(descriptor.as_slice())
+            .map_err(|error| format!("the transaction's descriptor: {error}"))?;
+        let Some(body) = decoded.branches.get(usize::from(index)) else {
+            return Err(format!("the transaction has no branch {index}"));
+        };
+        let due_at = Timestamp::from_microsecond(decoded.due_at_us)
+            .map_err(|_| format!("due_at_us {} is out of range", decoded.due_at_us))?;
+        Ok(Self {
+            transaction,
+            index,
+            is_pivot: decoded.pivot == u32::from(index),
+            due_at,
+            caller: decoded.caller.clone(),
+            operation: body.operation.clone(),
+            payload: body.payload.clone(),
+            descriptor,
+            note: Note::default(),
+        })
+    }
+
+    /// What the participant itself, and never the wire, has put beside this operation for its resource.
+    #[must_use]
+    pub fn note<T: Any>(&self) -> Option<&T> {
+        self.note.0.as_deref()?.downcast_ref()
+    }
+
     /// The payload as text. What is no UTF-8 becomes `\u{fffd}`, which names nothing.
     #[must_use]
     pub fn text(&self) -> String {
@@ -103,6 +148,16 @@ pub struct Step {
     pub branch: Branch,
 }
 
+impl Step {
+    /// Puts something beside the operation that its resource finds by [`Branch::note`]: what was learned outside of the
+    /// database before the local transaction begins, where nothing slow may be done.
+    #[must_use]
+    pub fn with_note<T: Any + Send + Sync>(mut self, note: T) -> Self {
+        self.branch.note = Note(Some(Arc::new(note)));
+        self
+    }
+}
+
 /// What one step of a batch comes to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Effect {
@@ -112,6 +167,13 @@ pub enum Effect {
     Refused(Refusal),
     /// Confirm of the pivot only: no. What was reserved is given back.
     Vetoed(Refusal),
+    /// Confirm of the pivot only, of a resource that may veto: the effect takes place outside of this database, and whether it
+    /// has is not known. The answer is UNKNOWN, and what the resource has written is committed.
+    Outside {
+        /// It will be asked for when this has committed, and not before: from then on nobody can cancel, until a later Confirm
+        /// comes to [`Effect::Done`] or [`Effect::Vetoed`]. If not, the branch stays as it was.
+        is_asked: bool,
+    },
 }
 
 /// A resource that does many steps with few statements.
@@ -230,7 +292,9 @@ pub(crate) async fn run_guarded<B: BatchResource>(
     let may_not = |(step, effect): &(&&Step, &Effect)| match effect {
         Effect::Done => false,
         Effect::Refused(_) => step.operation != Operation::Try,
-        Effect::Vetoed(_) => step.operation != Operation::Confirm || !step.branch.is_pivot || !B::MAY_VETO,
+        Effect::Vetoed(_) | Effect::Outside { .. } => {
+            step.operation != Operation::Confirm || !step.branch.is_pivot || !B::MAY_VETO
+        }
     };
     match steps.iter().zip(&effects).find(may_not) {
         None => Ok(effects),

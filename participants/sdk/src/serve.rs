@@ -10,6 +10,7 @@ use crate::{
     remote::Certificate,
     resource::{BatchResource, EachAlone, Resource, Step},
     session::sort,
+    sql::FunctionError,
     wire::{Description, MAX_CALLS, MAX_REQUEST, read_call, write_description, write_outcome},
 };
 use futures::future::{BoxFuture, join_all};
@@ -23,9 +24,11 @@ use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
 };
+use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 use tonic::{
     Request, Response, Status,
+    service::Routes,
     transport::{self, Server as Transport, ServerTlsConfig, server::TcpIncoming},
 };
 use tonic_health::{ServingStatus, server::HealthReporter};
@@ -66,6 +69,9 @@ pub enum ServeError {
     /// The database cannot be used.
     #[error(transparent)]
     Schema(#[from] SchemaError),
+    /// The database does not have the functions that are to be called.
+    #[error(transparent)]
+    Functions(#[from] FunctionError),
     /// The address cannot be listened on.
     #[error("cannot listen on {address}: {source}")]
     Listen {
@@ -196,6 +202,18 @@ impl Server {
         self
     }
 
+    /// What it is called.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// A connection to its database.
+    pub(crate) async fn open(&self) -> Result<Client, ServeError> {
+        let unreachable = |error: tokio_postgres::Error| ServeError::Unreachable(sort(&error).to_string());
+        self.database.bounded("tcc-participant-setup").open().await.map_err(unreachable)
+    }
+
     /// Serves until SIGTERM or Ctrl-C. Each operation has a local transaction of its own.
     ///
     /// # Errors
@@ -220,8 +238,8 @@ impl Server {
     ///
     /// [`ServeError`].
     pub async fn start(self, resource: impl Resource) -> Result<Running, ServeError> {
-        let connections = self.connections;
-        self.start_fenced(EachAlone(resource), connections, 1).await
+        let fenced = self.fenced(EachAlone(resource)).await?;
+        start(Arc::new(fenced), &self.listen, self.tls.as_ref()).await
     }
 
     /// As [`Server::start`], for [`Server::serve_batches`].
@@ -231,20 +249,38 @@ impl Server {
     /// [`ServeError`].
     pub async fn start_batches(self, resource: impl BatchResource) -> Result<Running, ServeError> {
         // A second one would mostly wait for what the first one has locked.
-        self.start_fenced(resource, 1, MAX_CALLS).await
+        let fenced = self.fence(resource, 1, MAX_CALLS).await?;
+        start(Arc::new(fenced), &self.listen, self.tls.as_ref()).await
     }
 
-    async fn start_fenced(
-        self,
+    /// A resource behind its fences, one step in each local transaction, for whoever serves it by [`start`] and has more to do:
+    /// to find out by itself what became of effects outside of the database, as [`Effect::Outside`](crate::Effect) asks.
+    ///
+    /// # Errors
+    ///
+    /// [`ServeError`].
+    pub async fn fenced(&self, resource: impl BatchResource) -> Result<Fenced, ServeError> {
+        self.fence(resource, self.connections, 1).await
+    }
+
+    /// As [`Server::fenced`], with a resource that does one step after the other.
+    ///
+    /// # Errors
+    ///
+    /// [`ServeError`].
+    pub async fn fenced_each(&self, resource: impl Resource) -> Result<Fenced, ServeError> {
+        self.fenced(EachAlone(resource)).await
+    }
+
+    async fn fence(
+        &self,
         resource: impl BatchResource,
         connections: usize,
         batch: usize,
-    ) -> Result<Running, ServeError> {
-        let unreachable = |error: tokio_postgres::Error| ServeError::Unreachable(sort(&error).to_string());
-        let mut client = self.database.bounded("tcc-participant-setup").open().await.map_err(unreachable)?;
+    ) -> Result<Fenced, ServeError> {
+        let mut client = self.open().await?;
         prepare(&mut client, &self.name).await?;
-        let fenced = Fenced::start(&self.name, &self.database, resource, connections, batch);
-        start(Arc::new(fenced), &self.listen, self.tls.as_ref()).await
+        Ok(Fenced::start(&self.name, &self.database, resource, connections, batch))
     }
 }
 
@@ -313,6 +349,20 @@ impl Running {
 ///
 /// [`ServeError`].
 pub async fn start(served: Arc<dyn Served>, listen: &str, tls: Option<&Tls>) -> Result<Running, ServeError> {
+    start_beside(served, Routes::default(), listen, tls).await
+}
+
+/// As [`start`], beside other services.
+///
+/// # Errors
+///
+/// [`ServeError`].
+pub async fn start_beside(
+    served: Arc<dyn Served>,
+    others: Routes,
+    listen: &str,
+    tls: Option<&Tls>,
+) -> Result<Running, ServeError> {
     let failed = |source| ServeError::Listen { address: listen.to_owned(), source };
     let listener = TcpListener::bind(listen).await.map_err(failed)?;
     let address = listener.local_addr().map_err(failed)?;
@@ -337,6 +387,7 @@ pub async fn start(served: Arc<dyn Served>, listen: &str, tls: Option<&Tls>) -> 
     let server = transport
         .http2_keepalive_interval(Some(Duration::from_secs(20)))
         .max_concurrent_streams(1_024)
+        .add_routes(others)
         .add_service(service)
         .add_service(health_service)
         .add_service(descriptors().build_v1()?)
@@ -371,8 +422,12 @@ async fn set_health(health: &HealthReporter, status: ServingStatus) {
     }
 }
 
-/// Says that it serves, and where, on its standard output; then waits for a signal.
-async fn until_stopped(name: &str, running: Running) -> Result<(), ServeError> {
+/// Says that it serves, and where, on its standard output; then waits for SIGTERM or Ctrl-C, and stops it.
+///
+/// # Errors
+///
+/// [`ServeError`].
+pub async fn until_stopped(name: &str, running: Running) -> Result<(), ServeError> {
     // A reader that has gone is no reason not to serve.
     let _ = writeln!(std::io::stdout(), "{name}: ready on {}", running.url());
     let mut terminate = signal(SignalKind::terminate()).map_err(ServeError::Signals)?;

@@ -4,7 +4,6 @@
 //! not: a call without form fails, an outcome without form is a failure, too.
 
 use crate::resource::{Branch, Step};
-use prost::Message as _;
 use tcc_core::{Operation, Outcome, Refusal, Timestamp, TransactionId};
 use tcc_proto::v1::{self, BranchOperation, OutcomeKind};
 
@@ -82,26 +81,10 @@ pub fn read_call(call: v1::BranchCall) -> Result<Step, String> {
     };
     let transaction = TransactionId::parse(&call.transaction_id)
         .map_err(|error| format!("transaction id {:?}: {error}", call.transaction_id))?;
-    let descriptor = v1::TransactionDescriptor::decode(call.transaction_descriptor.as_slice())
-        .map_err(|error| format!("the transaction's descriptor: {error}"))?;
     // Fences keep the number in 15 bits.
     let index = u16::try_from(call.branch).ok().filter(|index| *index <= i16::MAX as u16);
-    let body = index.and_then(|index| descriptor.branches.get(usize::from(index)));
-    let (Some(index), Some(body)) = (index, body) else {
-        return Err(format!("the transaction has no branch {}", call.branch));
-    };
-    let due_at = Timestamp::from_microsecond(descriptor.due_at_us)
-        .map_err(|_| format!("due_at_us {} is out of range", descriptor.due_at_us))?;
-    let branch = Branch {
-        transaction,
-        index,
-        is_pivot: descriptor.pivot == call.branch,
-        due_at,
-        caller: descriptor.caller.clone(),
-        operation: body.operation.clone(),
-        payload: body.payload.clone(),
-        descriptor: call.transaction_descriptor,
-    };
+    let Some(index) = index else { return Err(format!("the transaction has no branch {}", call.branch)) };
+    let branch = Branch::read(transaction, index, call.transaction_descriptor)?;
     Ok(Step { operation, branch })
 }
 
@@ -184,6 +167,7 @@ pub fn read_description(response: v1::DescribeResponse) -> Description {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use prost::Message as _;
     use tcc_core::{AccountId, Amount, Currency, Descriptor, OnMaturity, Transaction, descriptor::CREDIT};
 
     fn hold() -> Transaction {

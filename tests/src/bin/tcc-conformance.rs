@@ -6,7 +6,7 @@
 use anyhow::{Context as _, ensure};
 use clap::Parser;
 use futures::future::{BoxFuture, join_all};
-use std::{collections::HashSet, process::ExitCode, sync::Arc};
+use std::{collections::HashSet, process::ExitCode, sync::Arc, time::Duration};
 use tcc_coordinator::dev::{Cluster, Options as ClusterOptions};
 use tcc_core::{AccountId, Amount, BUCKETS, Currency, Descriptor, Transaction, TransactionId};
 use tcc_ledger::{Shard, heads::Heads};
@@ -14,14 +14,17 @@ use tcc_participant::{
     Server,
     conformance::{Kit, Mistake, Options, Part, Subject, verify},
     serve::{InProcess, Running, start},
+    sql,
 };
 use tcc_tests::{
     connect,
     examples::{
-        COUPONS, Coupons, SEATS, STOCK, seats::Seats, stock::Stock, stock_in_batches::StockInBatches,
+        COUPONS, Coupons, RECIPIENTS, SEATS, STOCK, TICKETS, seats::Seats, stock::Stock,
+        stock_in_batches::StockInBatches, tickets,
     },
     memory::{Flaw, Memory},
     program::{failed, stopped},
+    stub::{self, Faults, Stub},
 };
 use uuid::Uuid;
 
@@ -64,7 +67,15 @@ async fn run(cli: &Cli) -> anyhow::Result<u64> {
     let cluster = tokio::task::spawn_blocking(start_cluster).await?.context("starting PostgreSQL")?;
     let admin = connect(&cluster.url()).await;
     let url = |name: &str| cluster.url().replace("dbname=postgres", &format!("dbname={name}"));
-    for (name, tables) in [("stock", STOCK), ("batches", STOCK), ("seats", SEATS), ("coupons", COUPONS)] {
+    let databases = [
+        ("stock", STOCK),
+        ("batches", STOCK),
+        ("seats", SEATS),
+        ("coupons", COUPONS),
+        ("tickets", TICKETS),
+        ("payout", ""),
+    ];
+    for (name, tables) in databases {
         admin.batch_execute(&format!("CREATE DATABASE {name}")).await?;
         connect(&url(name)).await.batch_execute(tables).await?;
     }
@@ -89,6 +100,11 @@ async fn run(cli: &Cli) -> anyhow::Result<u64> {
         Ok((coupons.address.clone(), Box::pin(coupons.kill()) as BoxFuture<'static, _>))
     })
     .await?;
+    passed += right(payload(r#"{"event": "event-%n", "count": 1}"#), &options, async |listen| {
+        Ok(in_process(sql::start(server("tickets", listen)?, &tickets()).await?))
+    })
+    .await?;
+    passed += payouts(&url("payout"), &options).await?;
     let shard = ledger(&cluster.url()).await?;
     let debit = Part::Debit { account: "kit-%n".into(), currency: "GOLD".into() };
     passed += right(Subject::new("", debit), &options, async |listen| {
@@ -130,6 +146,56 @@ fn in_process(running: Running) -> Started {
         Ok(running.ended().await?)
     };
     (address, Box::pin(stopped))
+}
+
+/// Payouts through a provider that answers at once, and refuses some.
+async fn payouts(database: &str, options: &Options) -> anyhow::Result<u64> {
+    let folder = tempfile::tempdir()?;
+    let stub = Stub::start(stub::Options {
+        listen: "127.0.0.1:0".into(),
+        ledger: folder.path().join("ledger"),
+        key_memory: Duration::from_secs(3_600),
+        silence: Duration::from_secs(1),
+        faults: Faults::default(),
+        seed: options.seed,
+    })
+    .await?;
+    let address = format!("http://{}", stub.address);
+    let file = folder.path().join("tcc-payout.toml");
+    let text = stub::payout_config(folder.path(), database, &address, Duration::from_secs(3_600))?;
+    std::fs::write(&file, text)?;
+    let config = tcc_payout::config::Config::load(&file)?;
+    // Its tables are made by the first start.
+    tcc_payout::serve::start(&config).await?.stop().await?;
+    connect(database).await.batch_execute(RECIPIENTS).await?;
+
+    let part = |recipient: &str| {
+        Part::Payload(format!(r#"{{"recipient": "{recipient}", "amount": 1, "currency": "GOLD"}}"#))
+    };
+    let vetoed = Some(part("closed-%n"));
+    let subject = Subject { vetoed, is_outside: true, ..Subject::new("", part("kit-%n")) };
+    let passed = right(subject, options, async |listen| {
+        let config = tcc_payout::config::Config { listen: listen.into(), ..config.clone() };
+        let payout = tcc_payout::serve::start(&config).await?;
+        let address = format!("http://{}", payout.running.address);
+        let stopped = async { Ok(payout.stop().await?) };
+        Ok((address, Box::pin(stopped) as BoxFuture<'static, _>))
+    })
+    .await?;
+
+    let sql = "SELECT count(*), sum(amount)::bigint FROM payout WHERE state = 4";
+    let row = connect(database).await.query_one(sql, &[]).await?;
+    let ours: (i64, i64) = (row.get(0), row.get(1));
+    let books = stub.books()?;
+    let theirs: (i64, i64) = (
+        books.paid.values().map(|paid| paid.len() as i64).sum(),
+        books.paid.values().flatten().map(|paid| paid.amount).sum(),
+    );
+    ensure!(
+        ours == theirs,
+        "payouts and units: the provider has paid {theirs:?}, and {ours:?} are in the book"
+    );
+    Ok(passed)
 }
 
 /// A shard of the ledger with two units on each of many accounts.

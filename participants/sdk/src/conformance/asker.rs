@@ -214,7 +214,7 @@ impl Asker {
 
     async fn run_to_the_end(&self, run: &Run, schedule: &Schedule) -> Result<bool, Stop> {
         let before = self.left(&run.branch).await?;
-        let mut oracle = Oracle::new(before, self.may_veto, schedule.pivot);
+        let mut oracle = Oracle::new(before, self.may_veto, self.subject.is_outside, schedule.pivot);
         let clean_up = schedule.clean_up();
         for one in schedule.moves.iter().chain(&clean_up) {
             let answers = self.ask(run, one).await?;

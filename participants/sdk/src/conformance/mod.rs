@@ -44,13 +44,16 @@ pub struct Subject {
     pub vetoed: Option<Part>,
     /// The first `n`.
     pub first: u64,
+    /// Its Confirm takes place outside of its database: it takes part only as the pivot, so that it refuses a Try of any other
+    /// branch, and it answers UNKNOWN until it knows.
+    pub is_outside: bool,
 }
 
 impl Subject {
     /// Without a veto, and from the first one on.
     #[must_use]
     pub fn new(address: &str, part: Part) -> Self {
-        Self { address: address.to_owned(), part, vetoed: None, first: 0 }
+        Self { address: address.to_owned(), part, vetoed: None, first: 0, is_outside: false }
     }
 }
 
@@ -158,7 +161,8 @@ impl Kit {
         let (asker, description) = Asker::connect(subject).await?;
         let asked_for_veto = asker.subject().vetoed.is_some();
         let Description { name, software, .. } = description;
-        let report = Report { name, software, asked_for_veto, ..Report::default() };
+        let is_outside = asker.subject().is_outside;
+        let report = Report { name, software, asked_for_veto, is_outside, ..Report::default() };
         Ok(Self { asker, report })
     }
 

@@ -21,14 +21,16 @@ pub(super) struct World {
 pub(super) struct Oracle {
     worlds: HashSet<World>,
     may_veto: bool,
+    /// It takes part only as the pivot.
+    is_outside: bool,
     pivot: usize,
 }
 
 impl Oracle {
     /// Nothing has been asked yet. `pivot` is the slot of A's.
-    pub(super) fn new(free: Option<i64>, may_veto: bool, pivot: usize) -> Self {
+    pub(super) fn new(free: Option<i64>, may_veto: bool, is_outside: bool, pivot: usize) -> Self {
         let nothing = World { fences: [None; SLOTS.len()], free };
-        Self { worlds: HashSet::from([nothing]), may_veto, pivot }
+        Self { worlds: HashSet::from([nothing]), may_veto, is_outside, pivot }
     }
 
     /// Takes the answers to what was asked at the same time. `false` if they fit no order of it.
@@ -80,6 +82,7 @@ impl Oracle {
         };
         match (admit(state, ask.operation), ask.operation) {
             (Admission::Answer(outcome), _) => vec![name(&outcome)],
+            (Admission::Run, Operation::Try) if self.is_out_of_place(ask) => vec!["REFUSED"],
             (Admission::Run, Operation::Try) => match world.free {
                 Some(0) => vec!["REFUSED"],
                 Some(_) => vec!["DONE"],
@@ -102,6 +105,10 @@ impl Oracle {
             Admission::Answer(expected) => return (expected == *outcome).then(|| world.clone()),
             Admission::Stop => (*outcome == Outcome::Done).then_some((FenceState::Stopped, 0))?,
             Admission::Run => match (ask.operation, outcome) {
+                (Operation::Try, Outcome::Refused(refusal)) if self.is_out_of_place(ask) => {
+                    (FenceState::Refused(*refusal), 0)
+                }
+                (Operation::Try, _) if self.is_out_of_place(ask) => return None,
                 (Operation::Try, Outcome::Done) if world.free != Some(0) => (FenceState::Tried, -1),
                 (Operation::Try, Outcome::Refused(refusal)) if world.free.is_none_or(|free| free == 0) => {
                     (FenceState::Refused(*refusal), 0)
@@ -122,8 +129,16 @@ impl Oracle {
 
     /// Only a pivot may veto, of a participant that declares it. B's only branch is one.
     fn vetoes(&self, ask: Ask) -> bool {
-        let is_pivot = ask.slot == self.pivot || SLOTS[ask.slot].0 == "B";
-        self.may_veto && is_pivot
+        self.may_veto && self.is_pivot(ask)
+    }
+
+    /// Whether it may not even reserve.
+    fn is_out_of_place(&self, ask: Ask) -> bool {
+        self.is_outside && !self.is_pivot(ask)
+    }
+
+    fn is_pivot(&self, ask: Ask) -> bool {
+        ask.slot == self.pivot || SLOTS[ask.slot].0 == "B"
     }
 }
 
@@ -174,7 +189,7 @@ mod tests {
 
     #[test]
     fn of_operations_that_met_some_order_must_explain_all_answers() {
-        let mut tried = Oracle::new(Some(1), false, 0);
+        let mut tried = Oracle::new(Some(1), false, false, 0);
         assert!(tried.take(&[(ask(Try), Outcome::Done)]));
         let both = |confirm, cancel| tried.clone().take(&[(ask(Confirm), confirm), (ask(Cancel), cancel)]);
 
@@ -187,7 +202,7 @@ mod tests {
     #[test]
     fn what_there_is_one_of_is_reserved_once() {
         let other = Ask { slot: 2, ..ask(Try) };
-        let both = |one, two| Oracle::new(Some(1), false, 0).take(&[(ask(Try), one), (other, two)]);
+        let both = |one, two| Oracle::new(Some(1), false, false, 0).take(&[(ask(Try), one), (other, two)]);
 
         assert!(both(Outcome::Done, NO) && both(NO, Outcome::Done));
         assert!(!both(Outcome::Done, Outcome::Done) && !both(NO, NO));
@@ -197,7 +212,7 @@ mod tests {
     fn a_veto_is_for_a_pivot_that_declares_it() {
         let veto = Outcome::Vetoed(Refusal::own("NOT_NOW"));
         let fits = |may_veto, slot| {
-            let mut oracle = Oracle::new(None, may_veto, 0);
+            let mut oracle = Oracle::new(None, may_veto, false, 0);
             let at = |operation| Ask { slot, ..ask(operation) };
             oracle.take(&[(at(Try), Outcome::Done)]) && oracle.take(&[(at(Confirm), veto.clone())])
         };
@@ -207,8 +222,17 @@ mod tests {
     }
 
     #[test]
+    fn an_effect_outside_is_the_pivots_alone() {
+        let fits =
+            |slot, answer| Oracle::new(None, true, true, 0).take(&[(Ask { slot, ..ask(Try) }, answer)]);
+
+        assert!(fits(0, Outcome::Done) && fits(2, Outcome::Done) && fits(1, NO));
+        assert!(!fits(1, Outcome::Done));
+    }
+
+    #[test]
     fn a_wrong_answer_is_told_beside_the_right_one() {
-        let mut oracle = Oracle::new(None, false, 0);
+        let mut oracle = Oracle::new(None, false, false, 0);
         oracle.take(&[(ask(Cancel), Outcome::Done)]);
 
         assert!(!oracle.take(&[(ask(Try), Outcome::Done)]));

@@ -84,6 +84,8 @@ pub struct Report {
     pub cells: BTreeSet<String>,
     /// Something was named that is vetoed.
     pub asked_for_veto: bool,
+    /// Its Confirm takes place outside of its database.
+    pub is_outside: bool,
     /// What is wrong, each mistake once. The first one is to be mended first: others may follow from it.
     pub findings: Vec<Finding>,
 }
@@ -107,7 +109,8 @@ impl Report {
                 unseen.push(format!("no fence was ever {state}"));
             }
         }
-        if self.inconclusive * MOST_JUDGED > self.passed {
+        let judged = if self.is_outside { SOME_JUDGED } else { MOST_JUDGED };
+        if self.inconclusive * judged > self.passed {
             unseen.push(format!("{} schedules have no verdict, since an answer was lost", self.inconclusive));
         }
         unseen
@@ -122,6 +125,8 @@ impl Report {
 
 /// If more than one of so many schedules has no verdict, it is not known whether the participant is right.
 const MOST_JUDGED: u64 = 10;
+/// As many as it knows, where it does not know at once: then what meets has often no verdict.
+const SOME_JUDGED: u64 = 2;
 /// The states of a fence that a participant without effects outside of its database has.
 const STATES: [&str; 7] = ["absent", "tried", "refused", "confirmed", "cancelled", "vetoed", "stopped"];
 
