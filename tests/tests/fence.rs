@@ -7,7 +7,7 @@ use tcc_core::{
     Transaction, TransactionId,
     descriptor::{CREDIT, DEBIT},
 };
-use tcc_ledger::{Listing, Shard, heads::Heads};
+use tcc_ledger::{Listing, OpenDebit, Shard, heads::Heads};
 use tcc_participant::{Call, Participant as _};
 
 struct Ledger {
@@ -390,7 +390,7 @@ async fn a_list_goes_on_where_its_time_ended_and_holdings_have_the_newest() {
 
     assert_eq!(listed, ids.iter().map(|id| id.uuid()).collect::<Vec<_>>());
     assert!(pages > 3, "{pages}");
-    let held = |open: &[Transaction]| open.iter().map(|hold| hold.id).collect::<Vec<_>>();
+    let held = |open: &[OpenDebit]| open.iter().map(|debit| debit.transaction.id).collect::<Vec<_>>();
     assert_eq!((held(&newest.open), newest.is_truncated), (ids[..3].to_vec(), true));
     assert_eq!((held(&all.open), all.is_truncated), (ids, false));
 }

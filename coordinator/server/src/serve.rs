@@ -539,7 +539,8 @@ impl Api {
         };
         let (engine, limits) = (&self.engine, &self.config.limits);
         let (keys, sweep) = (self.keys.clone(), self.vitals.sweep.clone());
-        let creations = Creations::new(Arc::clone(engine), Arc::clone(&self.shards), keys, sweep, limits.clone());
+        let creations =
+            Creations::new(Arc::clone(engine), Arc::clone(&self.shards), keys, sweep, limits.clone());
         let transactions = Transactions::new(creations.clone(), Arc::clone(&self.shards));
         let holds = Holds::new(creations, Arc::clone(&self.shards), gate);
         let ledger = Ledger::new(Arc::clone(&self.shards), Arc::clone(engine), limits.clone());

@@ -234,9 +234,8 @@ impl Creations {
     pub async fn refuse(&self, record: &Record, is_replayed: bool) -> Result<(), Status> {
         let standing = &record.standing;
         let descriptor = &record.transaction.descriptor;
-        let is_vetoed = standing.phase.is_final()
-            && standing.cause == Some(Cause::Vetoed)
-            && descriptor.is_due_at_once();
+        let is_vetoed =
+            standing.phase.is_final() && standing.cause == Some(Cause::Vetoed) && descriptor.is_due_at_once();
         if standing.cause != Some(Cause::Refused) && !is_vetoed {
             return Ok(());
         }

@@ -19,11 +19,11 @@ use futures::{future::join_all, stream::BoxStream};
 use std::{sync::Arc, time::Duration};
 use tcc_core::{Phase, TransactionId};
 use tcc_ledger::Listed;
-use tokio::time::Instant;
 use tcc_proto::{
     Reason,
     v1::{self, hold_service_server::HoldService},
 };
+use tokio::time::Instant;
 use tokio::time::timeout_at;
 use tonic::{Request, Response, Status};
 use uuid::Uuid;
@@ -65,7 +65,9 @@ impl Holds {
             Name::Id(id) => id.to_string(),
             Name::Key(_) | Name::None => String::new(),
         };
-        if let Some((index, refusal)) = self.shards.refusal(&asked.descriptor).await.map_err(reason::of_read)? {
+        if let Some((index, refusal)) =
+            self.shards.refusal(&asked.descriptor).await.map_err(reason::of_read)?
+        {
             return Err(reason::would_refuse(&asked.descriptor, index, refusal, id));
         }
         let hold = v1::Hold { id, ..convert::asked_view(&asked.descriptor) };
@@ -301,4 +303,3 @@ impl Holds {
 fn response(record: &Record, replayed: bool) -> v1::CreateHoldResponse {
     v1::CreateHoldResponse { hold: Some(convert::hold_view(record)), replayed }
 }
-

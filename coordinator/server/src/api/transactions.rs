@@ -52,7 +52,9 @@ impl Transactions {
             Name::Id(id) => id.to_string(),
             Name::Key(_) | Name::None => String::new(),
         };
-        if let Some((index, refusal)) = self.shards.refusal(&asked.descriptor).await.map_err(reason::of_read)? {
+        if let Some((index, refusal)) =
+            self.shards.refusal(&asked.descriptor).await.map_err(reason::of_read)?
+        {
             return Err(reason::would_refuse(&asked.descriptor, index, refusal, id));
         }
         let transaction = v1::Transaction { id, ..branches::asked_view(&asked.descriptor) };
