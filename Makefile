@@ -59,7 +59,8 @@ SECONDS ?= 60
 SEED ?= 1
 chaos: setup
 	@coordinator/ops/ensure-faketime
-	@$(CARGO) build --release --locked -p tcc-coordinator -p tcc-tests --bin tccd --bin tcc-chaos
+	@coordinator/ops/ensure-python
+	@$(CARGO) build --release --locked -p tcc-coordinator -p tcc-tests --bin tccd --bin tcc-ledgerd --bin tcc-seats --bin tcc-chaos
 	@target/release/tcc-chaos --seconds $(SECONDS) --seed $(SEED)
 
 recovery: setup

@@ -3,13 +3,14 @@
 use protox::prost::Message as _;
 use std::{env, error::Error, fs, path::PathBuf};
 
-const FILES: [&str; 6] = [
+const FILES: [&str; 7] = [
     "tcc/v1/types.proto",
     "tcc/v1/hold_service.proto",
     "tcc/v1/ledger_service.proto",
     "tcc/v1/operator_service.proto",
     "tcc/v1/recovery_service.proto",
     "tcc/v1/participant_service.proto",
+    "tcc/v1/transaction_service.proto",
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {

@@ -29,8 +29,12 @@ CREATE TABLE transaction (
     -- The whole transaction, as coordinator/core/src/descriptor.rs encodes it.
     descriptor bytea NOT NULL,
     -- The context of the request that created it, if that was traced: trace, span and flags.
-    trace bytea CHECK (octet_length(trace) = 25)
+    trace bytea CHECK (octet_length(trace) = 25),
+    -- Who created it and decides about it. Null for a hold, about which its payer does.
+    owner text COLLATE "C"
 ) PARTITION BY RANGE (id);
+-- For lists of them. Holds are listed by their accounts' fences, and are not in it.
+CREATE INDEX transaction_by_owner ON transaction (owner, id) WHERE owner IS NOT NULL;
 
 -- The maturity index: look at this transaction at this time. Insert-only; space comes back by dropping whole partitions.
 -- A partition gets its index shortly before it is read: insertion into it at random places would cost most of the log.
@@ -76,6 +80,23 @@ CREATE TABLE shard (
 CREATE TABLE bucket (
     bucket smallint PRIMARY KEY CHECK (bucket BETWEEN 0 AND 4095),
     shard text NOT NULL REFERENCES shard
+);
+
+-- Who takes part besides the shards.
+CREATE TABLE participant (
+    name text COLLATE "C" PRIMARY KEY,
+    -- http://HOST:PORT or https://HOST:PORT
+    address text NOT NULL,
+    -- The authorities of its certificate, PEM. Empty: those of the system.
+    ca text NOT NULL,
+    may_veto boolean NOT NULL,
+    deadline_ms integer NOT NULL CHECK (deadline_ms > 0),
+    requests integer NOT NULL CHECK (requests > 0),
+    -- It stands in the configuration of an instance; otherwise an operator has added it.
+    configured boolean NOT NULL,
+    -- An operator lets no new transactions at it.
+    drained boolean NOT NULL DEFAULT false,
+    added_at timestamptz NOT NULL
 );
 
 -- The last fence that each instance has committed on each shard, so that a shard that has lost commits is noticed.

@@ -16,24 +16,24 @@ BEGIN
 END $$;
 
 GRANT SELECT ON transaction, wakeup, instance, slot, shard, bucket, head, sweep, audited, finding, attention, idempotency,
-    operator_action, plan, plan_item, refinery_schema_history TO tcc_engine, tcc_maintainer, tcc_auditor;
+    operator_action, plan, plan_item, participant, refinery_schema_history TO tcc_engine, tcc_maintainer, tcc_auditor;
 -- Before a partition is dropped it is compared, and what was forgotten is woken.
 GRANT INSERT ON wakeup TO tcc_maintainer;
 
 GRANT INSERT ON transaction, wakeup, instance, head, sweep, audited, finding, attention, idempotency, operator_action, plan,
-    plan_item TO tcc_engine;
+    plan_item, participant TO tcc_engine;
 -- What was agreed does not change: not the descriptor, not the due time, not the id.
 GRANT UPDATE (phase, cause, attention, flipped, held_at, decided_at, settled_at, reason) ON transaction TO tcc_engine;
 GRANT UPDATE (owner, epoch, watermark) ON slot TO tcc_engine;
 GRANT UPDATE (lost, resumed, drained) ON shard TO tcc_engine;
-GRANT UPDATE ON instance, head, sweep, audited, attention TO tcc_engine;
+GRANT UPDATE ON instance, head, sweep, audited, attention, participant TO tcc_engine;
 -- A key may be forgotten in its time, and never stands for something else.
 GRANT UPDATE (look_at) ON idempotency TO tcc_engine;
 -- What a plan says does not change, only what became of it. What operators did is written and never changed.
 GRANT UPDATE (started_at) ON plan TO tcc_engine;
 GRANT UPDATE (outcome, detail) ON plan_item TO tcc_engine;
 -- Its own housekeeping. Nothing that is evidence can be deleted.
-GRANT DELETE ON instance, head, attention, idempotency TO tcc_engine;
+GRANT DELETE ON instance, head, attention, idempotency, participant TO tcc_engine;
 
 -- How things are, without saying whose they are.
 GRANT SELECT (id, phase, cause, attention, flipped, held_at, decided_at, settled_at, reason, created_at, due_at, on_maturity,

@@ -121,8 +121,17 @@ reasons! {
         "The value of a label contains control characters."
         "Remove them. Everything else is kept as it is.";
     TooManyItems = "TOO_MANY_ITEMS", InvalidArgument, 400:
-        "A batch has more than 1,000 items."
-        "Send several batches.";
+        "A batch has more than 1,000 items, or a transaction more than 64 branches."
+        "Send several batches. A transaction cannot be split: give one participant more to do in one branch.";
+    BranchesUnbalanced = "BRANCHES_UNBALANCED", InvalidArgument, 400:
+        "The credits of a transaction give more than its debits take, or less, in the currency that `metadata.currency` names: it would create or lose money. Nothing was done."
+        "Add the account that the rest comes from or goes to: a payout to a bank is a credit to an account that stands for the bank.";
+    PivotInvalid = "PIVOT_INVALID", InvalidArgument, 400:
+        "A participant that may veto is not the pivot: the others would be confirmed before it is asked. Nothing was done."
+        "Make its branch the pivot. A transaction can have one such participant.";
+    PayloadTooLarge = "PAYLOAD_TOO_LARGE", InvalidArgument, 400:
+        "A payload has more than 64 KiB, or those of all branches have more than 256 KiB, divided by the number of debits and credits, together."
+        "Keep what is large elsewhere, and send where that is.";
     PageTokenInvalid = "PAGE_TOKEN_INVALID", InvalidArgument, 400:
         "A page token was not made by this call with this filter for this caller."
         "Repeat the request that gave the token with nothing but the token changed, or begin at the first page.";
@@ -169,6 +178,13 @@ reasons! {
         "There is no such hold."
         "Check the id. After a creation without an answer, repeat the creation: it tells what there is.";
 
+    TransactionNotFound = "TRANSACTION_NOT_FOUND", NotFound, 404:
+        "There is no such transaction, or it is another caller's. Holds are found by HoldService alone."
+        "Check the id. After a creation without an answer, repeat the creation: it tells what there is.";
+    ParticipantNotFound = "PARTICIPANT_NOT_FOUND", NotFound, 404:
+        "No participant is registered under the name that `metadata.participant` has. Nothing was done."
+        "`tccctl participants list` names them; an operator adds one with `tccctl participants add`.";
+
     // Refusals by an account: recorded, and final for their id or key.
     CurrencyMismatch = "CURRENCY_MISMATCH", FailedPrecondition, 409:
         "An account, `metadata.field` of the request, has another currency than the amount. A refusal: recorded, and final for its id or key."
@@ -188,11 +204,14 @@ reasons! {
     ParticipantRefused = "PARTICIPANT_REFUSED", FailedPrecondition, 409:
         "A participant that is no ledger shard said no, for a reason of its own, which `metadata.refusal` names. Recorded, and final for its id."
         "See what the participant's manual says about it. Then ask with a new id.";
+    TransactionCancelled = "TRANSACTION_CANCELLED", FailedPrecondition, 409:
+        "A transaction that was to be confirmed at once was cancelled: a participant did not answer for long, or an operator cancelled it. Nothing was confirmed. Final for its id or key."
+        "Ask with a new id or key, if it is still wanted.";
     TransferCancelled = "TRANSFER_CANCELLED", FailedPrecondition, 409:
         "A transfer was cancelled: a shard did not answer for long, or an operator cancelled it. Nothing was paid. Final for its id or key."
         "Ask with a new id or key, if it is still wanted.";
     AlreadyCancelled = "ALREADY_CANCELLED", FailedPrecondition, 409:
-        "The hold was cancelled before it was created: its row was lost and rebuilt meanwhile. Final for its id or key."
+        "The hold or transaction was cancelled before it was created: its row was lost and rebuilt meanwhile. Final for its id or key."
         "Ask with a new id or key, if it is still wanted.";
 
     // What a hold or an account does not allow as it stands.
@@ -202,9 +221,15 @@ reasons! {
     HoldNotConfirmable = "HOLD_NOT_CONFIRMABLE", FailedPrecondition, 409:
         "The hold is cancelled or about to be, due to be released, not held yet, or waits for an operator."
         "See how it stands: GetHold.";
+    TransactionNotCancellable = "TRANSACTION_NOT_CANCELLABLE", FailedPrecondition, 409:
+        "The transaction is due, being confirmed or confirmed. `metadata.phase` says which."
+        "See how it ends: WatchTransaction.";
+    TransactionNotConfirmable = "TRANSACTION_NOT_CONFIRMABLE", FailedPrecondition, 409:
+        "The transaction is cancelled or about to be, due to be cancelled, not held yet, or waits for an operator."
+        "See how it stands: GetTransaction.";
     EtagMismatch = "ETAG_MISMATCH", Aborted, 412:
-        "The hold has changed since the etag was read. Nothing was done. `metadata.etag` has the present one."
-        "Read the hold again, and decide again.";
+        "The hold or transaction has changed since the etag was read. Nothing was done. `metadata.etag` has the present one."
+        "Read it again, and decide again.";
     AccountNotEmpty = "ACCOUNT_NOT_EMPTY", FailedPrecondition, 409:
         "An account that is to be closed has units, or holds that are open."
         "Cancel its holds or wait for them, transfer or burn what is left, and close it then.";
@@ -223,6 +248,15 @@ reasons! {
     ShardNotFound = "SHARD_NOT_FOUND", NotFound, 404:
         "There is no shard of that name."
         "`tccctl status` names the shards.";
+    ParticipantDrained = "PARTICIPANT_DRAINED", FailedPrecondition, 409:
+        "An operator lets no new transactions at the participant that `metadata.participant` names. Nothing was done."
+        "`tccctl actions list --target NAME` says who and why; `tccctl participants resume NAME` lets them again.";
+    ParticipantExists = "PARTICIPANT_EXISTS", AlreadyExists, 409:
+        "A participant or a shard of that name is registered already."
+        "`tccctl participants describe NAME` tells how. To change it, drain and remove it first.";
+    ParticipantInUse = "PARTICIPANT_IN_USE", FailedPrecondition, 409:
+        "The participant cannot be removed: it still takes new transactions, or some that need it are not final."
+        "Drain it, and wait for its transactions: `metadata.example` names one.";
     ShardDrained = "SHARD_DRAINED", FailedPrecondition, 409:
         "An operator has stopped work on the shard already."
         "`tccctl actions list --target SHARD` says who and why; `tccctl shards resume SHARD` lets it go on.";
@@ -261,6 +295,9 @@ reasons! {
     RateLimited = "RATE_LIMITED", ResourceExhausted, 429:
         "The caller asks faster than `metadata.requests_per_second` allows. Nothing was done."
         "Repeat after the delay in RetryInfo, with the same id or key.";
+    ParticipantUnavailable = "PARTICIPANT_UNAVAILABLE", Unavailable, 503:
+        "The participant that `metadata.participant` names is needed and does not answer. Nothing was done."
+        "Repeat after the delay in RetryInfo, with the same id or key. `tccctl participants describe NAME` says how it stands.";
     ShardUnavailable = "SHARD_UNAVAILABLE", Unavailable, 503:
         "A shard that is needed does not answer."
         "Repeat after the delay in RetryInfo, with the same id or key.";

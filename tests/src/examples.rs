@@ -1,7 +1,9 @@
 //! The examples of participants, the tables that they need, and enough in them for the conformance kit.
 //!
-//! Those in Rust run in this process, by their own source. The one in Python is a process of its own.
+//! Those in Rust run in this process, by their own source. The one in Python is a process of its own, and the seats can be one,
+//! too, so that they can be killed.
 
+use crate::process::find_program;
 use anyhow::{Context as _, bail, ensure};
 use std::{path::PathBuf, process::Stdio, time::Duration};
 use tokio::{
@@ -38,14 +40,20 @@ pub const COUPONS: &str = concat!(
     "INSERT INTO coupon SELECT 'coupon-' || n, 2 FROM generate_series(0, 2999) n"
 );
 
-/// The coupons, in Python. Killed when dropped.
-pub struct Coupons {
+/// An example as a process of its own. Killed when dropped.
+pub struct Example {
     /// `http://HOST:PORT`.
     pub address: String,
     child: Child,
 }
 
-/// How long Python may take to start.
+/// The coupons, in Python.
+pub struct Coupons;
+
+/// The seats, in Rust: the program `tcc-seats` beside this one.
+pub struct House;
+
+/// How long one may take to start.
 const START: Duration = Duration::from_secs(30);
 
 impl Coupons {
@@ -54,38 +62,77 @@ impl Coupons {
     /// # Errors
     ///
     /// If Python is not set up, or does not get ready.
-    pub async fn start(database: &str, listen: &str) -> anyhow::Result<Self> {
+    pub async fn start(database: &str, listen: &str) -> anyhow::Result<Example> {
         let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..");
         let tools = root.join("target/tools/python");
         let python = tools.join("bin/python");
         ensure!(python.exists(), "Python is not set up; run coordinator/ops/ensure-python");
-        let mut child = Command::new(python)
+        let mut command = Command::new(python);
+        command
             .arg(root.join("participants/examples/python/coupons.py"))
-            .env("PYTHONPATH", tools.join("stubs"))
-            .env("TCC_PARTICIPANT", "coupons")
+            .env("PYTHONPATH", tools.join("stubs"));
+        Example::start(command, "coupons", database, listen).await
+    }
+}
+
+impl House {
+    /// Starts it on a database with [`SEATS`]. Port 0 is any free one.
+    ///
+    /// # Errors
+    ///
+    /// If it is not built, or does not get ready.
+    pub async fn start(database: &str, listen: &str) -> anyhow::Result<Example> {
+        let program = find_program("tcc-seats", "tcc-tests")?;
+        Example::start(Command::new(program), "seats", database, listen).await
+    }
+}
+
+impl Example {
+    async fn start(mut command: Command, name: &str, database: &str, listen: &str) -> anyhow::Result<Self> {
+        let mut child = command
+            .env("TCC_PARTICIPANT", name)
             .env("TCC_DATABASE_URL", database)
             .env("TCC_LISTEN", listen)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .kill_on_drop(true)
             .spawn()
-            .context("starting Python")?;
-        let stdout = child.stdout.take().context("Python has no standard output")?;
+            .with_context(|| format!("starting {name}"))?;
+        let stdout = child.stdout.take().with_context(|| format!("{name} has no standard output"))?;
         let mut lines = BufReader::new(stdout).lines();
-        let line = timeout(START, lines.next_line()).await.context("Python is not ready")??;
-        let address = line.as_deref().and_then(|line| line.strip_prefix("coupons: ready on "));
+        let line =
+            timeout(START, lines.next_line()).await.with_context(|| format!("{name} is not ready"))??;
+        let address = line.as_deref().and_then(|line| line.strip_prefix(&format!("{name}: ready on ")));
         match address {
             Some(address) => Ok(Self { address: address.to_owned(), child }),
-            None => bail!("Python said {line:?}"),
+            None => bail!("{name} said {line:?}"),
         }
     }
 
-    /// Kills them with SIGKILL and returns when they are gone.
+    /// `HOST:PORT`.
+    #[must_use]
+    pub fn listens(&self) -> String {
+        self.address.trim_start_matches("http://").to_owned()
+    }
+
+    /// Sends it a signal, such as `STOP`.
+    ///
+    /// # Errors
+    ///
+    /// If it does not run.
+    pub async fn signal(&self, name: &str) -> anyhow::Result<()> {
+        let id = self.child.id().context("it does not run")?.to_string();
+        let sent = Command::new("kill").args([&format!("-{name}"), &id]).status().await?;
+        ensure!(sent.success(), "kill -{name} {id} failed");
+        Ok(())
+    }
+
+    /// Kills it with SIGKILL and returns when it is gone.
     ///
     /// # Errors
     ///
     /// If there is no such process.
     pub async fn kill(mut self) -> anyhow::Result<()> {
-        self.child.kill().await.context("killing Python")
+        self.child.kill().await.context("killing an example")
     }
 }

@@ -9,6 +9,7 @@ pub mod examples;
 pub mod gate;
 pub mod http;
 pub mod memory;
+pub mod parties;
 pub mod process;
 pub mod program;
 pub mod proxy;
@@ -24,6 +25,7 @@ use tcc_coordinator::{
 use tcc_proto::v1::{
     self, hold_service_client::HoldServiceClient, ledger_service_client::LedgerServiceClient,
     operator_service_client::OperatorServiceClient, recovery_service_client::RecoveryServiceClient,
+    transaction_service_client::TransactionServiceClient,
 };
 use tonic::{Status, transport::Channel};
 use tonic_types::StatusExt as _;
@@ -154,6 +156,8 @@ pub async fn alice_and_bob(client: &mut Client) -> (String, String) {
 pub struct Client {
     /// Of holds.
     pub holds: HoldServiceClient<Channel>,
+    /// Of transactions of any branches.
+    pub transactions: TransactionServiceClient<Channel>,
     /// Of accounts.
     pub ledger: LedgerServiceClient<Channel>,
     /// Of the operator's view.
@@ -180,6 +184,7 @@ impl Client {
     fn on(channel: Channel) -> Self {
         Self {
             holds: HoldServiceClient::new(channel.clone()),
+            transactions: TransactionServiceClient::new(channel.clone()),
             ledger: LedgerServiceClient::new(channel.clone()),
             operator: OperatorServiceClient::new(channel.clone()),
             recovery: RecoveryServiceClient::new(channel),

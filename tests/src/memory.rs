@@ -84,7 +84,7 @@ impl Memory {
     ///
     /// [`ServeError`].
     pub async fn serve(self: &Arc<Self>) -> Result<Running, ServeError> {
-        start(Arc::clone(self) as Arc<dyn Served>, "127.0.0.1:0").await
+        start(Arc::clone(self) as Arc<dyn Served>, "127.0.0.1:0", None).await
     }
 
     /// Loses every fence, as a restart without a database would.

@@ -90,7 +90,7 @@ impl Tccd {
             tempfile::Builder::new().prefix("tccd-").tempdir().context("making a folder for tccd")?;
         let text = toml::to_string(config).context("writing tccd's configuration")?;
         fs::write(folder.path().join("tccd.toml"), text).context("writing tccd's configuration")?;
-        let program = find_program(name)?;
+        let program = find_program(name, "tcc-coordinator")?;
         let mut tccd =
             Self { name, program, arguments, folder, url, child: None, crash_at: None, environment };
         tccd.restart().await?;
@@ -236,15 +236,19 @@ fn free_address(host: &str) -> anyhow::Result<String> {
     Ok(probe.local_addr().context("finding a free port")?.to_string())
 }
 
-/// A program beside the running one, or one folder up: tests run in `deps`.
-fn find_program(name: &str) -> anyhow::Result<PathBuf> {
+/// A program of a package beside the running one, or one folder up: tests run in `deps`.
+///
+/// # Errors
+///
+/// If it is not built.
+pub fn find_program(name: &str, package: &str) -> anyhow::Result<PathBuf> {
     let me = env::current_exe().context("finding the running program")?;
     let file = format!("{name}{}", env::consts::EXE_SUFFIX);
     let found = me.ancestors().skip(1).take(2).map(|folder| folder.join(&file)).find(|path| path.is_file());
     found.with_context(|| {
         let folder = me.parent().unwrap_or(&me).display();
         format!(
-            "there is no {name} in {folder}: build it in the same profile with `cargo build -p tcc-coordinator`"
+            "there is no {name} in {folder}: build it in the same profile with `cargo build -p {package}`"
         )
     })
 }

@@ -13,6 +13,7 @@ use std::{
     path::{Path, PathBuf},
     time::Duration,
 };
+use tcc_coordinator::config::ParticipantConfig;
 use tcc_proto::v1::{self, CreateHoldRequest, OperatorActionKind as Action, Phase};
 use tcc_tests::{
     Client, GOLD, System, amount, connect, hold, hold_due_in, new_id, on_shard, on_two_shards, process::Tccd,
@@ -56,6 +57,8 @@ enum Deed {
     ResumeShard,
     /// An operator stops work on a shard, lets it go on, and lets another instance leave.
     Drain,
+    /// An operator adds a participant, drains it and removes it.
+    Register,
     /// A hold is parked; an operator acknowledges that, takes it up again, pauses and resumes it, and it is paid on request.
     Mend,
     /// An operator cancels a hold by plan.
@@ -64,7 +67,7 @@ enum Deed {
 
 use Deed::{
     Block, Cancel, CancelAfterRefusal, CreateBesideLock, Drain, Force, Leave, LoseShard, Mend, Open, Pay,
-    PayByKey, PayNow, PayTogether, Rebuild, Refuse, ResumeShard, Start,
+    PayByKey, PayNow, PayTogether, Rebuild, Refuse, Register, ResumeShard, Start,
 };
 
 /// Every point, and the deeds that reach it. A point that no deed reaches is a read of which nothing depends: whoever dies
@@ -127,6 +130,11 @@ const POINTS: &[(&str, &[Deed])] = &[
     ("keep_head", &[Pay]),
     ("stop_shard", &[LoseShard]),
     ("resume_shard", &[ResumeShard, Drain]),
+    // Participants.
+    ("configure_participant", &[Start]),
+    ("add_participant", &[Register]),
+    ("drain_participant", &[Register]),
+    ("remove_participant", &[Register]),
     // Operators.
     ("drain_shard", &[Drain]),
     ("drain_instance", &[Drain]),
@@ -200,6 +208,10 @@ const POINTS: &[(&str, &[Deed])] = &[
     ("plan", &[]),
     ("plan_items", &[]),
     ("plans", &[]),
+    ("registered", &[]),
+    ("lock_participant", &[]),
+    ("unfinished", &[]),
+    ("owned", &[]),
     ("fences", &[]),
     ("postings_near", &[]),
 ];
@@ -339,7 +351,9 @@ impl Stage {
     }
 
     async fn set() -> Self {
-        let system = System::start().await;
+        let mut system = System::start().await;
+        // Nobody listens there; it is known all the same.
+        system.config.participants = vec![ParticipantConfig::new("nobody", "http://127.0.0.1:9")];
         let tccd = Tccd::start(&system.config).await.expect("tccd starts");
         let mut client = Client::connect(tccd.url()).await;
         let (apart, together) = (on_two_shards("user"), (on_shard("carol", 0), on_shard("dave", 0)));
@@ -481,7 +495,7 @@ impl Stage {
                 (hold(carol, dave, AMOUNT), Phase::Cancelled),
             ],
             Rebuild => lost.into_iter().map(|request| (request, Phase::Confirmed)).collect(),
-            Open | Block | Leave | LoseShard | ResumeShard | Drain => Vec::new(),
+            Open | Block | Leave | LoseShard | ResumeShard | Drain | Register => Vec::new(),
         };
         let account = if deed == Block { carol.clone() } else { format!("new-{}", new_id()) };
         Wish { deed, holds, account, issue: new_id() }
@@ -492,6 +506,9 @@ impl Stage {
         if wish.deed == Drain {
             drain(&mut client).await;
             drain_other(&mut client, &self.databases()).await;
+        }
+        if wish.deed == Register {
+            register(&mut client).await;
         }
         if matches!(wish.deed, LoseShard | ResumeShard | Drain) {
             resume(&mut client).await;
@@ -546,6 +563,7 @@ impl Wish {
                     resume(&mut client).await;
                     drain_other(&mut client, &databases).await;
                 }
+                Register => register(&mut client).await,
                 Open => open(&mut client, &wish).await,
                 Block => block(&mut client, &wish.account).await,
                 CreateBesideLock => wish.create_beside_lock(&client, &databases).await,
@@ -742,6 +760,30 @@ async fn drain_other(client: &mut Client, databases: &Databases) {
         sleep(Duration::from_millis(50)).await;
     }
     sql.batch_execute(&format!("DELETE FROM instance WHERE id = '{id}'")).await.unwrap();
+}
+
+/// Has a participant added, drained and removed, asking again until it is so. Whoever finds it done has died after it.
+async fn register(client: &mut Client) {
+    let (name, reason, ticket) = ("late".to_owned(), WHY.to_owned(), String::new());
+    let address = "http://127.0.0.1:9".to_owned();
+    let add = v1::AddParticipantRequest {
+        name: name.clone(),
+        address,
+        reason: reason.clone(),
+        ..Default::default()
+    };
+    let drain =
+        v1::DrainParticipantRequest { name: name.clone(), reason: reason.clone(), ticket: ticket.clone() };
+    let remove = v1::RemoveParticipantRequest { name, reason, ticket };
+    while client.operator.add_participant(add.clone()).await.is_err_and(|status| is_unknown(&status)) {
+        sleep(Duration::from_millis(50)).await;
+    }
+    while client.operator.drain_participant(drain.clone()).await.is_err_and(|status| is_unknown(&status)) {
+        sleep(Duration::from_millis(50)).await;
+    }
+    while client.operator.remove_participant(remove.clone()).await.is_err_and(|status| is_unknown(&status)) {
+        sleep(Duration::from_millis(50)).await;
+    }
 }
 
 /// Waits until the shard is stopped, and lets work on it go on.

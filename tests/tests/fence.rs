@@ -306,7 +306,7 @@ async fn a_row_that_the_database_rejects_hurts_nobody_but_itself() {
     let answers = futures::future::join_all(holds.iter().map(|hold| ledger.ask(Try, hold, DEBIT))).await;
 
     for (hold, answer) in holds.iter().zip(answers) {
-        match hold.branch(DEBIT).amount.get() {
+        match hold.leg(DEBIT).unwrap().amount.get() {
             13 => assert!(matches!(&answer, Outcome::Failed(why) if why.contains("poison")), "{answer:?}"),
             _ => assert_eq!(answer, Outcome::Done),
         }

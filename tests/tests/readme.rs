@@ -91,6 +91,7 @@ fn start_tccd_dev() -> Daemon {
 fn the_conversations_in_the_manual_go_as_they_stand() {
     goes_as_it_stands(include_str!("../../README.md"));
     goes_as_it_stands(include_str!("../../coordinator/docs/http.md"));
+    goes_as_it_stands(include_str!("../../coordinator/docs/transactions.md"));
 }
 
 fn goes_as_it_stands(text: &str) {

@@ -58,7 +58,7 @@ impl Ledger {
         tcc_ledger::prepare(&mut connect(&url).await, "shard-0", &buckets).await.unwrap();
         let shard = Shard::start("shard-0", &url.parse().unwrap(), buckets, Heads::default());
         let served = InProcess { participant: Arc::new(shard.clone()), may_veto: true };
-        let running = start(Arc::new(served), "127.0.0.1:0").await.unwrap();
+        let running = start(Arc::new(served), "127.0.0.1:0", None).await.unwrap();
         Self { shard, running, url, _cluster: cluster }
     }
 
@@ -154,7 +154,7 @@ async fn an_item_that_cannot_be_done_fails_alone() {
     let answers = join_all(holds.iter().map(|hold| ask(&remote, Try, hold, &[DEBIT]))).await;
 
     for (hold, answer) in holds.iter().zip(answers) {
-        match hold.branch(DEBIT).amount.get() {
+        match hold.leg(DEBIT).unwrap().amount.get() {
             13 => {
                 assert!(matches!(&answer[0], Outcome::Failed(why) if why.contains("poison")), "{answer:?}");
             }
@@ -179,7 +179,7 @@ async fn a_participant_that_is_gone_is_not_reachable_and_is_found_when_it_is_bac
         !remote.is_reachable()
     })
     .await;
-    let _back = start(Arc::clone(&memory) as Arc<dyn Served>, &address.to_string()).await.unwrap();
+    let _back = start(Arc::clone(&memory) as Arc<dyn Served>, &address.to_string(), None).await.unwrap();
     until("it is back", || async { remote.is_reachable() }).await;
 
     assert_eq!(ask(&remote, Confirm, &transaction, &[DEBIT]).await, [Outcome::Done]);
@@ -217,7 +217,7 @@ impl Served for Stubborn {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lie_is_handed_on_as_it_is() {
     for lie in [Outcome::NotTried, Outcome::Vetoed(Refusal::own("NO")), Outcome::AlreadyConfirmed] {
-        let running = start(Arc::new(Stubborn(Some(lie.clone()))), "127.0.0.1:0").await.unwrap();
+        let running = start(Arc::new(Stubborn(Some(lie.clone()))), "127.0.0.1:0", None).await.unwrap();
         let remote = remote_to(&running, "stubborn", &Options::default()).await;
 
         assert_eq!(ask(&remote, Cancel, &hold(1), &[CREDIT, DEBIT]).await, [lie]);
@@ -226,7 +226,7 @@ async fn a_lie_is_handed_on_as_it_is() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_participant_that_hangs_is_unknown_after_the_deadline() {
-    let running = start(Arc::new(Stubborn(None)), "127.0.0.1:0").await.unwrap();
+    let running = start(Arc::new(Stubborn(None)), "127.0.0.1:0", None).await.unwrap();
     let options = Options { deadline: Duration::from_millis(200), ..Options::default() };
     let remote = remote_to(&running, "stubborn", &options).await;
     let holds: Vec<_> = (1..=20).map(hold).collect();
@@ -262,7 +262,7 @@ impl Served for SlowAt {
 async fn a_call_that_is_slow_again_holds_up_itself_only() {
     let holds: Vec<_> = (1..=20).map(hold).collect();
     let slow = &holds[7];
-    let running = start(Arc::new(SlowAt(slow.id)), "127.0.0.1:0").await.unwrap();
+    let running = start(Arc::new(SlowAt(slow.id)), "127.0.0.1:0", None).await.unwrap();
     let options = Options { deadline: Duration::from_millis(300), requests: 1, ..Options::default() };
     let remote = remote_to(&running, "slow", &options).await;
     let all = || join_all(holds.iter().map(|hold| ask(&remote, Try, hold, &[DEBIT])));

@@ -123,13 +123,33 @@ pub fn permits_next(operation: Operation, outcome: &Outcome) -> bool {
     }
 }
 
-/// Where a transaction stands whose row was lost, by what its fences were seen to be. The pivot has decided, or everything
-/// waits, or what is there is to be undone; and if more has happened since they were seen, the pivot says so when it is asked.
+/// Where a transaction of the ledger alone stands whose row was lost, by what its fences were seen to be. The pivot has decided,
+/// or everything waits, or what is there is to be undone; and if more has happened since they were seen, the pivot says so when
+/// it is asked.
 #[must_use]
 pub fn rebuilt(pivot: Option<FenceState>, mut others: impl Iterator<Item = Option<FenceState>>) -> Phase {
     match pivot {
         Some(FenceState::Confirmed | FenceState::Confirming) => Phase::Confirming,
         Some(FenceState::Tried) if others.all(|state| state == Some(FenceState::Tried)) => Phase::Held,
+        _ => Phase::Cancelling,
+    }
+}
+
+/// As [`rebuilt`], if some of its branches are other participants', whose fences nobody can see: `lead` is the ledger's branch
+/// that goes before its others, and it has followed the pivot or is it. If nothing is decided there, all are asked to try once
+/// more: whoever has has its answer ready, and one that was cancelled says so.
+#[must_use]
+pub fn rebuilt_in_part(
+    lead: Option<FenceState>,
+    mut others: impl Iterator<Item = Option<FenceState>>,
+) -> Phase {
+    match lead {
+        Some(FenceState::Confirmed | FenceState::Confirming) => Phase::Confirming,
+        None | Some(FenceState::Tried)
+            if others.all(|state| matches!(state, None | Some(FenceState::Tried))) =>
+        {
+            Phase::Trying
+        }
         _ => Phase::Cancelling,
     }
 }
@@ -203,5 +223,18 @@ mod tests {
         assert_eq!(phase(Some(Tried), None), Phase::Cancelling);
         assert_eq!(phase(None, Some(Tried)), Phase::Cancelling);
         assert_eq!(phase(Some(Cancelled), Some(Cancelled)), Phase::Cancelling);
+    }
+
+    #[test]
+    fn a_lost_row_with_branches_elsewhere_is_tried_again_unless_the_ledger_knows_more() {
+        use FenceState::{Cancelled, Confirmed, Stopped, Tried};
+        let phase = |lead, other| rebuilt_in_part(lead, [other].into_iter());
+
+        assert_eq!(phase(Some(Confirmed), Some(Tried)), Phase::Confirming);
+        assert_eq!(phase(Some(Tried), Some(Tried)), Phase::Trying);
+        assert_eq!(phase(Some(Tried), None), Phase::Trying);
+        assert_eq!(phase(None, Some(Tried)), Phase::Trying);
+        assert_eq!(phase(Some(Tried), Some(Stopped)), Phase::Cancelling);
+        assert_eq!(phase(Some(Cancelled), Some(Tried)), Phase::Cancelling);
     }
 }

@@ -10,6 +10,7 @@ use crate::{
     TransactionId, caller::KeyError,
 };
 use prost::Message as _;
+use std::{collections::BTreeMap, fmt, sync::Arc};
 
 /// One global transaction: its id, its descriptor, and the descriptor's bytes. Immutable.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,20 +38,51 @@ pub struct Descriptor {
     pub labels: Labels,
     /// The key by which its caller may ask for it again, if it was created by one.
     pub key: Option<IdempotencyKey>,
+    /// Who created it and decides about it, if it is a transaction of any branches. About a hold its payer does.
+    pub owner: Option<String>,
 }
 
-/// One participant's part: an amount on one account.
+/// One participant's part.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Branch {
+pub enum Branch {
+    /// The ledger's: an amount on one account.
+    Ledger(Leg),
+    /// Another participant's: what is asked of it.
+    Other(Request),
+}
+
+/// What a branch does to one account of the ledger.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Leg {
     /// What happens to the account.
     pub role: Role,
-    /// Whose part it is.
+    /// Which account.
     pub account: AccountId,
     /// How much.
     pub amount: Amount,
     /// Of what.
     pub currency: Currency,
 }
+
+/// What a branch asks of a participant that is no ledger.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Request {
+    /// Whom.
+    pub participant: ParticipantName,
+    /// Which of the things that it can do, in its own words; it may be empty.
+    pub operation: String,
+    /// With what.
+    pub payload: Vec<u8>,
+}
+
+/// The name of a participant that is no ledger: a lower-case letter, then up to 62 of `a-z`, `0-9`, `_`, `.` and `-`.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ParticipantName(Arc<str>);
+
+/// A text that names no participant.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the name of a participant is a lower-case letter, then up to 62 of a-z, 0-9, _, . and -")]
+pub struct ParticipantNameError;
 
 /// What a branch does to its account.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -89,6 +121,9 @@ pub enum DescriptorError {
     /// A key out of its form.
     #[error("descriptor holds an invalid key: {0}")]
     Key(#[from] KeyError),
+    /// A participant's name out of its form.
+    #[error("descriptor holds an invalid name: {0}")]
+    Participant(#[from] ParticipantNameError),
     /// An unknown role or action, a pivot that is no branch, a time out of range.
     #[error("descriptor has no valid {0}")]
     Field(&'static str),
@@ -122,6 +157,61 @@ impl Transaction {
     pub fn branch(&self, index: u16) -> &Branch {
         &self.descriptor.branches[usize::from(index)]
     }
+
+    /// What a branch does to an account, if it is the ledger's.
+    #[must_use]
+    pub fn leg(&self, index: u16) -> Option<&Leg> {
+        self.descriptor.branches.get(usize::from(index)).and_then(Branch::leg)
+    }
+}
+
+impl Branch {
+    /// What it does to an account, if it is the ledger's.
+    #[must_use]
+    pub fn leg(&self) -> Option<&Leg> {
+        match self {
+            Self::Ledger(leg) => Some(leg),
+            Self::Other(_) => None,
+        }
+    }
+}
+
+impl ParticipantName {
+    /// Checks the form.
+    ///
+    /// # Errors
+    ///
+    /// [`ParticipantNameError`].
+    pub fn parse(text: &str) -> Result<Self, ParticipantNameError> {
+        let form = |(n, byte): (usize, u8)| match byte {
+            b'a'..=b'z' => true,
+            b'0'..=b'9' | b'_' | b'.' | b'-' => n > 0,
+            _ => false,
+        };
+        if (1..=63).contains(&text.len()) && text.bytes().enumerate().all(form) {
+            Ok(Self(text.into()))
+        } else {
+            Err(ParticipantNameError)
+        }
+    }
+
+    /// As text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for ParticipantName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for ParticipantName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
 }
 
 impl Descriptor {
@@ -136,9 +226,15 @@ impl Descriptor {
         due_at: Timestamp,
         on_maturity: OnMaturity,
     ) -> Self {
-        let debit = Branch { role: Role::Debit, account: payer, amount, currency: currency.clone() };
-        let credit = Branch { role: Role::Credit, account: payee, amount, currency };
-        Self { branches: vec![debit, credit], pivot: CREDIT, due_at, on_maturity, ..Self::at_once() }
+        let debit = Leg { role: Role::Debit, account: payer, amount, currency: currency.clone() };
+        let credit = Leg { role: Role::Credit, account: payee, amount, currency };
+        Self {
+            branches: vec![Branch::Ledger(debit), Branch::Ledger(credit)],
+            pivot: CREDIT,
+            due_at,
+            on_maturity,
+            ..Self::at_once()
+        }
     }
 
     /// A hold that is due by any clock when it is created. Its due time is no time of day: whoever repeats it must come to the
@@ -151,17 +247,20 @@ impl Descriptor {
     /// An issue of units on one account, which takes effect at once.
     #[must_use]
     pub fn issue(account: AccountId, amount: Amount, currency: Currency) -> Self {
-        Self { branches: vec![Branch { role: Role::Issue, account, amount, currency }], ..Self::at_once() }
+        let leg = Leg { role: Role::Issue, account, amount, currency };
+        Self { branches: vec![Branch::Ledger(leg)], ..Self::at_once() }
     }
 
     /// The reverse of an issue.
     #[must_use]
     pub fn burn(account: AccountId, amount: Amount, currency: Currency) -> Self {
-        Self { branches: vec![Branch { role: Role::Burn, account, amount, currency }], ..Self::at_once() }
+        let leg = Leg { role: Role::Burn, account, amount, currency };
+        Self { branches: vec![Branch::Ledger(leg)], ..Self::at_once() }
     }
 
-    /// Nothing yet, without a due time.
-    fn at_once() -> Self {
+    /// Nothing yet, without a due time: due by any clock.
+    #[must_use]
+    pub fn at_once() -> Self {
         Self {
             branches: Vec::new(),
             pivot: 0,
@@ -169,7 +268,52 @@ impl Descriptor {
             on_maturity: OnMaturity::Confirm,
             labels: Labels::default(),
             key: None,
+            owner: None,
         }
+    }
+
+    /// What its branches do to accounts, with their indexes.
+    pub fn legs(&self) -> impl Iterator<Item = (u16, &Leg)> {
+        self.branches.iter().zip(0..).filter_map(|(branch, index)| Some((index, branch.leg()?)))
+    }
+
+    /// Payer's and payee's parts, if it is a hold.
+    #[must_use]
+    pub fn as_hold(&self) -> Option<(&Leg, &Leg)> {
+        match self.branches.as_slice() {
+            [Branch::Ledger(debit), Branch::Ledger(credit)] if self.owner.is_none() => Some((debit, credit)),
+            _ => None,
+        }
+    }
+
+    /// The branch of the ledger that goes before its others: the pivot, or, if that is another participant's, the first
+    /// credit, or else the first debit.
+    ///
+    /// If the pivot were not what it should be, and took its decision back, some branches of the ledger could be confirmed and
+    /// others cancelled, which would create or lose money. So they follow one of their own: what that one's fence has answered
+    /// stays so.
+    #[must_use]
+    pub fn lead(&self) -> Option<u16> {
+        let credit = || self.legs().find(|(_, leg)| leg.role == Role::Credit);
+        let first = || self.legs().next();
+        let is_pivot =
+            self.branches.get(usize::from(self.pivot)).is_some_and(|branch| branch.leg().is_some());
+        if is_pivot { Some(self.pivot) } else { credit().or_else(first).map(|(index, _)| index) }
+    }
+
+    /// How much more its credits give than its debits take, by currency: empty, if it is balanced.
+    #[must_use]
+    pub fn imbalance(&self) -> BTreeMap<&Currency, i128> {
+        let mut sums: BTreeMap<&Currency, i128> = BTreeMap::new();
+        for (_, leg) in self.legs() {
+            let amount = i128::from(leg.amount.get());
+            *sums.entry(&leg.currency).or_default() += match leg.role {
+                Role::Credit | Role::Issue => amount,
+                Role::Debit | Role::Burn => -amount,
+            };
+        }
+        sums.retain(|_, sum| *sum != 0);
+        sums
     }
 
     /// Whether it was due by any clock when it was created.
@@ -181,24 +325,28 @@ impl Descriptor {
     /// The name of the first field in which two descriptors differ, as it is called in the API.
     #[must_use]
     pub fn first_difference(&self, other: &Self) -> Option<&'static str> {
-        if self.branches.len() != other.branches.len() || self.pivot != other.pivot {
-            return Some("branches");
+        if self.owner != other.owner {
+            return Some("id");
         }
-        for (mine, theirs) in self.branches.iter().zip(&other.branches) {
-            let account = match mine.role {
-                Role::Debit => "payer",
-                Role::Credit => "payee",
-                Role::Issue | Role::Burn => "account",
-            };
-            let fields = [
-                ("branches", mine.role != theirs.role),
-                (account, mine.account != theirs.account),
-                ("amount.value", mine.amount != theirs.amount),
-                ("amount.currency", mine.currency != theirs.currency),
-            ];
-            if let Some((name, _)) = fields.into_iter().find(|(_, differs)| *differs) {
-                return Some(name);
+        match (self.as_hold(), other.as_hold()) {
+            (Some(mine), Some(theirs)) => {
+                let field = difference(mine.0, theirs.0, "payer").or(difference(mine.1, theirs.1, "payee"));
+                if field.is_some() {
+                    return field;
+                }
             }
+            _ => match (self.branches.as_slice(), other.branches.as_slice()) {
+                ([Branch::Ledger(mine)], [Branch::Ledger(theirs)]) if self.owner.is_none() => {
+                    if let Some(field) = difference(mine, theirs, "account") {
+                        return Some(field);
+                    }
+                }
+                (mine, theirs) if mine != theirs => return Some("branches"),
+                _ => {}
+            },
+        }
+        if self.pivot != other.pivot {
+            return Some("pivot");
         }
         let rest = [
             ("due_at", self.due_at != other.due_at),
@@ -210,16 +358,25 @@ impl Descriptor {
     }
 
     fn encode(&self) -> Vec<u8> {
-        let branches = self.branches.iter().map(|branch| wire::Branch {
-            role: match branch.role {
-                Role::Debit => 1,
-                Role::Credit => 2,
-                Role::Issue => 3,
-                Role::Burn => 4,
+        let branches = self.branches.iter().map(|branch| match branch {
+            Branch::Ledger(leg) => wire::Branch {
+                role: match leg.role {
+                    Role::Debit => 1,
+                    Role::Credit => 2,
+                    Role::Issue => 3,
+                    Role::Burn => 4,
+                },
+                account: leg.account.as_str().to_owned(),
+                amount: leg.amount.get(),
+                currency: leg.currency.as_str().to_owned(),
+                ..wire::Branch::default()
             },
-            account: branch.account.as_str().to_owned(),
-            amount: branch.amount.get(),
-            currency: branch.currency.as_str().to_owned(),
+            Branch::Other(request) => wire::Branch {
+                participant: request.participant.as_str().to_owned(),
+                payload: request.payload.clone(),
+                operation: request.operation.clone(),
+                ..wire::Branch::default()
+            },
         });
         let descriptor = wire::Descriptor {
             branches: branches.collect(),
@@ -232,6 +389,7 @@ impl Descriptor {
             caller: self.key.as_ref().map(|key| key.caller().to_owned()).unwrap_or_default(),
             key: self.key.as_ref().map(|key| key.key().to_owned()).unwrap_or_default(),
             labels: self.labels.clone().into_map(),
+            owner: self.owner.clone(),
         };
         descriptor.encode_to_vec()
     }
@@ -240,18 +398,23 @@ impl Descriptor {
         let descriptor = wire::Descriptor::decode(encoded)?;
         let branches = descriptor.branches.into_iter().map(|branch| {
             let role = match branch.role {
+                0 => {
+                    let participant = ParticipantName::parse(&branch.participant)?;
+                    let wire::Branch { operation, payload, .. } = branch;
+                    return Ok(Branch::Other(Request { participant, operation, payload }));
+                }
                 1 => Role::Debit,
                 2 => Role::Credit,
                 3 => Role::Issue,
                 4 => Role::Burn,
                 _ => return Err(DescriptorError::Field("role")),
             };
-            Ok(Branch {
+            Ok(Branch::Ledger(Leg {
                 role,
                 account: AccountId::parse(&branch.account)?,
                 amount: Amount::new(branch.amount)?,
                 currency: Currency::parse(&branch.currency)?,
-            })
+            }))
         });
         let branches: Vec<_> = branches.collect::<Result<_, _>>()?;
         let pivot = u16::try_from(descriptor.pivot).ok().filter(|pivot| usize::from(*pivot) < branches.len());
@@ -271,8 +434,20 @@ impl Descriptor {
                 "" => None,
                 key => Some(IdempotencyKey::new(&descriptor.caller, key)?),
             },
+            owner: descriptor.owner,
         })
     }
+}
+
+/// The name of the first field in which two legs differ, the account being called so.
+fn difference(mine: &Leg, theirs: &Leg, account: &'static str) -> Option<&'static str> {
+    let fields = [
+        ("branches", mine.role != theirs.role),
+        (account, mine.account != theirs.account),
+        ("amount.value", mine.amount != theirs.amount),
+        ("amount.currency", mine.currency != theirs.currency),
+    ];
+    fields.into_iter().find(|(_, differs)| *differs).map(|(name, _)| name)
 }
 
 impl Role {
@@ -323,6 +498,9 @@ mod wire {
         /// In the order of the keys, so that the bytes are the same for the same labels.
         #[prost(btree_map = "string, string", tag = "7")]
         pub labels: std::collections::BTreeMap<String, String>,
+        /// Not of a hold. It may be empty.
+        #[prost(string, optional, tag = "8")]
+        pub owner: Option<String>,
     }
 
     #[derive(Clone, PartialEq, prost::Message)]
@@ -335,6 +513,13 @@ mod wire {
         pub amount: i64,
         #[prost(string, tag = "4")]
         pub currency: String,
+        /// Of a branch that is not the ledger's, which has no role.
+        #[prost(string, tag = "5")]
+        pub participant: String,
+        #[prost(bytes = "vec", tag = "6")]
+        pub payload: Vec<u8>,
+        #[prost(string, tag = "7")]
+        pub operation: String,
     }
 }
 
@@ -406,6 +591,78 @@ mod tests {
             plain.first_difference(&Descriptor { labels: Labels::default(), ..descriptor }),
             Some("idempotency_key")
         );
+    }
+
+    fn leg(role: Role, account: &str, amount: i64, currency: &str) -> Branch {
+        Branch::Ledger(Leg {
+            role,
+            account: AccountId::parse(account).unwrap(),
+            amount: Amount::new(amount).unwrap(),
+            currency: Currency::parse(currency).unwrap(),
+        })
+    }
+
+    fn seat(payload: &str) -> Branch {
+        let participant = ParticipantName::parse("seats").unwrap();
+        Branch::Other(Request { participant, operation: "reserve".into(), payload: payload.into() })
+    }
+
+    fn of(branches: Vec<Branch>, pivot: u16) -> Descriptor {
+        Descriptor { branches, pivot, owner: Some("shop".into()), ..Descriptor::at_once() }
+    }
+
+    #[test]
+    fn the_encoding_of_any_branches_is_pinned() {
+        let descriptor = of(vec![seat("A1")], 0);
+
+        let encoded = descriptor.encode();
+
+        let hex: String = encoded.iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(
+            hex,
+            "0a142a0573656174733202413\
+13a0772657365727665200142\
+0473686f70"
+        );
+        assert_eq!(Descriptor::decode(&encoded).unwrap(), descriptor);
+        let nobody = Descriptor { owner: Some(String::new()), ..descriptor };
+        assert_eq!(Descriptor::decode(&nobody.encode()).unwrap(), nobody);
+    }
+
+    #[test]
+    fn what_credits_give_and_debits_do_not_take_shows_by_currency() {
+        let gold = Currency::parse("GOLD").unwrap();
+        let (debit, credit) = (leg(Role::Debit, "a", 5, "GOLD"), leg(Role::Credit, "b", 5, "GOLD"));
+
+        let balanced = of(vec![debit.clone(), seat("A1"), credit.clone()], 1);
+        let lone = of(vec![credit.clone(), seat("A1")], 1);
+        let crossed = of(vec![debit, leg(Role::Credit, "b", 5, "RUBY")], 1);
+
+        assert!(balanced.imbalance().is_empty());
+        assert_eq!(lone.imbalance(), BTreeMap::from([(&gold, 5)]));
+        assert_eq!(crossed.imbalance().into_values().collect::<Vec<_>>(), [-5, 5]);
+        let most = of(vec![leg(Role::Credit, "b", Amount::MAX, "GOLD"); 64], 1);
+        assert_eq!(most.imbalance()[&gold], 64 * i128::from(Amount::MAX), "nothing overflows");
+    }
+
+    #[test]
+    fn the_ledger_follows_the_pivot_or_a_credit_of_its_own() {
+        let (debit, credit) = (leg(Role::Debit, "a", 5, "GOLD"), leg(Role::Credit, "b", 5, "GOLD"));
+
+        assert_eq!(of(vec![debit.clone(), credit.clone()], 0).lead(), Some(0));
+        assert_eq!(of(vec![debit.clone(), credit, seat("A1")], 2).lead(), Some(1));
+        assert_eq!(of(vec![seat("A1"), debit], 0).lead(), Some(1));
+        assert_eq!(of(vec![seat("A1")], 0).lead(), None);
+    }
+
+    #[test]
+    fn a_hold_and_a_transaction_of_the_same_branches_are_not_the_same() {
+        let one = hold("a", "b", 1, 1_000, OnMaturity::Confirm);
+        let other = Descriptor { owner: Some(String::new()), ..one.clone() };
+
+        assert!(one.as_hold().is_some() && other.as_hold().is_none());
+        assert_eq!(one.first_difference(&other), Some("id"));
+        assert_eq!(of(vec![seat("A1")], 0).first_difference(&of(vec![seat("A2")], 0)), Some("branches"));
     }
 
     #[test]

@@ -19,7 +19,7 @@ pub mod phase;
 
 pub use bucket::{BUCKETS, bucket_of};
 pub use caller::{IdempotencyKey, LabelError, Labels};
-pub use descriptor::{Branch, Descriptor, OnMaturity, Role, Transaction};
+pub use descriptor::{Branch, Descriptor, Leg, OnMaturity, ParticipantName, Request, Role, Transaction};
 pub use fence::{Admission, FenceState, Operation};
 pub use id::{IdError, TransactionId};
 pub use money::{AccountId, Amount, Currency, MoneyError};

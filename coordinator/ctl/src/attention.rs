@@ -301,6 +301,7 @@ struct Branch {
     fenced_at: Option<String>,
     decided_at: Option<String>,
     error: String,
+    operation: String,
 }
 
 #[derive(Debug, Serialize)]
@@ -332,6 +333,7 @@ impl TryFrom<v1::DescribeHoldResponse> for Description {
             fenced_at: branch.fenced_at.as_ref().map(time),
             decided_at: branch.decided_at.as_ref().map(time),
             error: branch.error,
+            operation: branch.operation,
         };
         let place =
             |place: v1::MoneyPlace| Place { amount: place.amount.map(Into::into), place: place.place };
@@ -359,11 +361,16 @@ impl fmt::Display for Description {
         let Self { hold, branches, money, timeline, attention, .. } = self;
         let amount = or_dash(hold.amount.as_ref().map(ToString::to_string).as_deref());
         let why = [&hold.cause, &hold.reason].map(|why| or_dash(Some(why))).join(" ").replace('-', "");
+        // Of a transaction that is no hold the branches say it.
+        let pays = match (hold.payer.as_str(), hold.payee.as_str()) {
+            ("", _) | (_, "") => "-".to_owned(),
+            (payer, payee) => format!("{amount} from {payer} to {payee}"),
+        };
         f.write_str(&fields([
             ("hold", hold.id.clone()),
             ("phase", format!("{} {}", hold.phase, why.trim()).trim().to_owned()),
             ("attention", hold.attention.clone()),
-            ("pays", format!("{amount} from {} to {}", hold.payer, hold.payee)),
+            ("pays", pays),
             ("due", format!("{}, then {}", or_dash(hold.due_at.as_deref()), hold.on_maturity)),
         ]))?;
         if let Some(item) = attention {
@@ -387,7 +394,7 @@ impl fmt::Display for Description {
         let lines = branches.iter().map(|branch| {
             [
                 branch.role.clone(),
-                branch.account.clone(),
+                or_dash(Some(&[branch.account.as_str(), branch.operation.as_str()].concat())),
                 branch.participant.clone(),
                 if branch.is_pivot { "yes".to_owned() } else { "-".to_owned() },
                 or_dash(Some(&branch.state)).to_uppercase(),

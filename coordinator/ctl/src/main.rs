@@ -21,6 +21,7 @@ mod import;
 mod output;
 mod participants;
 mod plans;
+mod registered;
 mod session;
 mod shards;
 mod sql;
@@ -165,7 +166,7 @@ enum Noun {
     /// Decides about shards
     #[command(subcommand)]
     Shards(Shards),
-    /// Checks participants
+    /// Checks participants, and decides who takes part besides the shards
     #[command(subcommand)]
     Participants(Participants),
     /// Names servers, and chooses one of them (asks no server)
@@ -522,6 +523,36 @@ enum ConfigVerb {
 
 #[derive(Subcommand)]
 enum Participants {
+    /// Lists the participants that are no shards
+    List,
+    /// Shows a participant, and what waits for it
+    Describe {
+        /// The participant, as `participants list` names it
+        name: String,
+    },
+    /// Registers a participant with every instance
+    Add(registered::Add),
+    /// Lets no new transactions at a participant; what is under way goes on
+    Drain {
+        /// The participant, as `participants list` names it
+        name: String,
+        #[command(flatten)]
+        why: Why,
+    },
+    /// Lets new transactions at a participant that was drained
+    Resume {
+        /// The participant, as `participants list` names it
+        name: String,
+        #[command(flatten)]
+        why: Why,
+    },
+    /// Forgets a participant that is drained and that nothing unfinished needs
+    Remove {
+        /// The participant, as `participants list` names it
+        name: String,
+        #[command(flatten)]
+        why: Why,
+    },
     /// Asks a participant all that a coordinator could ask, in any order, twice and at the same time (asks no coordinator);
     /// exits with 3 if it does not keep to the fence table
     Verify(participants::Verify),
@@ -709,7 +740,15 @@ async fn run(noun: Noun, session: &Session, output: &Output) -> Result<Exit, Box
             Shards::Drain { name, why } => shards::drain(session, output, name, why).await,
             Shards::Resume { name, why } => shards::resume(session, output, name, why).await,
         },
-        Noun::Participants(Participants::Verify(asked)) => participants::verify_one(output, asked).await,
+        Noun::Participants(verb) => match verb {
+            Participants::List => registered::list(session, output).await,
+            Participants::Describe { name } => registered::describe(session, output, name).await,
+            Participants::Add(asked) => registered::add(session, output, asked).await,
+            Participants::Drain { name, why } => registered::drain(session, output, name, why).await,
+            Participants::Resume { name, why } => registered::resume(session, output, name, why).await,
+            Participants::Remove { name, why } => registered::remove(session, output, name, why).await,
+            Participants::Verify(asked) => participants::verify_one(output, asked).await,
+        },
         Noun::Explain { .. }
         | Noun::Completions { .. }
         | Noun::Id

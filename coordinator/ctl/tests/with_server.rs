@@ -310,6 +310,62 @@ impl OperatorService for Prepared {
         }
     }
 
+    async fn list_participants(
+        &self,
+        _: Request<v1::ListParticipantsRequest>,
+    ) -> Result<Response<v1::ListParticipantsResponse>, Status> {
+        let seats = v1::Participant {
+            name: "seats".into(),
+            address: "https://seats:7080".into(),
+            may_veto: true,
+            requests: 4,
+            reachable: true,
+            waiting: 3,
+            clock_ahead: Some(prost_types::Duration { seconds: -1, nanos: -500_000_000 }),
+            ..Default::default()
+        };
+        let gone = v1::Participant { name: "gone".into(), left_alone: true, ..Default::default() };
+        Ok(Response::new(v1::ListParticipantsResponse { participants: vec![gone, seats] }))
+    }
+
+    async fn add_participant(
+        &self,
+        request: Request<v1::AddParticipantRequest>,
+    ) -> Result<Response<v1::AddParticipantResponse>, Status> {
+        let v1::AddParticipantRequest { name, reason, deadline, requests, .. } = request.get_ref();
+        let deadline = deadline.as_ref().expect("a deadline");
+        assert_eq!((deadline.seconds, deadline.nanos, *requests), (1, 500_000_000, 8));
+        assert!(!reason.is_empty());
+        match name.as_str() {
+            "seats" => Err(refusal(Code::AlreadyExists, "PARTICIPANT_EXISTS", [("participant", name)])),
+            _ => Ok(Response::new(v1::AddParticipantResponse {})),
+        }
+    }
+
+    async fn drain_participant(
+        &self,
+        request: Request<v1::DrainParticipantRequest>,
+    ) -> Result<Response<v1::DrainParticipantResponse>, Status> {
+        assert!(!request.get_ref().reason.is_empty());
+        Ok(Response::new(v1::DrainParticipantResponse {}))
+    }
+
+    async fn resume_participant(
+        &self,
+        request: Request<v1::ResumeParticipantRequest>,
+    ) -> Result<Response<v1::ResumeParticipantResponse>, Status> {
+        assert!(!request.get_ref().reason.is_empty());
+        Ok(Response::new(v1::ResumeParticipantResponse {}))
+    }
+
+    async fn remove_participant(
+        &self,
+        request: Request<v1::RemoveParticipantRequest>,
+    ) -> Result<Response<v1::RemoveParticipantResponse>, Status> {
+        let name = request.get_ref().name.as_str();
+        Err(refusal(Code::FailedPrecondition, "PARTICIPANT_IN_USE", [("participant", name)]))
+    }
+
     async fn run_audit(
         &self,
         _: Request<v1::RunAuditRequest>,
@@ -700,8 +756,30 @@ impl tcc_participant::serve::Served for Obliging {
 }
 
 #[tokio::test]
+async fn participants_are_listed_and_decided_about_with_a_reason() {
+    let server = serve(Prepared::default());
+    let ask = async |words: &str| tccctl(&server, &words.split(' ').collect::<Vec<_>>()).await;
+
+    let list = ask("participants list").await;
+    let one = ask("participants describe seats -o json").await;
+    let add = "participants add NAME https://a:1 --deadline-ms 1500 --requests 8 --reason why";
+    let (new, known) = (ask(&add.replace("NAME", "new")).await, ask(&add.replace("NAME", "seats")).await);
+    let drained = ask("participants drain seats --reason why").await;
+    let (unsaid, used) =
+        (ask("participants drain seats").await, ask("participants remove seats --reason why").await);
+
+    assert!(text(&list.stdout).contains("gone         LEFT_ALONE"), "{}", text(&list.stdout));
+    let seats = &json_lines(&one.stdout)[0];
+    assert_eq!((&seats["may_veto"], &seats["clock_ahead_ms"]), (&true.into(), &"-1500".into()));
+    let exits = [&new, &known, &drained, &unsaid, &used].map(|output| output.status.code());
+    assert_eq!(exits, [Some(0), Some(1), Some(0), Some(2), Some(1)]);
+    assert_eq!(ask("participants describe nobody").await.status.code(), Some(1));
+}
+
+#[tokio::test]
 async fn a_participant_that_breaks_the_fence_table_exits_with_3_and_its_mistakes_are_named() {
-    let running = tcc_participant::serve::start(std::sync::Arc::new(Obliging), "127.0.0.1:0").await.unwrap();
+    let running =
+        tcc_participant::serve::start(std::sync::Arc::new(Obliging), "127.0.0.1:0", None).await.unwrap();
     let address = format!("http://{}", running.address);
     let verify = ["participants", "verify", &address, "--payload", "unit-%n", "--schedules", "1"];
 

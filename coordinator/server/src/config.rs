@@ -8,7 +8,12 @@ use std::{
     fmt,
     path::{Path, PathBuf},
 };
-use tcc_core::Amount;
+use tcc_core::{Amount, ParticipantName};
+
+/// How long one request to a participant may take, in milliseconds.
+pub const DEADLINES_MS: std::ops::RangeInclusive<u32> = 100..=60_000;
+/// How many requests may be under way at one.
+pub const REQUESTS: std::ops::RangeInclusive<u16> = 1..=256;
 
 /// The whole file.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
@@ -27,6 +32,11 @@ pub struct Config {
     /// The ledger shards. Which accounts live where is fixed by their names when a coordinator first starts.
     #[serde(rename = "shard")]
     pub shards: Vec<ShardConfig>,
+    /// Participants that are no shards. Others are added while it runs: `tccctl participants add`.
+    #[serde(rename = "participant", skip_serializing_if = "Vec::is_empty")]
+    pub participants: Vec<ParticipantConfig>,
+    /// What is shown to participants and `tcc-ledgerd`, so that they know who calls.
+    pub identity: Option<IdentityFiles>,
     /// How all databases are logged in to.
     pub postgres: PostgresConfig,
     /// What requests may ask for.
@@ -115,16 +125,74 @@ pub struct ShardConfig {
     pub name: String,
     /// As [`Database::url`].
     pub url: String,
-    /// Where `tcc-ledgerd` works on it, as `http://HOST:PORT`; empty if the coordinator does that itself.
+    /// Where `tcc-ledgerd` works on it, as `https://HOST:PORT`; empty if the coordinator does that itself.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub address: String,
+    /// The authorities of that one's certificate, PEM. Without it those of the system.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca: Option<PathBuf>,
+}
+
+/// A participant that is no shard.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct ParticipantConfig {
+    /// What transactions call it, and what it calls itself.
+    pub name: String,
+    /// Where it is called, as `https://HOST:PORT`; `http://` on this machine alone.
+    pub address: String,
+    /// The authorities of its certificate, PEM. Without it those of the system.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca: Option<PathBuf>,
+    /// It may veto, so it must be the pivot.
+    #[serde(default)]
+    pub may_veto: bool,
+    /// How long one request to it may take, in milliseconds: 100 to 60000.
+    #[serde(default = "ParticipantConfig::default_deadline_ms")]
+    pub deadline_ms: u32,
+    /// How many requests may be under way at a time: 1 to 256.
+    #[serde(default = "ParticipantConfig::default_requests")]
+    pub requests: u16,
+}
+
+impl ParticipantConfig {
+    /// One of this machine, as most are.
+    #[must_use]
+    pub fn new(name: &str, address: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            address: address.to_owned(),
+            ca: None,
+            may_veto: false,
+            deadline_ms: Self::default_deadline_ms(),
+            requests: Self::default_requests(),
+        }
+    }
+
+    fn default_deadline_ms() -> u32 {
+        10_000
+    }
+
+    fn default_requests() -> u16 {
+        4
+    }
+}
+
+/// A certificate to show.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct IdentityFiles {
+    /// It, and those between it and its authority, PEM.
+    pub certificate: PathBuf,
+    /// Its private key, PEM.
+    pub key: PathBuf,
 }
 
 impl ShardConfig {
     /// One on which the coordinator works itself.
     #[must_use]
     pub fn new(name: &str, url: &str) -> Self {
-        Self { name: name.to_owned(), url: url.to_owned(), address: String::new() }
+        Self { name: name.to_owned(), url: url.to_owned(), address: String::new(), ca: None }
     }
 }
 
@@ -247,6 +315,8 @@ impl Default for Config {
             auth: Auth::default(),
             coordinator: Database::default(),
             shards: Vec::new(),
+            participants: Vec::new(),
+            identity: None,
             postgres: PostgresConfig::default(),
             limits: Limits::default(),
             traffic: Traffic::default(),
@@ -359,6 +429,23 @@ impl Config {
         if let Some(twice) = names.windows(2).find(|pair| pair[0] == pair[1]) {
             return value(format!("two shards are called {:?}", twice[0]));
         }
+        for participant in &config.participants {
+            let ParticipantConfig { name, deadline_ms, requests, .. } = participant;
+            if let Err(error) = ParticipantName::parse(name) {
+                return value(format!("participant {name:?}: {error}"));
+            }
+            if config.participants.iter().filter(|other| other.name == *name).count() > 1
+                || config.shards.iter().any(|shard| shard.name == *name)
+            {
+                return value(format!("two participants or shards are called {name:?}"));
+            }
+            if !DEADLINES_MS.contains(deadline_ms) {
+                return value(format!("deadline_ms of {name} is {deadline_ms}; it can be 100 to 60000"));
+            }
+            if !REQUESTS.contains(requests) {
+                return value(format!("requests of {name} is {requests}; it can be 1 to 256"));
+            }
+        }
         if !(1..=Amount::MAX).contains(&max_amount) {
             return value(format!("limits.max_amount is {max_amount}; it can be 1 to {}", Amount::MAX));
         }
@@ -389,6 +476,11 @@ impl Config {
         if let Some(tls) = &mut self.tls {
             files.extend([&mut tls.certificate, &mut tls.key]);
             files.extend(&mut tls.client_ca);
+        }
+        files.extend(self.shards.iter_mut().filter_map(|shard| shard.ca.as_mut()));
+        files.extend(self.participants.iter_mut().filter_map(|participant| participant.ca.as_mut()));
+        if let Some(identity) = &mut self.identity {
+            files.extend([&mut identity.certificate, &mut identity.key]);
         }
         files.extend(&mut self.auth.callers);
         files.extend(self.auth.jwt.as_mut().and_then(|jwt| jwt.ca.as_mut()));
@@ -502,6 +594,13 @@ mod tests {
         assert!(error("[limits]\nmax_amount = 0").contains("1 to 1000000000000000"));
         assert!(error("[limits]\nmax_maturity_days = 4000").contains("1 to 3650"));
         assert!(error("[[shard]]\nname = \"s\"\nurl = \"x\"").contains("two shards"));
+        let seats = "[[participant]]\nname = \"seats\"\naddress = \"http://127.0.0.1:1\"\n";
+        assert!(Config::parse("t", &format!("{BASE}{seats}")).is_ok());
+        assert!(
+            error(&format!("{seats}{seats}")).contains("two participants or shards are called \"seats\"")
+        );
+        assert!(error(&format!("{seats}deadline_ms = 1")).contains("it can be 100 to 60000"));
+        assert!(error(&seats.replace("seats", "Seats")).contains("a lower-case letter"));
         assert!(error("[traffic]\nconnections = 0").contains("traffic.connections is 0; it can be 1 to"));
         let certificates = "[tls]\ncertificate = \"a\"\nkey = \"b\"\nrequire_client_certificate = true";
         assert!(error(certificates).contains("needs tls.client_ca"));

@@ -5,12 +5,13 @@
 //! So it can be used beside instances that work, and on a standby. It needs the configuration, and the logins in it.
 
 use crate::{
-    api::{Holds, Ledger, Operator, Recoveries, reason},
+    api::{Creations, Holds, Ledger, Operator, Recoveries, Transactions, reason},
     auth::{Gate, Peer},
     config::Config,
     databases::Logins,
     engine::{Engine, Participants},
     recovery::Recovery,
+    registry::Registry,
     schedule::{Clock, Continuity, Timers},
     serve::{self, ServeError, Vitals},
     shards::Shards,
@@ -28,6 +29,7 @@ use tcc_proto::{
     v1::{
         hold_service_server::HoldServiceServer, ledger_service_server::LedgerServiceServer,
         operator_service_server::OperatorServiceServer, recovery_service_server::RecoveryServiceServer,
+        transaction_service_server::TransactionServiceServer,
     },
 };
 use tokio::{
@@ -113,11 +115,15 @@ impl Direct {
         let vitals = Arc::new(vitals);
         let (engine_too, shards_too, limits) =
             (Arc::clone(&engine), Arc::clone(&shards), config.limits.clone());
-        let holds = Holds::new(engine_too, shards_too, keys, sweep, Arc::clone(&gate), limits.clone());
+        let registry = Registry::listed(engine.store().registered().await?);
+        let creations = Creations::new(engine_too, Arc::clone(&shards), keys, sweep, limits.clone());
+        let transactions = Transactions::new(creations.clone(), Arc::clone(&shards));
+        let holds = Holds::new(creations, shards_too, Arc::clone(&gate));
         let ledger = Ledger::new(Arc::clone(&shards), Arc::clone(&engine), limits);
-        let operator = Operator::new(Arc::clone(&engine), Arc::clone(&shards), Arc::clone(&vitals));
+        let operator = Operator::new(Arc::clone(&engine), Arc::clone(&shards), registry, Arc::clone(&vitals));
         let recoveries = Recoveries::new(Recovery { engine, shards }, vitals);
         let routes = Routes::new(HoldServiceServer::new(holds))
+            .add_service(TransactionServiceServer::new(transactions))
             .add_service(LedgerServiceServer::new(ledger))
             .add_service(OperatorServiceServer::new(operator))
             .add_service(RecoveryServiceServer::new(recoveries))

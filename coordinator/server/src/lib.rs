@@ -5,8 +5,9 @@
 //! [`auth`] finds out who asks and whether that one may; [`tls`], [`watched`], [`counted`] and [`databases`] are what they are made of. Three tasks watch over what they
 //! rest on: [`audit`] checks the books, [`sweep`] rebuilds what the coordinator's database has lost, [`heads`] notices what a
 //! shard has lost. A fourth, [`keys`], forgets what nobody may ask for any more. [`telemetry`] tells whoever watches how it goes,
-//! and [`recovery`] what is wrong with a single transaction. [`serve`] puts it all together, [`direct`] only what reads, [`dev`] starts the servers that it
-//! needs on a developer's machine. The rules are not here: phases, fences and decisions stand in `tcc-core`, the ledger in
+//! and [`recovery`] what is wrong with a single transaction. [`serve`] puts it all together, [`direct`] only what reads, [`dev`] starts
+//! the servers that it needs on a developer's machine. [`registry`] knows the participants that are no shards. The rules are not
+//! here: phases, fences and decisions stand in `tcc-core`, the ledger in
 //! `tcc-ledger`.
 
 pub mod api;
@@ -25,6 +26,7 @@ pub mod http;
 pub mod keys;
 pub mod listener;
 pub mod recovery;
+pub mod registry;
 pub mod schedule;
 pub mod serve;
 pub mod shards;

@@ -2,18 +2,19 @@
 //! order.
 
 use crate::{
-    api::{Holds, Ledger, Operator, Recoveries},
+    api::{Creations, Holds, Ledger, Operator, Recoveries, Transactions},
     audit::follow,
     auth::Gate,
-    config::{Config, ShardConfig},
+    config::{Config, IdentityFiles, ShardConfig},
     databases::{Database, Logins},
     engine::{Engine, Participants},
     heads, keys,
     listener::Listener,
     recovery::Recovery,
+    registry::{self, Keeper, Registry},
     schedule::{Leases, Scheduler, Timers, fire, partitions},
     shards::Shards,
-    store::{self, Store, keys::Keys},
+    store::{self, Store, keys::Keys, participants::Registration},
     sweep::{self, Progress},
     telemetry::{self, Calls, Gauges, Traces, gauges::Sources},
     tls,
@@ -23,20 +24,22 @@ use futures::future::BoxFuture;
 use std::{
     collections::{HashMap, HashSet},
     net::SocketAddr,
+    path::Path,
     sync::Arc,
     time::Duration,
 };
-use tcc_core::{Outcome, Timestamp};
+use tcc_core::{Outcome, ParticipantName, Timestamp};
 use tcc_ledger::{Shard, heads::Heads};
 use tcc_participant::{
     BreakerState, Call, Failure, Participant, Postgres, Remote,
-    remote::{InvalidAddress, Options},
+    remote::{Certificate, InvalidAddress, Options},
     retry::Backoff,
-    serve::InProcess,
+    serve::{InProcess, Tls},
 };
 use tcc_proto::v1::{
     hold_service_server::HoldServiceServer, ledger_service_server::LedgerServiceServer,
     operator_service_server::OperatorServiceServer, recovery_service_server::RecoveryServiceServer,
+    transaction_service_server::TransactionServiceServer,
 };
 use tokio::net::{TcpListener, ToSocketAddrs};
 use tokio_util::sync::CancellationToken;
@@ -48,7 +51,7 @@ use tonic_health::{
 use uuid::Uuid;
 
 /// How a shard is called on which `tcc-ledgerd` works: in batches as large as it takes.
-const LEDGERD: Options = Options { deadline: Duration::from_secs(10), requests: 4, batch: 256 };
+const LEDGERD: Options = Options { batch: 256, may_veto: true, ..Options::LIKELY };
 /// How long what is under way may take to finish when a coordinator stops.
 const DRAIN: Duration = Duration::from_secs(10);
 /// How long clients may take to close their connections after that.
@@ -133,6 +136,12 @@ pub enum ServeError {
     /// Where traces are to be sent.
     #[error("telemetry.traces: {0}")]
     Traces(#[from] opentelemetry_otlp::ExporterBuildError),
+    /// A participant's name.
+    #[error("{0:?} is no name of a participant: a lower-case letter, then up to 62 of a-z, 0-9, _, . and -")]
+    NoName(String),
+    /// Who takes part cannot be written or read.
+    #[error(transparent)]
+    Registry(#[from] store::StoreError),
     /// What serves a shard.
     #[error(transparent)]
     Participant(#[from] tcc_participant::ServeError),
@@ -193,7 +202,7 @@ impl Running {
 }
 
 /// What the tests may put between the engine and its participants.
-pub type Between = Box<dyn Fn(Arc<dyn Participant>) -> Arc<dyn Participant> + Send>;
+pub type Between = Box<dyn Fn(Arc<dyn Participant>) -> Arc<dyn Participant> + Send + Sync>;
 
 /// Starts a coordinator. It serves when this returns.
 ///
@@ -227,6 +236,8 @@ pub async fn start_with(
         None => None,
     };
 
+    let identity = identity(config)?;
+    let registrations = registrations(config, identity.as_ref())?;
     let databases = Databases::prepare(config).await?;
     let (mut shards, mut maintained, mut participants) = (Vec::new(), Vec::new(), Vec::new());
     for one in &config.shards {
@@ -234,10 +245,14 @@ pub async fn start_with(
         maintained.push((one.name.clone(), maintainer));
         participants.push(between(match one.address.as_str() {
             "" => Arc::new(shard.clone()),
-            address => Arc::new(Ledgerd {
-                remote: Remote::start(&one.name, address, &LEDGERD)?,
-                shard: shard.clone(),
-            }),
+            address => {
+                let ca = one.ca.as_deref().map(pem).transpose()?;
+                let options = Options { ca, identity: identity.clone(), ..LEDGERD };
+                Arc::new(Ledgerd {
+                    remote: Remote::start(&one.name, address, &options)?,
+                    shard: shard.clone(),
+                })
+            }
         }));
         shards.push(shard);
     }
@@ -261,6 +276,20 @@ pub async fn start_with(
         Vitals { instance, started_at: clock.now(), timers: timers.clone(), sweep: progress.clone() };
     let participants = Participants::new(participants, &map);
     let store = change_store(Store::start(&coordinator.engine));
+    for registration in &registrations {
+        store.configure_participant(registration).await?;
+    }
+    let registry = Registry::default();
+    let (keeper_store, keeper_participants) = (store.clone(), participants.clone());
+    let keeper = Keeper {
+        store: keeper_store,
+        participants: keeper_participants,
+        between,
+        identity,
+        registry: registry.clone(),
+    };
+    keeper.read().await?;
+    tokio::spawn(keeper.keep(stop.clone()));
     let engine = Engine::new(store, participants, timers.clone(), clock.clone(), unbroken.clone());
     let traces = Traces::start(&config.telemetry, &instance.to_string())?;
     if let Some(traces) = traces.clone() {
@@ -293,15 +322,19 @@ pub async fn start_with(
     let unwatched = CancellationToken::new();
     let guard = unwatched.clone().drop_guard();
     let telemetry = telemetry.map(|(listener, address)| {
-        let sources =
-            Sources { engine: Arc::clone(&engine), shards: Arc::clone(&shards), vitals: Arc::clone(&vitals) };
+        let sources = Sources {
+            engine: Arc::clone(&engine),
+            shards: Arc::clone(&shards),
+            registry: registry.clone(),
+            vitals: Arc::clone(&vitals),
+        };
         let gauges = Gauges::new();
         gauges.time(&sources);
         let watched = telemetry::http::Watched { gauges, calls: calls.clone(), sources };
         tokio::spawn(telemetry::http::serve(listener, watched, unwatched));
         address
     });
-    let api = Api { engine: Arc::clone(&engine), shards, keys, vitals, config: config.clone() };
+    let api = Api { engine: Arc::clone(&engine), shards, keys, registry, vitals, config: config.clone() };
     let health = tonic_health::server::health_reporter();
     set_health(&health.0, true).await;
     let routes = api.routes(Arc::clone(&gate), health.1)?;
@@ -327,6 +360,39 @@ async fn stop_when_drained(drained: CancellationToken, stop: CancellationToken) 
         tracing::warn!("an operator has drained this instance");
         stop.cancel();
     }
+}
+
+/// What this instance shows to participants.
+fn identity(config: &Config) -> Result<Option<Certificate>, ServeError> {
+    let read = |files: &IdentityFiles| {
+        Ok::<_, ServeError>(Certificate { chain: pem(&files.certificate)?, key: pem(&files.key)? })
+    };
+    config.identity.as_ref().map(read).transpose()
+}
+
+fn pem(path: &Path) -> Result<String, ServeError> {
+    let failed =
+        |error: std::io::Error| WatchError::Read { path: path.display().to_string(), why: error.to_string() };
+    Ok(std::fs::read_to_string(path).map_err(failed)?)
+}
+
+/// The participants of the configuration, each of which can be called.
+fn registrations(config: &Config, identity: Option<&Certificate>) -> Result<Vec<Registration>, ServeError> {
+    let mut registrations = Vec::new();
+    for one in &config.participants {
+        let name = ParticipantName::parse(&one.name).map_err(|_| ServeError::NoName(one.name.clone()))?;
+        let registration = Registration {
+            name,
+            address: one.address.clone(),
+            ca: one.ca.as_deref().map(pem).transpose()?.unwrap_or_default(),
+            may_veto: one.may_veto,
+            deadline: Duration::from_millis(one.deadline_ms.into()),
+            requests: one.requests,
+        };
+        registry::check(&registration, identity)?;
+        registrations.push(registration);
+    }
+    Ok(registrations)
 }
 
 /// A shard on which `tcc-ledgerd` works.
@@ -415,6 +481,7 @@ pub async fn start_shard(
     config: &Config,
     name: &str,
     listen: &str,
+    tls: Option<&Tls>,
 ) -> Result<tcc_participant::serve::Running, ServeError> {
     let one = config.shards.iter().find(|shard| shard.name == name);
     let one = one.ok_or_else(|| ServeError::NoShard(name.to_owned()))?;
@@ -422,8 +489,8 @@ pub async fn start_shard(
     let stop = CancellationToken::new();
     let (shard, _) = databases.open(one, &stop).await?;
     let participant: Arc<dyn Participant> = Arc::new(shard.clone());
-    let running =
-        tcc_participant::serve::start(Arc::new(InProcess { participant, may_veto: true }), listen).await?;
+    let served = Arc::new(InProcess { participant, may_veto: true });
+    let running = tcc_participant::serve::start(served, listen, tls).await?;
     let (store, instance) = (Store::start(&databases.coordinator.engine), Uuid::now_v7());
     tokio::spawn(heads::keep(store, vec![shard], instance, running.stop()));
     Ok(running)
@@ -456,6 +523,7 @@ struct Api {
     engine: Arc<Engine>,
     shards: Arc<Shards>,
     keys: Keys,
+    registry: Registry,
     vitals: Arc<Vitals>,
     config: Config,
 }
@@ -471,15 +539,20 @@ impl Api {
         };
         let (engine, limits) = (&self.engine, &self.config.limits);
         let (keys, sweep) = (self.keys.clone(), self.vitals.sweep.clone());
-        let holds =
-            Holds::new(Arc::clone(engine), Arc::clone(&self.shards), keys, sweep, gate, limits.clone());
+        let creations =
+            Creations::new(Arc::clone(engine), Arc::clone(&self.shards), keys, sweep, limits.clone());
+        let transactions = Transactions::new(creations.clone(), Arc::clone(&self.shards));
+        let holds = Holds::new(creations, Arc::clone(&self.shards), gate);
         let ledger = Ledger::new(Arc::clone(&self.shards), Arc::clone(engine), limits.clone());
-        let operator = Operator::new(Arc::clone(engine), Arc::clone(&self.shards), Arc::clone(&self.vitals));
+        let vitals = Arc::clone(&self.vitals);
+        let operator =
+            Operator::new(Arc::clone(engine), Arc::clone(&self.shards), self.registry.clone(), vitals);
         let recovery = Recovery { engine: Arc::clone(engine), shards: Arc::clone(&self.shards) };
         let recoveries = Recoveries::new(recovery, Arc::clone(&self.vitals));
         let longest = self.config.traffic.message_bytes as usize;
         let (usual, plan) = (longest.min(USUAL_MESSAGE), longest.min(PLAN_MESSAGE));
         let routes = Routes::new(HoldServiceServer::new(holds).max_decoding_message_size(longest))
+            .add_service(TransactionServiceServer::new(transactions).max_decoding_message_size(longest))
             .add_service(LedgerServiceServer::new(ledger).max_decoding_message_size(usual))
             .add_service(OperatorServiceServer::new(operator).max_decoding_message_size(usual))
             .add_service(RecoveryServiceServer::new(recoveries).max_decoding_message_size(plan))
@@ -542,9 +615,14 @@ async fn serve(
 async fn set_health(health: &HealthReporter, serving: bool) {
     let status =
         if serving { tonic_health::ServingStatus::Serving } else { tonic_health::ServingStatus::NotServing };
-    for service in
-        ["", "tcc.v1.HoldService", "tcc.v1.LedgerService", "tcc.v1.OperatorService", "tcc.v1.RecoveryService"]
-    {
+    for service in [
+        "",
+        "tcc.v1.HoldService",
+        "tcc.v1.TransactionService",
+        "tcc.v1.LedgerService",
+        "tcc.v1.OperatorService",
+        "tcc.v1.RecoveryService",
+    ] {
         health.set_service_status(service, status).await;
     }
 }

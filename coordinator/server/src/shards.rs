@@ -1,8 +1,8 @@
 //! The ledger shards that this coordinator embeds, by account.
 
 use std::collections::{HashMap, HashSet};
-use tcc_core::{AccountId, BUCKETS, bucket_of};
-use tcc_ledger::Shard;
+use tcc_core::{AccountId, BUCKETS, Descriptor, Refusal, bucket_of};
+use tcc_ledger::{ReadError, Shard};
 
 /// The shards and the map of buckets, for what goes to one shard alone: accounts, issues, the audit.
 pub struct Shards {
@@ -29,6 +29,21 @@ impl Shards {
     #[must_use]
     pub fn all(&self) -> &[Shard] {
         &self.all
+    }
+
+    /// Which branch an account would say no to, and why, if one would at this moment.
+    ///
+    /// # Errors
+    ///
+    /// [`ReadError`].
+    pub async fn refusal(&self, descriptor: &Descriptor) -> Result<Option<(u16, Refusal)>, ReadError> {
+        for (index, leg) in descriptor.legs() {
+            let account = self.of(&leg.account).account(&leg.account).await?;
+            if let Some(refusal) = tcc_ledger::refusal(account.as_ref(), leg) {
+                return Ok(Some((index, refusal)));
+            }
+        }
+        Ok(None)
     }
 
     /// The one that keeps an account.

@@ -12,6 +12,10 @@
 //! The order of reading is what it rests on. A row is committed before the first fence is asked for, so a fence that is seen
 //! before its row is looked for has one, unless that was lost. And the fences of what is missing are read once more after
 //! that, all of them: whoever was told HELD before the loss had every branch tried by then.
+//!
+//! Fences of participants that are no shards cannot be read. A transaction with such branches, of which the ledger knows no
+//! end, is written as TRYING: each participant is asked to try once more, which says how it stands, and until all have
+//! answered it is not given up. What has no branch in the ledger comes back only when its creator repeats it.
 
 use crate::{
     engine::Engine,
@@ -30,7 +34,10 @@ use std::{
     },
     time::{Duration, Instant},
 };
-use tcc_core::{Cause, FenceState, Timestamp, Transaction, TransactionId, decision::rebuilt};
+use tcc_core::{
+    Cause, FenceState, Phase, Timestamp, Transaction, TransactionId,
+    decision::{rebuilt, rebuilt_in_part},
+};
 use tcc_ledger::{BranchRow, Branches, ReadError, Shard};
 use tcc_participant::{Failure, Postgres};
 use tokio_util::sync::CancellationToken;
@@ -292,10 +299,13 @@ pub fn rebuild(id: TransactionId, fences: &[BranchRow], place: Place) -> Option<
         }
     };
     let state = |index: u16| fences.iter().find(|fence| fence.branch == index).map(|fence| fence.state);
-    let pivot = state(transaction.descriptor.pivot);
-    let others = (0..transaction.descriptor.branches.len() as u16)
-        .filter(|index| *index != transaction.descriptor.pivot)
-        .map(state);
+    // Of what has branches elsewhere, the ledger's lead knows what the pivot has decided, or nobody here does.
+    let lead = transaction.descriptor.lead();
+    let pivot = lead.and_then(state);
+    let others =
+        transaction.descriptor.legs().map(|(index, _)| index).filter(|index| Some(*index) != lead).map(state);
+    let is_in_part = transaction.descriptor.branches.iter().any(|branch| branch.leg().is_none());
+    let phase = if is_in_part { rebuilt_in_part(pivot, others) } else { rebuilt(pivot, others) };
     let refusal = fences.iter().find_map(|fence| fence.state.refusal());
     let cause = match pivot {
         Some(FenceState::Vetoed(_)) => Some(Cause::Vetoed),
@@ -307,8 +317,8 @@ pub fn rebuild(id: TransactionId, fences: &[BranchRow], place: Place) -> Option<
     };
     Some(Rebuild {
         place,
-        phase: rebuilt(pivot, others),
-        cause,
+        phase,
+        cause: cause.filter(|_| phase != Phase::Trying),
         reason: refusal.map(|refusal| refusal.code().to_owned()),
         is_decided: pivot.is_some_and(FenceState::is_final),
         transaction: Arc::new(transaction),

@@ -9,7 +9,7 @@
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use tcc_core::{
-    AccountId, Admission, Branch, Currency, FenceState, Operation, Outcome, Refusal, Role, Timestamp,
+    AccountId, Admission, Currency, FenceState, Leg, Operation, Outcome, Refusal, Role, Timestamp,
     Transaction, TransactionId, bucket_of, decision::permits_next, fence::admit, money::BALANCE_LIMIT,
 };
 use tcc_participant::Call;
@@ -269,7 +269,7 @@ impl Books {
         index: u16,
         operation: Operation,
     ) -> Result<Outcome, String> {
-        let branch = transaction.branch(index);
+        let branch = transaction.leg(index).ok_or_else(|| format!("branch {index} is not the ledger's"))?;
         self.check_bucket(&branch.account)?;
         let key = (transaction.id, index);
         let fence = self.fences.get(&key);
@@ -280,7 +280,7 @@ impl Books {
             Admission::Answer(outcome) => return Ok(outcome),
             Admission::Stop => (FenceState::Stopped, Outcome::Done),
             Admission::Run => match operation {
-                Operation::Try => match self.reserve(branch, key)? {
+                Operation::Try => match self.reserve(transaction, branch, key)? {
                     Ok(()) => (FenceState::Tried, Outcome::Done),
                     Err(refusal) => (FenceState::Refused(refusal), Outcome::Refused(refusal)),
                 },
@@ -301,7 +301,18 @@ impl Books {
     }
 
     /// Try. The outer error is broken books, the inner one a refusal, before which nothing was changed.
-    fn reserve(&mut self, branch: &Branch, key: FenceKey) -> Result<Result<(), Refusal>, String> {
+    fn reserve(
+        &mut self,
+        transaction: &Transaction,
+        branch: &Leg,
+        key: FenceKey,
+    ) -> Result<Result<(), Refusal>, String> {
+        let creates = |(currency, sum): (&Currency, i128)| (sum > 0).then(|| format!("{sum} {currency}"));
+        if branch.role == Role::Credit
+            && let Some(what) = transaction.descriptor.imbalance().into_iter().find_map(creates)
+        {
+            return Err(format!("its credits are more than its debits: it would create {what}"));
+        }
         if let Some(refusal) = self.refusal(branch) {
             return Ok(Err(refusal));
         }
@@ -315,12 +326,7 @@ impl Books {
     }
 
     /// Confirm. Only a credit that is the pivot may still say no.
-    fn finish(
-        &mut self,
-        branch: &Branch,
-        key: FenceKey,
-        is_pivot: bool,
-    ) -> Result<Result<(), Refusal>, String> {
+    fn finish(&mut self, branch: &Leg, key: FenceKey, is_pivot: bool) -> Result<Result<(), Refusal>, String> {
         if branch.role == Role::Debit {
             return self.post(branch, key, PostingKind::Settle).map(Ok);
         }
@@ -330,7 +336,7 @@ impl Books {
         self.post(branch, key, PostingKind::Pay).map(Ok)
     }
 
-    fn release(&mut self, branch: &Branch, key: FenceKey) -> Result<(), String> {
+    fn release(&mut self, branch: &Leg, key: FenceKey) -> Result<(), String> {
         match branch.role {
             Role::Debit => self.post(branch, key, PostingKind::Release),
             // A credit reserved nothing.
@@ -378,7 +384,9 @@ impl Books {
     }
 
     fn issue(&mut self, transaction: &Transaction) -> Answer {
-        let branch = transaction.branch(0);
+        let Some(branch) = transaction.leg(0) else {
+            return Answer::Broken("an issue has one branch, on an account".into());
+        };
         if let Err(broken) = self.check_bucket(&branch.account) {
             return Answer::Broken(broken);
         }
@@ -408,14 +416,14 @@ impl Books {
     }
 
     /// Why the account says no to a branch, if it does.
-    fn refusal(&self, branch: &Branch) -> Option<Refusal> {
+    fn refusal(&self, branch: &Leg) -> Option<Refusal> {
         refusal(self.accounts.get(&branch.account).map(|entry| &entry.now), branch)
     }
 
     /// Moves the branch's amount and writes the line for it. Changes nothing if that is impossible.
     fn post(
         &mut self,
-        branch: &Branch,
+        branch: &Leg,
         (transaction, index): FenceKey,
         kind: PostingKind,
     ) -> Result<(), String> {
@@ -447,7 +455,7 @@ impl Books {
         Ok(())
     }
 
-    fn set_fence(&mut self, transaction: &Transaction, branch: &Branch, index: u16, state: FenceState) {
+    fn set_fence(&mut self, transaction: &Transaction, branch: &Leg, index: u16, state: FenceState) {
         let entry = self.fences.entry((transaction.id, index)).or_insert_with(|| FenceEntry {
             read: None,
             now: Fence { state, descriptor: transaction.encoded.clone() },
@@ -470,7 +478,7 @@ impl Books {
 /// Why an account says no to a branch, if it does: it does not exist, has another currency, is not open, has less than is to
 /// be taken, or would own more than an account can.
 #[must_use]
-pub fn refusal(account: Option<&Account>, branch: &Branch) -> Option<Refusal> {
+pub fn refusal(account: Option<&Account>, branch: &Leg) -> Option<Refusal> {
     let Some(account) = account else { return Some(Refusal::AccountNotFound) };
     if account.currency != branch.currency {
         return Some(Refusal::CurrencyMismatch);

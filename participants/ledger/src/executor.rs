@@ -591,16 +591,15 @@ fn touched(ops: &[Op]) -> (Vec<Uuid>, Vec<&str>) {
         match op {
             Op::Call(call) => {
                 ids.insert(call.transaction.id.uuid());
-                accounts.extend(
-                    call.branches.iter().map(|index| call.transaction.branch(*index).account.as_str()),
-                );
+                let legs = call.branches.iter().filter_map(|index| call.transaction.leg(*index));
+                accounts.extend(legs.map(|leg| leg.account.as_str()));
             }
             Op::Open(id, _) | Op::SetState(id, _) => {
                 accounts.insert(id.as_str());
             }
             Op::Issue(transaction) => {
                 ids.insert(transaction.id.uuid());
-                accounts.insert(transaction.branch(0).account.as_str());
+                accounts.extend(transaction.leg(0).map(|leg| leg.account.as_str()));
             }
         }
     }

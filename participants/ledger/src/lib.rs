@@ -14,7 +14,8 @@ mod shard;
 
 pub use books::{Account, AccountState, PostingKind, refusal};
 pub use reads::{
-    BalanceRow, BranchRow, Branches, FenceRow, Holdings, Listed, Listing, PostingRow, Postings, ReadError,
+    BalanceRow, BranchRow, Branches, FenceRow, Holdings, Listed, Listing, OpenDebit, PostingRow, Postings,
+    ReadError,
 };
 pub use schema::{SchemaError, ensure_partitions, prepare};
 pub use shard::{Shard, ShardError};

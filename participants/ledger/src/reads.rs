@@ -248,9 +248,18 @@ pub struct Holdings {
     /// The account.
     pub account: Account,
     /// The newest ids first.
-    pub open: Vec<Transaction>,
+    pub open: Vec<OpenDebit>,
     /// There are more of them than were asked for.
     pub is_truncated: bool,
+}
+
+/// An open debit.
+#[derive(Debug, Clone)]
+pub struct OpenDebit {
+    /// What it is for.
+    pub transaction: Transaction,
+    /// How much it holds.
+    pub amount: i64,
 }
 
 /// An account and at most so many of its open debits, in one snapshot. Looks no further than until their sum is what it holds.
@@ -287,11 +296,12 @@ pub(crate) async fn holdings(
             let account = id.as_str();
             let rows = snapshot.query(&sql, &[&account, &written_from, &after, &before, &left]).await;
             for row in rows.map_err(text)? {
-                missing -= row.get::<_, i64>("amount");
+                let amount: i64 = row.get("amount");
+                missing -= amount;
                 let transaction = TransactionId::from_uuid(row.get("transaction_id"))
                     .map_err(|e| e.to_string())
                     .and_then(|id| Transaction::decode(id, row.get("descriptor")).map_err(|e| e.to_string()));
-                open.push(transaction?);
+                open.push(OpenDebit { transaction: transaction?, amount });
             }
         }
     }

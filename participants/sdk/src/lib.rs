@@ -95,7 +95,7 @@ pub use participant::{Call, Participant};
 pub use postgres::Postgres;
 pub use remote::Remote;
 pub use resource::{BatchResource, Branch, Effect, Reservation, Resource, Retry, Step};
-pub use serve::{ServeError, Server};
+pub use serve::{ServeError, Server, Tls};
 pub use session::Session;
 pub use tcc_core::{Operation, Outcome, Refusal};
 pub use tokio_postgres;

@@ -18,20 +18,37 @@ use crate::{
 };
 use futures::future::{BoxFuture, join_all};
 use std::{
+    fmt,
     sync::{Arc, Mutex},
     time::Duration,
 };
-use tcc_core::{Outcome, decision::permits_next};
+use tcc_core::{Outcome, Timestamp, decision::permits_next};
 use tcc_proto::v1::{
     self, BranchCall, BranchOperation, participant_service_client::ParticipantServiceClient,
 };
 use tonic::{
     Code, Request, Status,
-    transport::{Channel, Endpoint},
+    transport::{self, Channel, ClientTlsConfig, Endpoint},
 };
 
+/// A certificate with its private key, PEM.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Certificate {
+    /// It, and those between it and its authority.
+    pub chain: String,
+    /// Its private key.
+    pub key: String,
+}
+
+// A key does not belong into a log.
+impl fmt::Debug for Certificate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Certificate").finish_non_exhaustive()
+    }
+}
+
 /// How a participant is called.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Options {
     /// How long one request may take. After that its outcomes are unknown.
     pub deadline: Duration,
@@ -39,18 +56,82 @@ pub struct Options {
     pub requests: usize,
     /// How many calls one request takes at most, up to 256.
     pub batch: usize,
+    /// Whether it may veto. One that says that it may, and may not here, is not called.
+    pub may_veto: bool,
+    /// The authorities of its certificate, PEM. `None`: those of the system.
+    pub ca: Option<String>,
+    /// What is shown to it.
+    pub identity: Option<Certificate>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { deadline: Duration::from_secs(10), requests: 4, batch: 64 }
+        Self::LIKELY
     }
 }
 
-/// An address that is none.
+impl Options {
+    /// What fits most.
+    pub const LIKELY: Self = Self {
+        deadline: Duration::from_secs(10),
+        requests: 4,
+        batch: 64,
+        may_veto: false,
+        ca: None,
+        identity: None,
+    };
+}
+
+/// An address that is none, or a certificate.
 #[derive(Debug, thiserror::Error)]
-#[error("{0:?} is no address of a participant; write it as http://HOST:PORT")]
-pub struct InvalidAddress(String);
+pub enum InvalidAddress {
+    /// An address.
+    #[error(
+        "{0:?} is no address of a participant; write it as https://HOST:PORT, or, on this machine alone, as \
+         http://127.0.0.1:PORT: who can read the calls can repeat them"
+    )]
+    Address(String),
+    /// An authority's certificate, or what is to be shown.
+    #[error("the certificates for {0} cannot be used: {1}")]
+    Certificate(String, String),
+}
+
+/// Makes sure that a participant could be called like this, without calling it.
+///
+/// # Errors
+///
+/// [`InvalidAddress`].
+pub fn check(address: &str, options: &Options) -> Result<(), InvalidAddress> {
+    endpoint(address, options).map(drop)
+}
+
+/// Where a participant is called, over TLS unless that is on this machine.
+fn endpoint(address: &str, options: &Options) -> Result<Endpoint, InvalidAddress> {
+    let invalid = || InvalidAddress::Address(address.to_owned());
+    let endpoint = Endpoint::from_shared(address.to_owned()).map_err(|_| invalid())?;
+    let host = endpoint.uri().host().ok_or_else(invalid)?.trim_matches(['[', ']']).to_owned();
+    match endpoint.uri().scheme_str() {
+        Some("https") => {
+            let tls = ClientTlsConfig::new().timeout(Duration::from_secs(5));
+            let tls = match &options.ca {
+                Some(ca) => tls.ca_certificate(transport::Certificate::from_pem(ca)),
+                None => tls.with_native_roots(),
+            };
+            let tls = match &options.identity {
+                Some(Certificate { chain, key }) => tls.identity(transport::Identity::from_pem(chain, key)),
+                None => tls,
+            };
+            let unusable = |error| InvalidAddress::Certificate(address.to_owned(), root_cause(&error));
+            endpoint.tls_config(tls).map_err(unusable)
+        }
+        Some("http") if is_this_machine(&host) => Ok(endpoint),
+        _ => Err(invalid()),
+    }
+}
+
+fn is_this_machine(host: &str) -> bool {
+    host == "localhost" || host.parse().is_ok_and(|ip: std::net::IpAddr| ip.is_loopback())
+}
 
 /// A participant that is called over gRPC. Clones share it.
 #[derive(Clone)]
@@ -58,8 +139,23 @@ pub struct Remote {
     name: Arc<str>,
     calls: Batcher<BranchCall, Outcome>,
     /// What it said of itself when it was last connected to.
-    described: Arc<Mutex<Option<Description>>>,
+    described: Arc<Mutex<Option<Seen>>>,
     patience: Duration,
+}
+
+/// What a participant said of itself.
+struct Seen {
+    description: Description,
+    clock_ahead_ms: Option<i64>,
+}
+
+impl Seen {
+    fn new(description: Description) -> Self {
+        let ahead = |time: Timestamp| (time - Timestamp::now()).total(jiff::Unit::Millisecond);
+        let clock_ahead_ms =
+            description.time.and_then(|time| ahead(time).ok()).map(|ahead_ms| ahead_ms as i64);
+        Self { description, clock_ahead_ms }
+    }
 }
 
 /// So many calls may wait for their request.
@@ -74,21 +170,19 @@ impl Remote {
     ///
     /// [`InvalidAddress`].
     pub fn start(name: &str, address: &str, options: &Options) -> Result<Self, InvalidAddress> {
-        let endpoint = Endpoint::from_shared(address.to_owned())
-            .ok()
-            .filter(|endpoint| endpoint.uri().scheme_str() == Some("http"))
-            .ok_or_else(|| InvalidAddress(address.to_owned()))?
+        let endpoint = endpoint(address, options)?
             .connect_timeout(Duration::from_secs(2))
             .tcp_nodelay(true)
             .http2_keep_alive_interval(Duration::from_secs(10))
             .keep_alive_timeout(Duration::from_secs(5))
             .keep_alive_while_idle(true);
-        let (name, described) = (Arc::<str>::from(name), Arc::<Mutex<Option<Description>>>::default());
+        let (name, described) = (Arc::<str>::from(name), Arc::<Mutex<Option<Seen>>>::default());
         let caller = |_| Caller {
             name: Arc::clone(&name),
             endpoint: endpoint.clone(),
             deadline: options.deadline,
             described: Arc::clone(&described),
+            may_veto: options.may_veto,
             client: None,
             each_apart: false,
             lost: 0,
@@ -108,7 +202,14 @@ impl Remote {
     /// What it said of itself when it was last connected to; `None` before the first time.
     #[must_use]
     pub fn described(&self) -> Option<Description> {
-        self.described.lock().expect("no holder panics").clone()
+        self.described.lock().expect("no holder panics").as_ref().map(|seen| seen.description.clone())
+    }
+
+    /// How far its clock was ahead of the one here when it last said so, in milliseconds; `None` if it never did. Nothing
+    /// depends on it.
+    #[must_use]
+    pub fn clock_ahead_ms(&self) -> Option<i64> {
+        self.described.lock().expect("no holder panics").as_ref().and_then(|seen| seen.clock_ahead_ms)
     }
 
     /// How many calls wait for their request.
@@ -162,7 +263,8 @@ struct Caller {
     name: Arc<str>,
     endpoint: Endpoint,
     deadline: Duration,
-    described: Arc<Mutex<Option<Description>>>,
+    may_veto: bool,
+    described: Arc<Mutex<Option<Seen>>>,
     client: Option<ParticipantServiceClient<Channel>>,
     /// After a request that came too late, until all calls of some were in time.
     each_apart: bool,
@@ -204,7 +306,12 @@ impl Executor for Caller {
             let found = description.name;
             return Err(Failure::Rejected(format!("it calls itself {found:?}; check its address")));
         }
-        *self.described.lock().expect("no holder panics") = Some(description);
+        if description.may_veto && !self.may_veto {
+            return Err(Failure::Rejected(
+                "it may veto, and is registered as one that may not; register it as what it is".into(),
+            ));
+        }
+        *self.described.lock().expect("no holder panics") = Some(Seen::new(description));
         self.client = Some(client);
         Ok(())
     }
@@ -333,10 +440,15 @@ mod tests {
     }
 
     #[test]
-    fn an_address_is_plain_http() {
-        for wrong in ["", "localhost", "127.0.0.1:7080", "https://seats:7080"] {
-            let remote = Remote::start("seats", wrong, &Options::default());
-            assert!(remote.is_err(), "{wrong}");
+    fn what_leaves_this_machine_is_encrypted() {
+        for right in
+            ["https://seats:7080", "http://localhost:7080", "http://127.0.0.1:7080", "http://[::1]:1"]
+        {
+            assert!(endpoint(right, &Options::LIKELY).is_ok(), "{right}");
+        }
+        for wrong in ["", "localhost", "127.0.0.1:7080", "http://seats:7080", "http://10.0.0.1:1", "ftp://a"]
+        {
+            assert!(endpoint(wrong, &Options::LIKELY).is_err(), "{wrong}");
         }
     }
 }

@@ -22,6 +22,10 @@ pub struct Branch {
     pub is_pivot: bool,
     /// When the transaction is due.
     pub due_at: Timestamp,
+    /// Who created the transaction, as the coordinator has recognised it; `None` for a hold.
+    pub caller: Option<String>,
+    /// Which of the things that this participant can do, as the transaction's creator named it; it may be empty.
+    pub operation: String,
     /// What the transaction's creator sent for this participant.
     pub payload: Vec<u8>,
     pub(crate) descriptor: Vec<u8>,
@@ -34,8 +38,9 @@ impl Branch {
         String::from_utf8_lossy(&self.payload).into_owned()
     }
 
-    /// The whole transaction as it was sent, for whoever keeps fences of its own: a fence keeps these bytes, and answers
-    /// OTHER_DESCRIPTOR to others.
+    /// The whole transaction as it was sent: an encoded [`tcc_proto::v1::TransactionDescriptor`], which tells what other
+    /// participants are asked for. Whoever keeps fences of its own keeps these bytes in them, and answers OTHER_DESCRIPTOR
+    /// to others.
     #[must_use]
     pub fn descriptor(&self) -> &[u8] {
         &self.descriptor

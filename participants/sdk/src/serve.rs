@@ -7,12 +7,13 @@ use crate::{
     fence::{Fenced, SchemaError, prepare},
     participant::{Call, Participant},
     postgres::Postgres,
+    remote::Certificate,
     resource::{BatchResource, EachAlone, Resource, Step},
     session::sort,
     wire::{Description, MAX_CALLS, MAX_REQUEST, read_call, write_description, write_outcome},
 };
 use futures::future::{BoxFuture, join_all};
-use std::{env, io::Write as _, net::SocketAddr, sync::Arc, time::Duration};
+use std::{env, io::Write as _, net::SocketAddr, path::Path, sync::Arc, time::Duration};
 use tcc_core::{Outcome, Transaction};
 use tcc_proto::v1::{
     self,
@@ -25,7 +26,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tonic::{
     Request, Response, Status,
-    transport::{Server as Transport, server::TcpIncoming},
+    transport::{self, Server as Transport, ServerTlsConfig, server::TcpIncoming},
 };
 use tonic_health::{ServingStatus, server::HealthReporter};
 
@@ -73,6 +74,19 @@ pub enum ServeError {
         /// Why.
         source: std::io::Error,
     },
+    /// A file cannot be read.
+    #[error("cannot read {path}: {source}")]
+    File {
+        /// Which.
+        path: String,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// Others than this machine could read what is said.
+    #[error(
+        "{0} is no loopback address: configure TLS, or listen on 127.0.0.1 behind something that speaks it"
+    )]
+    Unencrypted(SocketAddr),
     /// Signals cannot be listened for.
     #[error("listening for signals: {0}")]
     Signals(std::io::Error),
@@ -91,6 +105,42 @@ pub struct Server {
     database: Postgres,
     listen: String,
     connections: usize,
+    tls: Option<Tls>,
+}
+
+/// A server's side of TLS.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tls {
+    /// Its certificate.
+    pub certificate: Certificate,
+    /// The authorities of those that may call, PEM: whoever shows no certificate of theirs is sent away. `None`: whoever
+    /// reaches the address may call.
+    pub client_ca: Option<String>,
+}
+
+impl Tls {
+    /// Reads the files of the certificate, its key, and the authorities of callers, if they are to show one.
+    ///
+    /// # Errors
+    ///
+    /// [`ServeError::File`].
+    pub fn read(certificate: &Path, key: &Path, client_ca: Option<&Path>) -> Result<Self, ServeError> {
+        let read = |path: &Path| {
+            let failed = |source| ServeError::File { path: path.display().to_string(), source };
+            std::fs::read_to_string(path).map_err(failed)
+        };
+        let certificate = Certificate { chain: read(certificate)?, key: read(key)? };
+        Ok(Self { certificate, client_ca: client_ca.map(read).transpose()? })
+    }
+
+    fn config(&self) -> ServerTlsConfig {
+        let Certificate { chain, key } = &self.certificate;
+        let config = ServerTlsConfig::new().identity(transport::Identity::from_pem(chain, key));
+        match &self.client_ca {
+            Some(ca) => config.client_ca_root(transport::Certificate::from_pem(ca)),
+            None => config,
+        }
+    }
 }
 
 impl Server {
@@ -101,22 +151,35 @@ impl Server {
     /// [`ServeError::Url`].
     pub fn new(name: &str, database_url: &str) -> Result<Self, ServeError> {
         let database = database_url.parse().map_err(ServeError::Url)?;
-        Ok(Self { name: name.to_owned(), database, listen: "127.0.0.1:7080".into(), connections: 8 })
+        let (name, listen) = (name.to_owned(), "127.0.0.1:7080".to_owned());
+        Ok(Self { name, database, listen, connections: 8, tls: None })
     }
 
     /// As the environment says: `TCC_PARTICIPANT` is its name, `TCC_DATABASE_URL` its database, and `TCC_LISTEN` where it
-    /// listens, if not on 127.0.0.1:7080.
+    /// listens, if not on 127.0.0.1:7080. `TCC_TLS_CERTIFICATE` and `TCC_TLS_KEY` name its certificate and key (PEM), and
+    /// `TCC_TLS_CLIENT_CA` the authorities of the coordinators that may call it.
     ///
     /// # Errors
     ///
-    /// [`ServeError::Unset`] and [`ServeError::Url`].
+    /// [`ServeError::Unset`], [`ServeError::Url`] and [`ServeError::File`].
     pub fn from_env() -> Result<Self, ServeError> {
         let variable = |name| env::var(name).map_err(|_| ServeError::Unset(name));
         let server = Self::new(&variable("TCC_PARTICIPANT")?, &variable("TCC_DATABASE_URL")?)?;
-        Ok(match env::var("TCC_LISTEN") {
+        let server = match env::var("TCC_LISTEN") {
             Ok(address) => server.listen(&address),
             Err(_) => server,
-        })
+        };
+        let Some(certificate) = env::var_os("TCC_TLS_CERTIFICATE") else { return Ok(server) };
+        let key = variable("TCC_TLS_KEY")?;
+        let client_ca = env::var_os("TCC_TLS_CLIENT_CA");
+        Ok(server.tls(Tls::read(certificate.as_ref(), key.as_ref(), client_ca.as_ref().map(Path::new))?))
+    }
+
+    /// Speaks TLS. Without it a server listens on a loopback address only: who can read the calls can repeat them.
+    #[must_use]
+    pub fn tls(mut self, tls: Tls) -> Self {
+        self.tls = Some(tls);
+        self
     }
 
     /// Where to listen: a host and a port. Port 0 is any free one.
@@ -181,7 +244,7 @@ impl Server {
         let mut client = self.database.bounded("tcc-participant-setup").open().await.map_err(unreachable)?;
         prepare(&mut client, &self.name).await?;
         let fenced = Fenced::start(&self.name, &self.database, resource, connections, batch);
-        start(Arc::new(fenced), &self.listen).await
+        start(Arc::new(fenced), &self.listen, self.tls.as_ref()).await
     }
 }
 
@@ -216,11 +279,18 @@ impl Served for InProcess {
 pub struct Running {
     /// Where it listens.
     pub address: SocketAddr,
+    is_encrypted: bool,
     stop: CancellationToken,
     serving: tokio::task::JoinHandle<Result<(), ServeError>>,
 }
 
 impl Running {
+    /// Where coordinators call it.
+    #[must_use]
+    pub fn url(&self) -> String {
+        format!("{}://{}", if self.is_encrypted { "https" } else { "http" }, self.address)
+    }
+
     /// A token that stops it, in order.
     #[must_use]
     pub fn stop(&self) -> CancellationToken {
@@ -242,10 +312,13 @@ impl Running {
 /// # Errors
 ///
 /// [`ServeError`].
-pub async fn start(served: Arc<dyn Served>, listen: &str) -> Result<Running, ServeError> {
+pub async fn start(served: Arc<dyn Served>, listen: &str, tls: Option<&Tls>) -> Result<Running, ServeError> {
     let failed = |source| ServeError::Listen { address: listen.to_owned(), source };
     let listener = TcpListener::bind(listen).await.map_err(failed)?;
     let address = listener.local_addr().map_err(failed)?;
+    if tls.is_none() && !address.ip().is_loopback() {
+        return Err(ServeError::Unencrypted(address));
+    }
     let stop = CancellationToken::new();
     let (health, health_service) = tonic_health::server::health_reporter();
     set_health(&health, ServingStatus::Serving).await;
@@ -256,8 +329,12 @@ pub async fn start(served: Arc<dyn Served>, listen: &str) -> Result<Running, Ser
     };
     let service = ParticipantServiceServer::new(Service { served }).max_decoding_message_size(MAX_REQUEST);
     let hang_up = CancellationToken::new();
-    let server = Transport::builder()
-        .tcp_nodelay(true)
+    let transport = match tls {
+        Some(tls) => Transport::builder().tls_config(tls.config())?,
+        None => Transport::builder(),
+    };
+    let transport = transport.tcp_nodelay(true);
+    let server = transport
         .http2_keepalive_interval(Some(Duration::from_secs(20)))
         .max_concurrent_streams(1_024)
         .add_service(service)
@@ -285,7 +362,7 @@ pub async fn start(served: Arc<dyn Served>, listen: &str) -> Result<Running, Ser
             }
         }
     });
-    Ok(Running { address, stop, serving })
+    Ok(Running { address, is_encrypted: tls.is_some(), stop, serving })
 }
 
 async fn set_health(health: &HealthReporter, status: ServingStatus) {
@@ -297,7 +374,7 @@ async fn set_health(health: &HealthReporter, status: ServingStatus) {
 /// Says that it serves, and where, on its standard output; then waits for a signal.
 async fn until_stopped(name: &str, running: Running) -> Result<(), ServeError> {
     // A reader that has gone is no reason not to serve.
-    let _ = writeln!(std::io::stdout(), "{name}: ready on http://{}", running.address);
+    let _ = writeln!(std::io::stdout(), "{name}: ready on {}", running.url());
     let mut terminate = signal(SignalKind::terminate()).map_err(ServeError::Signals)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(ServeError::Signals)?;
     let stop = running.stop();

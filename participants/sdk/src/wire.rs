@@ -97,6 +97,8 @@ pub fn read_call(call: v1::BranchCall) -> Result<Step, String> {
         index,
         is_pivot: descriptor.pivot == call.branch,
         due_at,
+        caller: descriptor.caller.clone(),
+        operation: body.operation.clone(),
         payload: body.payload.clone(),
         descriptor: call.transaction_descriptor,
     };

@@ -115,10 +115,11 @@ impl Promise {
         let is_known = (self.held || self.told.is_some()) && !world.forgets();
         let Some(instance) = world.any_instance().filter(|_| is_known) else { return };
         let descriptor = &self.transaction.descriptor;
-        let amount = Amount::new(descriptor.branches[0].amount.get() + 1).expect("more than nothing");
-        let branch = |index: usize| descriptor.branches[index].account.clone();
+        let (debit, credit) = descriptor.as_hold().expect("a hold");
+        let amount = Amount::new(debit.amount.get() + 1).expect("more than nothing");
+        let (payer, payee) = (debit.account.clone(), credit.account.clone());
         let (due_at, on_maturity) = (descriptor.due_at, descriptor.on_maturity);
-        let other = Descriptor::hold(branch(0), branch(1), amount, gold(), due_at, on_maturity);
+        let other = Descriptor::hold(payer, payee, amount, gold(), due_at, on_maturity);
         let other = Transaction::new(self.transaction.id, other);
         match instance.engine.create(other, None, 0, None, PATIENCE).await {
             Ok(created) if created.record.standing.phase != Phase::Cancelled => {
@@ -131,7 +132,7 @@ impl Promise {
     async fn cancel(&mut self, world: &Arc<World>) {
         self.asked_cancel = true;
         let Some(instance) = world.any_instance() else { return };
-        match instance.engine.cancel(self.transaction.id, None, PATIENCE).await {
+        match instance.engine.cancel(self.transaction.id, None, None, PATIENCE).await {
             Ok(record) => self.hear(world, &record),
             Err(EngineError::TooLate { record, .. }) => self.hear(world, &record),
             Err(_) => sleep(Duration::from_millis(1)).await,
@@ -141,7 +142,7 @@ impl Promise {
     async fn confirm(&mut self, world: &Arc<World>) {
         self.asked_confirm = true;
         let Some(instance) = world.any_instance() else { return };
-        match instance.engine.confirm_now(self.transaction.id, None, PATIENCE).await {
+        match instance.engine.confirm_now(self.transaction.id, None, None, PATIENCE).await {
             Ok(record) => self.hear(world, &record),
             Err(EngineError::TooLate { record, .. }) => self.hear(world, &record),
             Err(_) => sleep(Duration::from_millis(1)).await,

@@ -90,7 +90,7 @@ impl Shard {
                 books.read_fence(*key, fence, row.role, row.account.clone(), row.amount);
             }
             for branch in &call.branches {
-                let id = &call.transaction.branch(*branch).account;
+                let id = &call.transaction.leg(*branch).expect("a hold is the ledger's").account;
                 if let Some(account) = self.accounts.get(id) {
                     books.read_account(id.clone(), account.clone());
                 }

@@ -93,7 +93,7 @@ async fn run(cli: &Cli) -> anyhow::Result<u64> {
     let debit = Part::Debit { account: "kit-%n".into(), currency: "GOLD".into() };
     passed += right(Subject::new("", debit), &options, async |listen| {
         let served = InProcess { participant: Arc::new(shard.clone()), may_veto: true };
-        Ok(in_process(start(Arc::new(served), listen).await?))
+        Ok(in_process(start(Arc::new(served), listen, None).await?))
     })
     .await?;
 

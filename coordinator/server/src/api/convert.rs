@@ -15,27 +15,25 @@ use std::{
 };
 use tcc_core::{
     AccountId, Amount, Attention, Cause, Currency, Descriptor, IdError, IdempotencyKey, LabelError, Labels,
-    MoneyError, OnMaturity, Phase, Role, Timestamp, TransactionId,
-    descriptor::{CREDIT, DEBIT},
-    round_up,
+    Leg, MoneyError, OnMaturity, Phase, Role, Timestamp, TransactionId, round_up,
 };
-use tcc_ledger::{Account, AccountState, PostingKind, PostingRow};
+use tcc_ledger::{Account, AccountState, OpenDebit, PostingKind, PostingRow};
 use tcc_participant::{BreakerState, partitions::first_id};
 use tcc_proto::{Reason, v1};
 use tonic::{Request, Status};
 use uuid::Uuid;
 
 /// An id's own time may lie this far before the database's clock, if the id is new.
-const ID_MAX_AGE: jiff::SignedDuration = jiff::SignedDuration::from_hours(24);
+pub const ID_MAX_AGE: jiff::SignedDuration = jiff::SignedDuration::from_hours(24);
 /// And this far after it.
-const ID_MAX_LEAD: jiff::SignedDuration = jiff::SignedDuration::from_mins(5);
+pub const ID_MAX_LEAD: jiff::SignedDuration = jiff::SignedDuration::from_mins(5);
 
 /// How long a call waits when it has no deadline of its own, and the shortest and the longest that it can ask for.
 const PATIENCE: (Duration, Duration, Duration) =
     (Duration::from_secs(10), Duration::from_millis(10), Duration::from_secs(60));
 
 /// How many holds a page has by default, and at most.
-const PAGE: (usize, usize) = (50, 1_000);
+pub const PAGE: (usize, usize) = (50, 1_000);
 
 /// How long to wait for an answer: a little less than the client does, so that it gets one.
 pub fn patience<T>(request: &Request<T>) -> Duration {
@@ -111,7 +109,7 @@ pub struct Asked {
     /// What is to be created.
     pub descriptor: Descriptor,
     /// It may be due already.
-    is_transfer: bool,
+    pub is_due_at_once: bool,
     /// Nothing is to be created.
     pub validate_only: bool,
 }
@@ -133,16 +131,17 @@ impl Asked {
         if let Name::Id(id) = self.name {
             fresh_id(id, now)?;
         }
-        if self.is_transfer { Ok(()) } else { fresh_due(self.descriptor.due_at, now, limits) }
+        if self.is_due_at_once { Ok(()) } else { fresh_due(self.descriptor.due_at, now, limits) }
     }
 }
 
 /// Collects what is wrong, so that a caller is told everything at once.
 #[derive(Default)]
-struct Wrong(Vec<Violation>);
+pub struct Wrong(pub Vec<Violation>);
 
 impl Wrong {
-    fn take<T>(&mut self, result: Result<T, Violation>) -> Option<T> {
+    /// What is right, or nothing.
+    pub fn take<T>(&mut self, result: Result<T, Violation>) -> Option<T> {
         result.map_err(|violation| self.0.push(violation)).ok()
     }
 }
@@ -186,7 +185,7 @@ pub fn hold(request: v1::CreateHoldRequest, caller: &str, limits: &Limits) -> Re
     match (common, due_at, on_maturity) {
         (Some((name, transfer)), Some(due_at), Some(on_maturity)) if wrongs.0.is_empty() => {
             let descriptor = Descriptor { due_at, on_maturity, ..transfer };
-            Ok(Asked { name, descriptor, is_transfer: false, validate_only })
+            Ok(Asked { name, descriptor, is_due_at_once: false, validate_only })
         }
         _ => Err(invalid(&wrongs.0)),
     }
@@ -216,7 +215,7 @@ pub fn transfer(request: v1::TransferRequest, caller: &str, limits: &Limits) -> 
     match common.read(caller, limits, &mut wrongs) {
         Some((Name::None, _)) if wrongs.0.is_empty() => Err(name_required().into()),
         Some((name, descriptor)) if wrongs.0.is_empty() => {
-            Ok(Asked { name, descriptor, is_transfer: true, validate_only: false })
+            Ok(Asked { name, descriptor, is_due_at_once: true, validate_only: false })
         }
         _ => Err(invalid(&wrongs.0)),
     }
@@ -244,7 +243,8 @@ impl Common<'_> {
     }
 }
 
-fn name(caller: &str, text: &str, key: &str) -> Result<Name, Violation> {
+/// How a caller names what it creates.
+pub fn name(caller: &str, text: &str, key: &str) -> Result<Name, Violation> {
     match (text, key) {
         ("", "") => Ok(Name::None),
         (text, "") => id(text).map(Name::Id),
@@ -255,16 +255,19 @@ fn name(caller: &str, text: &str, key: &str) -> Result<Name, Violation> {
     }
 }
 
-fn name_required() -> Violation {
+/// A lost answer could not be asked for again.
+pub fn name_required() -> Violation {
     let message = "is required here, or an id: a lost answer could not be asked for again";
     wrong("idempotency_key", Reason::IdempotencyKeyRequired, message)
 }
 
-fn required(field: &str) -> Violation {
+/// A field that is empty.
+pub fn required(field: &str) -> Violation {
     wrong(field, Reason::FieldRequired, "is required")
 }
 
-fn labels(labels: std::collections::HashMap<String, String>) -> Result<Labels, Violation> {
+/// Labels.
+pub fn labels(labels: std::collections::HashMap<String, String>) -> Result<Labels, Violation> {
     Labels::new(labels).map_err(|error| {
         let reason = match error {
             LabelError::TooMany | LabelError::Key => Reason::LabelInvalid,
@@ -275,7 +278,8 @@ fn labels(labels: std::collections::HashMap<String, String>) -> Result<Labels, V
     })
 }
 
-fn action(on_maturity: i32) -> Result<OnMaturity, Violation> {
+/// What happens at the due time.
+pub fn action(on_maturity: i32) -> Result<OnMaturity, Violation> {
     match v1::OnMaturity::try_from(on_maturity) {
         Ok(v1::OnMaturity::Confirm) => Ok(OnMaturity::Confirm),
         Ok(v1::OnMaturity::Cancel) => Ok(OnMaturity::Cancel),
@@ -407,11 +411,13 @@ impl Listing {
     pub fn has(&self, record: &Record) -> bool {
         let Which { payer, payee, phases, labels, from, until } = &self.which;
         let descriptor = &record.transaction.descriptor;
-        let is_of = |account: &Option<AccountId>, index| {
-            account.as_ref().is_none_or(|account| *account == record.transaction.branch(index).account)
+        // Other transactions have branches on the account, too.
+        let Some((debit, credit)) = descriptor.as_hold() else { return false };
+        let is_of = |account: &Option<AccountId>, leg: &Leg| {
+            account.as_ref().is_none_or(|account| *account == leg.account)
         };
-        is_of(payer, DEBIT)
-            && is_of(payee, CREDIT)
+        is_of(payer, debit)
+            && is_of(payee, credit)
             && (phases.is_empty() || phases.contains(&record.standing.phase))
             && descriptor.labels.contain(labels)
             && from.is_none_or(|from| record.standing.created_at >= from)
@@ -459,7 +465,8 @@ pub fn listing(request: v1::ListHoldsRequest, caller: &Identity, now: Timestamp)
     Ok(Listing { account, role, size, ids_from, before, filter, which })
 }
 
-fn asked_phase(number: i32) -> Result<Phase, Violation> {
+/// A phase that is asked for.
+pub fn asked_phase(number: i32) -> Result<Phase, Violation> {
     match v1::Phase::try_from(number) {
         Ok(v1::Phase::Trying) => Ok(Phase::Trying),
         Ok(v1::Phase::Held) => Ok(Phase::Held),
@@ -504,15 +511,25 @@ pub fn hold_view(record: &Record) -> v1::Hold {
     }
 }
 
-/// A hold that there is not yet.
+/// A leg's amount.
+pub fn amount_of(leg: &Leg) -> v1::Amount {
+    v1::Amount { value: leg.amount.get(), currency: leg.currency.to_string() }
+}
+
+/// A hold that there is not yet. Of a transaction that is no hold, for operators: what it has in common with one; payer and payee
+/// are the accounts of its only debit and its only credit.
 pub fn asked_view(descriptor: &Descriptor) -> v1::Hold {
-    let branch = |index: u16| &descriptor.branches[usize::from(index)];
-    let (debit, credit) = (branch(DEBIT), branch(CREDIT));
     let label = |(key, value): (&str, &str)| (key.to_owned(), value.to_owned());
+    let only = |role| {
+        let mut legs = descriptor.legs().filter(|(_, leg)| leg.role == role);
+        legs.next().filter(|_| legs.next().is_none()).map(|(_, leg)| leg)
+    };
+    let account = |leg: Option<&Leg>| leg.map_or(String::new(), |leg| leg.account.to_string());
+    let (debit, credit) = (only(Role::Debit), only(Role::Credit));
     v1::Hold {
-        payer: debit.account.to_string(),
-        payee: credit.account.to_string(),
-        amount: Some(v1::Amount { value: debit.amount.get(), currency: debit.currency.to_string() }),
+        payer: account(debit),
+        payee: account(credit),
+        amount: debit.or(credit).map(amount_of),
         on_maturity: maturity(descriptor.on_maturity).into(),
         due_at: (!descriptor.is_due_at_once()).then(|| proto_time(descriptor.due_at)),
         labels: descriptor.labels.iter().map(label).collect(),
@@ -520,13 +537,16 @@ pub fn asked_view(descriptor: &Descriptor) -> v1::Hold {
     }
 }
 
-/// An open hold as its payer's shard knows it.
-pub fn open_view(transaction: &tcc_core::Transaction) -> v1::OpenHold {
-    let v1::Hold { payee, amount, due_at, on_maturity, .. } = asked_view(&transaction.descriptor);
+/// What an account's open debit is for, as its shard knows it: a hold, or another transaction.
+pub fn open_view(open: &OpenDebit, currency: &Currency) -> v1::OpenHold {
+    let OpenDebit { transaction, amount } = open;
+    let v1::Hold { payee, due_at, on_maturity, .. } = asked_view(&transaction.descriptor);
+    let amount = Some(v1::Amount { value: *amount, currency: currency.to_string() });
     v1::OpenHold { id: transaction.id.to_string(), payee, amount, due_at, on_maturity }
 }
 
-fn maturity(on_maturity: OnMaturity) -> v1::OnMaturity {
+/// As the API has it.
+pub fn maturity(on_maturity: OnMaturity) -> v1::OnMaturity {
     match on_maturity {
         OnMaturity::Confirm => v1::OnMaturity::Confirm,
         OnMaturity::Cancel => v1::OnMaturity::Cancel,
@@ -596,7 +616,7 @@ pub fn attention(attention: Attention) -> v1::Attention {
     }
 }
 
-fn cause(cause: Cause) -> v1::Cause {
+pub fn cause(cause: Cause) -> v1::Cause {
     match cause {
         Cause::Refused => v1::Cause::Refused,
         Cause::Vetoed => v1::Cause::Vetoed,

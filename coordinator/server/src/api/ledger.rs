@@ -149,7 +149,11 @@ impl LedgerService for Ledger {
         let holdings = holdings.ok_or_else(|| not_found(&id))?;
         Ok(Response::new(v1::GetHoldingsResponse {
             account: Some(convert::account_view(&id, &holdings.account)),
-            holds: holdings.open.iter().map(convert::open_view).collect(),
+            holds: holdings
+                .open
+                .iter()
+                .map(|open| convert::open_view(open, &holdings.account.currency))
+                .collect(),
             truncated: holdings.is_truncated,
         }))
     }

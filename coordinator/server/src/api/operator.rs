@@ -1,16 +1,27 @@
 //! `OperatorService`: for `tccctl` and people on call.
 
-use super::{convert, evidence::evidence, reason};
+use super::{
+    branches, convert,
+    evidence::evidence,
+    reason::{self, wrong},
+};
 use crate::{
     audit::{self, AuditError, AuditEvent, Finding},
+    config::{DEADLINES_MS, REQUESTS},
     engine::{Engine, EngineError},
+    registry::{self, Entry, Registry},
     serve::Vitals,
     shards::Shards,
+    store::{
+        Evidence, StoreError,
+        participants::{Changed, Registration},
+    },
 };
 use futures::stream::BoxStream;
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
+use tcc_core::ParticipantName;
 use tcc_ledger::audit::Total;
-use tcc_participant::Participant as _;
+use tcc_participant::{BreakerState, Participant as _, Remote, remote::InvalidAddress};
 use tcc_proto::{
     Reason,
     v1::{self, operator_service_server::OperatorService, replay_shard_response, run_audit_response},
@@ -25,15 +36,112 @@ const PAGE: (usize, usize) = (100, 1_000);
 pub struct Operator {
     engine: Arc<Engine>,
     shards: Arc<Shards>,
+    registry: Registry,
     vitals: Arc<Vitals>,
 }
 
 impl Operator {
     /// On everything there is.
     #[must_use]
-    pub fn new(engine: Arc<Engine>, shards: Arc<Shards>, vitals: Arc<Vitals>) -> Self {
-        Self { engine, shards, vitals }
+    pub fn new(engine: Arc<Engine>, shards: Arc<Shards>, registry: Registry, vitals: Arc<Vitals>) -> Self {
+        Self { engine, shards, registry, vitals }
     }
+
+    /// What became of a change of who takes part, as a status, and for the record.
+    fn changed(
+        &self,
+        action: &str,
+        name: &ParticipantName,
+        evidence: &Evidence,
+        changed: Result<Changed, StoreError>,
+    ) -> Result<(), Status> {
+        let refused = match changed.map_err(EngineError::from)? {
+            Changed::Done => {
+                tracing::warn!(participant = %name, action, actor = evidence.actor, "an operator decides who takes part");
+                self.engine.metrics().acted(action, "done");
+                return Ok(());
+            }
+            // What is so already needs no error, but for one that is to be new.
+            Changed::Already if action == "add-participant" => reason::participant_exists(name.as_str()),
+            Changed::Already => return Ok(()),
+            Changed::NotFound => reason::participant_not_found(name.as_str()),
+            Changed::NotDrained => {
+                reason::participant_in_use(name.as_str(), "it takes new transactions; drain it first", None)
+            }
+            Changed::InUse(count, example) => {
+                let why = format!("{count} transactions that need it are not final");
+                reason::participant_in_use(name.as_str(), &why, Some(example))
+            }
+        };
+        self.engine.metrics().acted(action, "refused");
+        Err(refused)
+    }
+
+    fn participant(&self, entry: &Entry) -> v1::Participant {
+        let Entry { registered, remote } = entry;
+        let Registration { name, address, ca, may_veto, deadline, requests } = &registered.registration;
+        let index = self.engine.participants().index_by_name(name);
+        let described = remote.as_ref().and_then(Remote::described);
+        let ahead_ms = remote.as_ref().and_then(Remote::clock_ahead_ms);
+        v1::Participant {
+            name: name.to_string(),
+            address: address.clone(),
+            may_veto: *may_veto,
+            deadline: prost_types::Duration::try_from(*deadline).ok(),
+            requests: i32::from(*requests),
+            ca: ca.clone(),
+            configured: registered.is_configured,
+            drained: registered.is_drained,
+            added_at: Some(convert::proto_time(registered.added_at)),
+            reachable: self.engine.participants().is_reachable(index),
+            left_alone: remote.as_ref().is_some_and(|remote| remote.breaker() == BreakerState::Open)
+                && described.is_some(),
+            queued: remote.as_ref().map_or(0, |remote| remote.queued() as i64),
+            waiting: self.engine.waiting(index) as i64,
+            protocol_version: described.as_ref().map_or(0, |described| described.protocol_version),
+            software: described.map_or(String::new(), |described| described.software),
+            clock_ahead: ahead_ms.map(|ms| prost_types::Duration {
+                seconds: ms / 1_000,
+                nanos: (ms % 1_000) as i32 * 1_000_000,
+            }),
+        }
+    }
+}
+
+/// A participant as an operator asks for it.
+fn registration(request: &v1::AddParticipantRequest) -> Result<Registration, Status> {
+    let v1::AddParticipantRequest { name, address, may_veto, deadline, requests, ca, .. } = request;
+    let name = branches::participant_name("name", name)?;
+    let deadline_ms = match deadline {
+        None => 10_000,
+        Some(deadline) => {
+            deadline.seconds.saturating_mul(1_000).saturating_add(i64::from(deadline.nanos) / 1_000_000)
+        }
+    };
+    let deadline_ms = u32::try_from(deadline_ms)
+        .ok()
+        .filter(|ms| DEADLINES_MS.contains(ms))
+        .ok_or_else(|| wrong("deadline", Reason::FieldInvalid, "must be 100 ms to 60 s"))?;
+    let requests = if *requests == 0 { 4 } else { *requests };
+    let requests = u16::try_from(requests).ok().filter(|requests| REQUESTS.contains(requests));
+    let requests = requests.ok_or_else(|| wrong("requests", Reason::FieldInvalid, "must be 1 to 256"))?;
+    let registration = Registration {
+        name,
+        address: address.clone(),
+        ca: ca.clone(),
+        may_veto: *may_veto,
+        deadline: Duration::from_millis(deadline_ms.into()),
+        requests,
+    };
+    let invalid = |error: InvalidAddress| {
+        let field = match error {
+            InvalidAddress::Address(_) => "address",
+            InvalidAddress::Certificate(..) => "ca",
+        };
+        wrong(field, Reason::FieldInvalid, error.to_string())
+    };
+    registry::check(&registration, None).map_err(invalid)?;
+    Ok(registration)
 }
 
 #[tonic::async_trait]
@@ -117,6 +225,68 @@ impl OperatorService for Operator {
             }
             Some(false) | None => Err(reason::not_stopped(name)),
         }
+    }
+
+    async fn list_participants(
+        &self,
+        _: Request<v1::ListParticipantsRequest>,
+    ) -> Result<Response<v1::ListParticipantsResponse>, Status> {
+        let participants = self.registry.all().iter().map(|entry| self.participant(entry)).collect();
+        Ok(Response::new(v1::ListParticipantsResponse { participants }))
+    }
+
+    async fn add_participant(
+        &self,
+        request: Request<v1::AddParticipantRequest>,
+    ) -> Result<Response<v1::AddParticipantResponse>, Status> {
+        let v1::AddParticipantRequest { reason, ticket, .. } = request.get_ref();
+        let evidence = evidence(&request, reason, ticket)?;
+        let registration = registration(request.get_ref())?;
+        let name = &registration.name;
+        if self.shards.all().iter().any(|shard| shard.name() == name.as_str()) {
+            return self
+                .changed("add-participant", name, &evidence, Ok(Changed::Already))
+                .map(|()| Response::new(v1::AddParticipantResponse {}));
+        }
+        let added = self.engine.store().add_participant(&registration, &evidence).await;
+        self.changed("add-participant", name, &evidence, added)?;
+        Ok(Response::new(v1::AddParticipantResponse {}))
+    }
+
+    async fn drain_participant(
+        &self,
+        request: Request<v1::DrainParticipantRequest>,
+    ) -> Result<Response<v1::DrainParticipantResponse>, Status> {
+        let v1::DrainParticipantRequest { name, reason, ticket } = request.get_ref();
+        let evidence = evidence(&request, reason, ticket)?;
+        let name = branches::participant_name("name", name)?;
+        let drained = self.engine.store().drain_participant(&name, true, &evidence).await;
+        self.changed("drain-participant", &name, &evidence, drained)?;
+        Ok(Response::new(v1::DrainParticipantResponse {}))
+    }
+
+    async fn resume_participant(
+        &self,
+        request: Request<v1::ResumeParticipantRequest>,
+    ) -> Result<Response<v1::ResumeParticipantResponse>, Status> {
+        let v1::ResumeParticipantRequest { name, reason, ticket } = request.get_ref();
+        let evidence = evidence(&request, reason, ticket)?;
+        let name = branches::participant_name("name", name)?;
+        let resumed = self.engine.store().drain_participant(&name, false, &evidence).await;
+        self.changed("resume-participant", &name, &evidence, resumed)?;
+        Ok(Response::new(v1::ResumeParticipantResponse {}))
+    }
+
+    async fn remove_participant(
+        &self,
+        request: Request<v1::RemoveParticipantRequest>,
+    ) -> Result<Response<v1::RemoveParticipantResponse>, Status> {
+        let v1::RemoveParticipantRequest { name, reason, ticket } = request.get_ref();
+        let evidence = evidence(&request, reason, ticket)?;
+        let name = branches::participant_name("name", name)?;
+        let removed = self.engine.store().remove_participant(&name, &evidence).await;
+        self.changed("remove-participant", &name, &evidence, removed)?;
+        Ok(Response::new(v1::RemoveParticipantResponse {}))
     }
 
     type RunAuditStream = BoxStream<'static, Result<v1::RunAuditResponse, Status>>;

@@ -15,6 +15,7 @@ use tcc_proto::{
 };
 use tonic::{Status, body::Body};
 use tonic_types::{ErrorDetails, StatusExt as _};
+use uuid::Uuid;
 
 /// How long a client should wait before it repeats what was not even begun.
 const RETRY_DELAY: Duration = Duration::from_millis(250);
@@ -72,7 +73,7 @@ pub fn refused(code: &str, id: String, is_replayed: bool, at: Option<(&'static s
     let refusal = Refusal::from_code(code).ok().filter(|_| code != ALREADY_CANCELLED);
     let (reason, message) = match refusal {
         Some(refusal) => of_refusal(refusal),
-        None => (Reason::AlreadyCancelled, "the hold was cancelled before it was created"),
+        None => (Reason::AlreadyCancelled, "it was cancelled before it was created"),
     };
     let message = match at {
         Some(("account", account)) => message.replace("one of the accounts", &format!("account {account}")),
@@ -124,67 +125,104 @@ pub fn item(status: &Status) -> v1::ItemError {
     }
 }
 
+/// What a service calls what it serves, and the reasons that it has of its own.
+#[derive(Debug, Clone, Copy)]
+pub struct What {
+    noun: &'static str,
+    not_found: Reason,
+    not_cancellable: Reason,
+    not_confirmable: Reason,
+}
+
+/// What `HoldService` serves.
+pub const HOLD: What = What {
+    noun: "hold",
+    not_found: Reason::HoldNotFound,
+    not_cancellable: Reason::HoldNotCancellable,
+    not_confirmable: Reason::HoldNotConfirmable,
+};
+
+/// What `TransactionService` serves.
+pub const TRANSACTION: What = What {
+    noun: "transaction",
+    not_found: Reason::TransactionNotFound,
+    not_cancellable: Reason::TransactionNotCancellable,
+    not_confirmable: Reason::TransactionNotConfirmable,
+};
+
 impl From<EngineError> for Status {
     fn from(error: EngineError) -> Self {
-        let message = error.to_string();
-        match error {
-            EngineError::Overloaded => unavailable(Reason::Overloaded, message),
-            EngineError::Draining => unavailable(Reason::Draining, message),
-            EngineError::Unreachable(participant) => unavailable(
-                Reason::ShardUnavailable,
-                format!("shard {participant} is not reachable; nothing was done"),
-            ),
-            EngineError::IdReused { id, field } => {
-                status(Reason::IdReused, message, [("id", id.to_string()), ("field", field.to_owned())])
-            }
-            EngineError::NotFound(id) => status(Reason::HoldNotFound, message, [("id", id.to_string())]),
-            EngineError::TooLate { asked, record } => too_late(asked, &record),
-            EngineError::Changed { record } => changed(&record),
-            EngineError::OutcomeUnknown(id) => {
-                status(Reason::OutcomeUnknown, message, [("id", id.to_string())])
-            }
-            EngineError::Store(cause) => {
-                tracing::warn!(%cause, "a request meets the coordinator's database down");
-                unavailable(
-                    Reason::CoordinatorUnavailable,
-                    "the coordinator's database does not answer; repeat with the same id or key",
-                )
-            }
+        of_engine(HOLD, error)
+    }
+}
+
+/// What the engine could not do, in the words of a service.
+pub fn of_engine(what: What, error: EngineError) -> Status {
+    let message = error.to_string();
+    match error {
+        EngineError::Overloaded => unavailable(Reason::Overloaded, message),
+        EngineError::Draining => unavailable(Reason::Draining, message),
+        EngineError::Unreachable { participant, is_shard: true } => unavailable(
+            Reason::ShardUnavailable,
+            format!("shard {participant} is not reachable; nothing was done"),
+        ),
+        EngineError::Unreachable { participant, is_shard: false } => {
+            let message = format!("participant {participant} is not reachable; nothing was done");
+            let mut details = info(Reason::ParticipantUnavailable, [("participant", participant)]);
+            details.set_retry_info(Some(RETRY_DELAY));
+            Status::with_error_details(Reason::ParticipantUnavailable.code(), message, details)
+        }
+        EngineError::IdReused { id, field } => {
+            status(Reason::IdReused, message, [("id", id.to_string()), ("field", field.to_owned())])
+        }
+        EngineError::NotFound(id) => {
+            let message = format!("there is no {} {id}", what.noun);
+            status(what.not_found, message, [("id", id.to_string())])
+        }
+        EngineError::TooLate { asked, record } => too_late(what, asked, &record),
+        EngineError::Changed { record } => changed(what, &record),
+        EngineError::OutcomeUnknown(id) => status(Reason::OutcomeUnknown, message, [("id", id.to_string())]),
+        EngineError::Store(cause) => {
+            tracing::warn!(%cause, "a request meets the coordinator's database down");
+            unavailable(
+                Reason::CoordinatorUnavailable,
+                "the coordinator's database does not answer; repeat with the same id or key",
+            )
         }
     }
 }
 
-/// A hold that is no longer as the client saw it.
-pub fn changed(record: &Record) -> Status {
+/// What is no longer as the client saw it.
+pub fn changed(what: What, record: &Record) -> Status {
     let (id, phase) = (record.id(), record.standing.phase);
     let etag = convert::etag(record.standing.seen());
     let metadata = [("id", id.to_string()), ("phase", phase.to_string()), ("etag", etag)];
-    status(Reason::EtagMismatch, format!("hold {id} has changed since: it is {phase} now"), metadata)
+    let message = format!("{} {id} has changed since: it is {phase} now", what.noun);
+    status(Reason::EtagMismatch, message, metadata)
 }
 
-/// A hold that stands otherwise has a reason of its own for each of the two requests.
-fn too_late(asked: Event, record: &Record) -> Status {
-    let id = record.id();
-    let phase = record.standing.phase;
+/// What stands otherwise has a reason of its own for each of the two requests.
+fn too_late(what: What, asked: Event, record: &Record) -> Status {
+    let (id, phase, noun) = (record.id(), record.standing.phase, what.noun);
     let due_at = record.due_at();
     let (reason, message) = match (asked, record.standing.phase) {
         (Event::CancelRequested, Phase::Trying | Phase::Held) => (
-            Reason::HoldNotCancellable,
-            format!("hold {id} was due at {due_at}; it can be cancelled before that only"),
+            what.not_cancellable,
+            format!("{noun} {id} was due at {due_at}; it can be cancelled before that only"),
         ),
-        (Event::CancelRequested, _) => (Reason::HoldNotCancellable, format!("hold {id} is {phase}")),
+        (Event::CancelRequested, _) => (what.not_cancellable, format!("{noun} {id} is {phase}")),
         (_, Phase::Trying) => (
-            Reason::HoldNotConfirmable,
-            format!("hold {id} is not held yet; repeat this when CreateHold has answered"),
+            what.not_confirmable,
+            format!("{noun} {id} is not held yet; repeat this when its creation has answered"),
         ),
         (_, Phase::Held) if record.standing.attention >= Attention::Parked => {
-            (Reason::HoldNotConfirmable, format!("hold {id} waits for an operator"))
+            (what.not_confirmable, format!("{noun} {id} waits for an operator"))
         }
         (_, Phase::Held) => (
-            Reason::HoldNotConfirmable,
-            format!("hold {id} was to be released at {due_at}; it can be confirmed before that only"),
+            what.not_confirmable,
+            format!("{noun} {id} was to be released at {due_at}; it can be confirmed before that only"),
         ),
-        _ => (Reason::HoldNotConfirmable, format!("hold {id} is {phase}")),
+        _ => (what.not_confirmable, format!("{noun} {id} is {phase}")),
     };
     status(reason, message, [("id", id.to_string()), ("phase", phase.to_string())])
 }
@@ -199,6 +237,38 @@ pub fn no_answer_in_time() -> Status {
 pub fn transfer_cancelled(id: TransactionId) -> Status {
     let message = format!("transfer {id} was cancelled, and nothing was paid");
     status(Reason::TransferCancelled, message, [("id", id.to_string())])
+}
+
+/// A transaction that was to be confirmed at once, and never will be.
+pub fn transaction_cancelled(id: TransactionId) -> Status {
+    let message = format!("transaction {id} was cancelled, and nothing was confirmed");
+    status(Reason::TransactionCancelled, message, [("id", id.to_string())])
+}
+
+/// Nobody is registered under a name.
+pub fn participant_not_found(name: &str) -> Status {
+    let message = format!("no participant {name} is registered");
+    status(Reason::ParticipantNotFound, message, [("participant", name.to_owned())])
+}
+
+/// A name that is taken.
+pub fn participant_exists(name: &str) -> Status {
+    let message = format!("a participant or a shard called {name} is registered already");
+    status(Reason::ParticipantExists, message, [("participant", name.to_owned())])
+}
+
+/// A participant that cannot be removed, and a transaction that needs it.
+pub fn participant_in_use(name: &str, why: &str, example: Option<Uuid>) -> Status {
+    let message = format!("participant {name} cannot be removed: {why}");
+    let example = example.map(|example| ("example", example.to_string()));
+    let metadata = [("participant", name.to_owned())].into_iter().chain(example);
+    status(Reason::ParticipantInUse, message, metadata)
+}
+
+/// An operator lets nothing new at a participant.
+pub fn participant_drained(name: &str) -> Status {
+    let message = format!("participant {name} takes no new transactions; nothing was done");
+    status(Reason::ParticipantDrained, message, [("participant", name.to_owned())])
 }
 
 /// Work goes on with a shard already.
@@ -246,6 +316,12 @@ pub fn without_role(path: &str, caller: &str) -> Status {
 pub fn not_covered(field: &str, account: &AccountId) -> Status {
     let message = format!("{field}: you may not act for account {account}");
     status(Reason::NotAllowed, message, [("field", field.to_owned()), ("account", account.to_string())])
+}
+
+/// A list of somebody else's transactions.
+pub fn not_your_own(field: &str) -> Status {
+    let message = format!("{field}: you may see your own transactions only");
+    status(Reason::NotAllowed, message, [("field", field.to_owned())])
 }
 
 /// A hold that the caller sees because it is the payee: only the payer decides about it.

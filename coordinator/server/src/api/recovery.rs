@@ -25,7 +25,7 @@ use crate::{
 };
 use futures::stream::BoxStream;
 use std::sync::Arc;
-use tcc_core::{Attention, Role, Timestamp, TransactionId};
+use tcc_core::{Attention, Branch, Role, Timestamp, TransactionId};
 use tcc_proto::{
     Reason,
     v1::{self, OperatorActionKind, execute_plan_response::Event, recovery_service_server::RecoveryService},
@@ -441,22 +441,24 @@ fn branch_view((reported, index): (&Reported, i32)) -> v1::BranchReport {
         }
         Says::Absent => ("absent", String::new(), String::new()),
         Says::Nothing(why) => ("", String::new(), why.clone()),
+        Says::Untold => {
+            ("", String::new(), "it is no shard, and tells only who asks it to do something".to_owned())
+        }
     };
     let (fenced_at, decided_at) = match says {
         Says::Fence(fence) => (Some(fence.fenced_at), fence.decided_at),
-        Says::Absent | Says::Nothing(_) => (None, None),
+        Says::Absent | Says::Nothing(_) | Says::Untold => (None, None),
+    };
+    let (role, operation) = match branch {
+        Branch::Ledger(leg) => (role_name(leg.role), String::new()),
+        Branch::Other(request) => ("CALL", request.operation.clone()),
     };
     v1::BranchReport {
         index,
-        role: match branch.role {
-            Role::Debit => "DEBIT",
-            Role::Credit => "CREDIT",
-            Role::Issue => "ISSUE",
-            Role::Burn => "BURN",
-        }
-        .to_owned(),
-        account: branch.account.to_string(),
-        amount: Some(v1::Amount { value: branch.amount.get(), currency: branch.currency.to_string() }),
+        role: role.to_owned(),
+        account: branch.leg().map_or(String::new(), |leg| leg.account.to_string()),
+        amount: branch.leg().map(convert::amount_of),
+        operation,
         participant: participant.clone(),
         is_pivot: *is_pivot,
         state: state.to_owned(),
@@ -464,6 +466,15 @@ fn branch_view((reported, index): (&Reported, i32)) -> v1::BranchReport {
         fenced_at: fenced_at.map(convert::proto_time),
         decided_at: decided_at.map(convert::proto_time),
         error,
+    }
+}
+
+fn role_name(role: Role) -> &'static str {
+    match role {
+        Role::Debit => "DEBIT",
+        Role::Credit => "CREDIT",
+        Role::Issue => "ISSUE",
+        Role::Burn => "BURN",
     }
 }
 

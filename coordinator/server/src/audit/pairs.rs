@@ -149,25 +149,31 @@ fn contradictions_of(record: &Record, fences: &Fences<'_>) -> Vec<Finding> {
             let expected = "the descriptor of the coordinator".into();
             add("DESCRIPTOR_MISMATCH", shard, &fence.account, expected, "another one".into());
         }
-        if (fence.account.as_str(), fence.amount, fence.role)
-            != (branch.account.as_str(), branch.amount.get(), branch.role)
-        {
-            let expected = format!("{:?} of {} on {}", branch.role, branch.amount.get(), branch.account);
+        let leg = branch.leg();
+        let agrees = leg.is_some_and(|leg| {
+            (fence.account.as_str(), fence.amount, fence.role)
+                == (leg.account.as_str(), leg.amount.get(), leg.role)
+        });
+        if !agrees {
+            let expected = leg.map_or("a branch that is not the ledger's".to_owned(), |leg| {
+                format!("{:?} of {} on {}", leg.role, leg.amount.get(), leg.account)
+            });
             let found = format!("{:?} of {} on {}", fence.role, fence.amount, fence.account);
             add("BRANCH_MISMATCH", shard, &fence.account, expected, found);
         }
     }
 
-    let states: Vec<Option<FenceState>> = (0..transaction.descriptor.branches.len())
-        .map(|index| {
-            fences.iter().find(|(_, fence)| usize::from(fence.branch) == index).map(|(_, fence)| fence.state)
-        })
-        .collect();
+    // Only the ledger's fences can be read. Where the pivot is not among them, the ledger's branches follow their lead.
+    let lead = transaction.descriptor.lead();
+    let state =
+        |index: u16| fences.iter().find(|(_, fence)| fence.branch == index).map(|(_, fence)| fence.state);
+    let states: Vec<Option<FenceState>> =
+        transaction.descriptor.legs().map(|(index, _)| state(index)).collect();
     let found = format!("{:?} with fences {states:?}", standing.phase);
-    let pivot = states[usize::from(transaction.descriptor.pivot)];
+    let pivot = lead.and_then(state);
     let others = || {
-        let pivot = usize::from(transaction.descriptor.pivot);
-        states.iter().enumerate().filter(move |(index, _)| *index != pivot).map(|(_, state)| *state)
+        let followers = transaction.descriptor.legs().map(|(index, _)| index);
+        followers.filter(|index| Some(*index) != lead).map(state)
     };
     let open_or_confirmed = |state| matches!(state, Some(FenceState::Tried | FenceState::Confirmed));
     if pivot == Some(FenceState::Confirmed) && others().any(|state| !open_or_confirmed(state)) {
@@ -256,13 +262,13 @@ mod tests {
 
     fn kinds(record: &Record, debit: Option<FenceState>, credit: Option<FenceState>) -> Vec<String> {
         let fence = |index: u16, state| {
-            let branch = record.transaction.branch(index);
+            let leg = record.transaction.leg(index).unwrap();
             let row = BranchRow {
                 transaction: record.id(),
                 branch: index,
-                role: branch.role,
+                role: leg.role,
                 state,
-                account: branch.account.to_string(),
+                account: leg.account.to_string(),
                 amount: 5,
                 descriptor: record.transaction.encoded.clone(),
                 age_us: 0,
@@ -319,6 +325,35 @@ mod tests {
     }
 
     #[test]
+    fn branches_elsewhere_are_no_finding_and_the_ledgers_own_must_agree() {
+        use FenceState::{Cancelled, Confirmed, Tried};
+        let seats = tcc_core::Request {
+            participant: tcc_core::ParticipantName::parse("seats").unwrap(),
+            operation: String::new(),
+            payload: Vec::new(),
+        };
+        let with_seat = |phase| {
+            let hold = record(phase, None, None);
+            let mut descriptor = hold.transaction.descriptor.clone();
+            descriptor.branches.push(tcc_core::Branch::Other(seats.clone()));
+            (descriptor.pivot, descriptor.owner) = (2, Some("shop".into()));
+            Record { transaction: Arc::new(Transaction::new(hold.id(), descriptor)), ..hold }
+        };
+
+        assert!(kinds(&with_seat(Phase::Confirmed), Some(Confirmed), Some(Confirmed)).is_empty());
+        assert!(kinds(&with_seat(Phase::Confirming), Some(Tried), Some(Tried)).is_empty());
+        assert!(kinds(&with_seat(Phase::Confirming), Some(Tried), Some(Confirmed)).is_empty());
+        assert!(kinds(&with_seat(Phase::Cancelled), Some(Cancelled), Some(Cancelled)).is_empty());
+        for (debit, credit, kind) in
+            [(Cancelled, Confirmed, "MONEY_CREATED"), (Confirmed, Tried, "MONEY_LOST")]
+        {
+            assert!(
+                kinds(&with_seat(Phase::Confirming), Some(debit), Some(credit)).contains(&kind.to_owned())
+            );
+        }
+    }
+
+    #[test]
     fn a_final_phase_that_its_fences_do_not_bear_out_is_found() {
         use FenceState::{Cancelled, Confirmed, Tried};
 
@@ -349,13 +384,13 @@ mod tests {
     #[test]
     fn a_branch_that_is_not_what_the_coordinator_knows_is_found() {
         let record = record(Phase::Held, None, None);
-        let branch = record.transaction.branch(0);
+        let leg = record.transaction.leg(0).unwrap();
         let row = BranchRow {
             transaction: record.id(),
             branch: 0,
-            role: branch.role,
+            role: leg.role,
             state: FenceState::Tried,
-            account: branch.account.to_string(),
+            account: leg.account.to_string(),
             amount: 6,
             descriptor: vec![1],
             age_us: 0,

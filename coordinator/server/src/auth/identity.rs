@@ -123,6 +123,13 @@ impl Identity {
         self.is(Role::Application) && self.accounts.are_all()
     }
 
+    /// Whether it may see the transactions of a caller, other than holds: they are that one's own.
+    #[must_use]
+    pub fn may_see_of(&self, owner: &str) -> bool {
+        (self.is(Role::Application) && self.caller == owner)
+            || [Role::Operator, Role::Viewer].into_iter().any(|role| self.is(role))
+    }
+
     /// Whether it may see an account and its holds.
     #[must_use]
     pub fn may_see(&self, account: &AccountId) -> bool {

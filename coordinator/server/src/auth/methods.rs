@@ -18,6 +18,8 @@ use Role::{Application, LedgerAdmin, Operator, Viewer};
 
 /// Reads of one account or hold.
 const READERS: Access = Access::Having(&[Application, LedgerAdmin, Operator, Viewer]);
+/// Reads of transactions that are somebody's own.
+const OWNERS: Access = Access::Having(&[Application, Operator, Viewer]);
 
 /// Each method by its path.
 pub const METHODS: &[(&str, Access)] = &[
@@ -29,6 +31,12 @@ pub const METHODS: &[(&str, Access)] = &[
     ("/tcc.v1.HoldService/WatchHold", READERS),
     ("/tcc.v1.HoldService/CancelHold", Access::Having(&[Application])),
     ("/tcc.v1.HoldService/ConfirmHold", Access::Having(&[Application])),
+    ("/tcc.v1.TransactionService/CreateTransaction", Access::Having(&[Application])),
+    ("/tcc.v1.TransactionService/GetTransaction", OWNERS),
+    ("/tcc.v1.TransactionService/ListTransactions", OWNERS),
+    ("/tcc.v1.TransactionService/WatchTransaction", OWNERS),
+    ("/tcc.v1.TransactionService/ConfirmTransaction", Access::Having(&[Application])),
+    ("/tcc.v1.TransactionService/CancelTransaction", Access::Having(&[Application])),
     ("/tcc.v1.LedgerService/CreateAccount", Access::Having(&[LedgerAdmin])),
     ("/tcc.v1.LedgerService/GetAccount", READERS),
     ("/tcc.v1.LedgerService/GetHoldings", READERS),
@@ -44,6 +52,11 @@ pub const METHODS: &[(&str, Access)] = &[
     ("/tcc.v1.OperatorService/RunAudit", Access::Having(&[Operator])),
     ("/tcc.v1.OperatorService/ReplayShard", Access::Having(&[Operator])),
     ("/tcc.v1.OperatorService/ListFindings", Access::Having(&[Operator, Viewer])),
+    ("/tcc.v1.OperatorService/ListParticipants", Access::Having(&[Operator, Viewer])),
+    ("/tcc.v1.OperatorService/AddParticipant", Access::Having(&[Operator])),
+    ("/tcc.v1.OperatorService/DrainParticipant", Access::Having(&[Operator])),
+    ("/tcc.v1.OperatorService/ResumeParticipant", Access::Having(&[Operator])),
+    ("/tcc.v1.OperatorService/RemoveParticipant", Access::Having(&[Operator])),
     ("/tcc.v1.RecoveryService/ListAttention", Access::Having(&[Operator, Viewer])),
     ("/tcc.v1.RecoveryService/DescribeHold", Access::Having(&[Operator, Viewer])),
     ("/tcc.v1.RecoveryService/Act", Access::Having(&[Operator])),

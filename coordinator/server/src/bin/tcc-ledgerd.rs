@@ -7,6 +7,7 @@
 use clap::Parser;
 use std::{path::PathBuf, process::ExitCode};
 use tcc_coordinator::{config::Config, serve};
+use tcc_participant::Tls;
 use tokio::signal::unix::{SignalKind, signal};
 
 /// As tccd has.
@@ -23,9 +24,19 @@ struct Cli {
     /// Which of its shards.
     #[arg(long)]
     shard: String,
-    /// Where coordinators call it. Whoever reaches this address may move the shard's money.
+    /// Where coordinators call it: on a loopback address, or with a certificate. Without --client-ca whoever reaches this
+    /// address may move the shard's money.
     #[arg(long, default_value = "127.0.0.1:7090")]
     listen: String,
+    /// Its certificate, and those between it and its authority, PEM.
+    #[arg(long, requires = "key")]
+    certificate: Option<PathBuf>,
+    /// The certificate's private key, PEM.
+    #[arg(long, requires = "certificate")]
+    key: Option<PathBuf>,
+    /// The authorities of the coordinators' certificates ([identity] in their configuration), PEM.
+    #[arg(long, requires = "certificate")]
+    client_ca: Option<PathBuf>,
 }
 
 #[tokio::main]
@@ -42,8 +53,12 @@ async fn main() -> ExitCode {
 async fn run(cli: Cli) -> anyhow::Result<()> {
     let config = Config::load(&cli.config)?;
     config.telemetry.logs.start();
-    let running = serve::start_shard(&config, &cli.shard, &cli.listen).await?;
-    println!("tcc-ledgerd: ready on http://{}", running.address);
+    let tls = match (&cli.certificate, &cli.key) {
+        (Some(certificate), Some(key)) => Some(Tls::read(certificate, key, cli.client_ca.as_deref())?),
+        _ => None,
+    };
+    let running = serve::start_shard(&config, &cli.shard, &cli.listen, tls.as_ref()).await?;
+    println!("tcc-ledgerd: ready on {}", running.url());
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let stop = running.stop();
     tokio::spawn(async move {

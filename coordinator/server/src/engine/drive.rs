@@ -1,16 +1,19 @@
 //! One transaction, from where it stands to where it rests: held, final, put off or parked.
 
-use super::{ALREADY_CANCELLED, Engine, STUCK_AFTER, participants::Part};
+use super::{
+    ALREADY_CANCELLED, Engine, STUCK_AFTER,
+    participants::{Part, Parts},
+};
 use crate::schedule::Continuity;
 use crate::store::{Advance, Defer, Record, Woken};
-use futures::future::join_all;
+use futures::future::{join, join_all};
 use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
 use tcc_core::{
-    Attention, Event, Operation, Outcome, Phase, Timestamp,
-    decision::{Tried, Unanswered, Verdict, read_follower, read_pivot, read_tries},
+    Attention, Branch, Cause, Event, OnMaturity, Operation, Outcome, Phase, Timestamp,
+    decision::{Tried, Unanswered, Verdict, permits_next, read_follower, read_pivot, read_tries},
 };
 use tcc_participant::{Call, retry::Backoff};
 
@@ -52,6 +55,13 @@ enum Stop {
     Again(Unanswered),
     /// A person is needed.
     Park(String),
+}
+
+impl Stop {
+    fn too_few() -> Self {
+        let why = "a participant answered for fewer branches than it was asked".to_owned();
+        Self::Again(Unanswered { why, is_fault: true })
+    }
 }
 
 impl<'a> Life<'a> {
@@ -110,9 +120,19 @@ impl<'a> Life<'a> {
     async fn try_step(&mut self) -> Result<(), Stop> {
         let parts = self.engine.participants.parts(&self.record.transaction);
         let answers = join_all(parts.iter().map(|part| self.ask(part, Operation::Try))).await;
+        let answered: usize = answers.iter().map(Vec::len).sum();
         match read_tries(answers.iter().flatten()) {
+            Tried::All if answered < self.record.transaction.descriptor.branches.len() => {
+                Err(Stop::too_few())
+            }
             Tried::All => {
+                // Its row was lost after it was decided, and made anew.
+                let is_confirmed = self.record.standing.held_at.is_some()
+                    && answers[0].first() == Some(&Outcome::AlreadyConfirmed);
                 self.advance(Event::Tried, None).await?;
+                if is_confirmed {
+                    return self.advance(Event::PivotConfirmed, None).await;
+                }
                 if self.record.transaction.descriptor.is_due_at_once() {
                     self.found_due_at = self.record.standing.held_at;
                 }
@@ -127,15 +147,21 @@ impl<'a> Life<'a> {
         }
     }
 
-    /// CONFIRMING or CANCELLING: the pivot first. Only its answer permits the others to follow.
+    /// CONFIRMING or CANCELLING: the pivot first. Only its answer permits the others to follow; and where the pivot is not the
+    /// ledger's, the ledger's branches follow one of their own.
     async fn decide_step(&mut self, operation: Operation) -> Result<(), Stop> {
-        let parts = self.engine.participants.parts(&self.record.transaction);
-        let (pivot, followers) = parts.split_first().expect("a transaction has a pivot");
+        let Parts { pivot, lead, ledger, others } = self.engine.participants.parts(&self.record.transaction);
 
-        let mut answers = self.ask(pivot, operation).await.into_iter();
+        let mut answers = self.ask(&pivot, operation).await.into_iter();
         let decision = answers.next().unwrap_or_else(|| Outcome::Failed("no answer for the pivot".into()));
         match read_pivot(operation, &decision) {
             Verdict::Proceed => {}
+            Verdict::Flip(event, _) if !self.is_credible(event, &pivot) => {
+                let name = pivot.participant.name();
+                return Err(Stop::Park(format!(
+                    "{name} answered {decision:?} to {operation:?}, which cannot be"
+                )));
+            }
             Verdict::Flip(event, reason) => {
                 return self.advance(event, reason.as_ref().map(tcc_core::Refusal::code)).await;
             }
@@ -144,9 +170,24 @@ impl<'a> Life<'a> {
         }
 
         let beside: Vec<Outcome> = answers.collect();
-        let followed = join_all(followers.iter().map(|part| self.ask(part, operation))).await;
+        let in_ledger = async {
+            let mut followed = Vec::new();
+            if let Some(lead) = &lead {
+                let led = self.ask(lead, operation).await;
+                let permits = led.first().is_some_and(|outcome| permits_next(operation, outcome));
+                followed.push(led);
+                if !permits {
+                    return followed;
+                }
+            }
+            followed.extend(join_all(ledger.iter().map(|part| self.ask(part, operation))).await);
+            followed
+        };
+        let elsewhere = join_all(others.iter().map(|part| self.ask(part, operation)));
+        let (in_ledger, elsewhere) = join(in_ledger, elsewhere).await;
+        let followed = || in_ledger.iter().chain(&elsewhere).flatten();
         let mut again = None;
-        for outcome in beside.iter().chain(followed.iter().flatten()) {
+        for outcome in beside.iter().chain(followed()) {
             match read_follower(operation, outcome) {
                 Verdict::Proceed => {}
                 Verdict::Again(unanswered) => again = Some(unanswered),
@@ -156,30 +197,49 @@ impl<'a> Life<'a> {
                 Verdict::Park(what) => return Err(Stop::Park(what)),
             }
         }
-        let answered = 1 + beside.len() + followed.iter().map(Vec::len).sum::<usize>();
+        let answered = 1 + beside.len() + followed().count();
         if let Some(unanswered) = again {
             return Err(Stop::Again(unanswered));
         }
         if answered < self.record.transaction.descriptor.branches.len() {
-            let why = "a participant answered for fewer branches than it was asked".to_owned();
-            return Err(Stop::Again(Unanswered { why, is_fault: true }));
+            return Err(Stop::too_few());
         }
         let event = match operation {
             Operation::Confirm => Event::AllConfirmed,
             Operation::Cancel | Operation::Try => Event::AllCancelled,
         };
-        let pivot = pivot.index;
         self.advance(event, None).await?;
-        self.engine.metrics.settled(pivot, &self.record);
+        self.engine.metrics.settled(pivot.index, pivot.participant.name(), &self.record);
         Ok(())
     }
 
-    async fn ask(&self, part: &Part<'_>, operation: Operation) -> Vec<Outcome> {
+    /// Whether the pivot can have decided otherwise than it is asked. A shard's fence says what is so. Of others it is not
+    /// believed that they have confirmed what nobody has asked them to, or that they veto without being known to.
+    fn is_credible(&self, event: Event, pivot: &Part) -> bool {
+        let Record { transaction, standing, .. } = &self.record;
+        let Branch::Other(request) = transaction.branch(transaction.descriptor.pivot) else { return true };
+        debug_assert_eq!(request.participant.as_str(), pivot.participant.name());
+        match event {
+            Event::PivotVetoed => {
+                self.engine.participants.terms(&request.participant).is_some_and(|terms| terms.may_veto)
+            }
+            Event::PivotConfirmed => {
+                let may_be_forgotten = standing.created_at < self.continuity.since;
+                let was_due = transaction.descriptor.on_maturity == OnMaturity::Confirm
+                    && transaction.descriptor.due_at.as_microsecond() <= self.engine.clock.now_us();
+                may_be_forgotten || was_due || standing.cause == Some(Cause::Operator)
+            }
+            _ => true,
+        }
+    }
+
+    async fn ask(&self, part: &Part, operation: Operation) -> Vec<Outcome> {
         let began = Instant::now();
         let transaction = Arc::clone(&self.record.transaction);
         let call = Call { operation, transaction, branches: part.branches.clone() };
         let outcomes = part.participant.call(call).await;
-        self.engine.metrics.called(part.index, operation, began.elapsed(), &outcomes);
+        let name = part.participant.name();
+        self.engine.metrics.called(part.index, name, operation, began.elapsed(), &outcomes);
         outcomes
     }
 
@@ -262,10 +322,11 @@ impl<'a> Life<'a> {
         }
     }
 
-    /// What may have been held before the database went back waits until every branch has answered.
+    /// What may have been held before the database went back waits until every branch has answered: what was there by then, and
+    /// what the sweep has made anew since, which it tells by a time at which it was held.
     fn is_past_try_deadline(&self) -> bool {
         let created_at = self.record.standing.created_at;
-        let may_have_been_held = created_at < self.continuity.since;
+        let may_have_been_held = created_at < self.continuity.since || self.record.standing.held_at.is_some();
         !may_have_been_held && self.engine.clock.now_us() - created_at.as_microsecond() >= TRY_DEADLINE_US
     }
 }

@@ -9,7 +9,7 @@
 use crate::schedule::{Entry, Lanes};
 use std::{
     collections::HashSet,
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{Arc, Mutex, RwLock},
     time::Duration,
 };
 use tcc_core::TransactionId;
@@ -26,7 +26,7 @@ const REMEMBERED: usize = 1_000_000;
 
 /// The gates of all participants, by their index.
 pub(super) struct Gates {
-    all: Vec<Mutex<Gate>>,
+    all: RwLock<Vec<Arc<Mutex<Gate>>>>,
     /// Told when a life has left.
     left: Notify,
     /// Told when a life has left and others wait.
@@ -53,8 +53,8 @@ pub(super) struct Pass {
 
 impl Gates {
     pub(super) fn new(participants: usize) -> Arc<Self> {
-        let all = (0..participants).map(|_| Mutex::default()).collect();
-        Arc::new(Self { all, left: Notify::new(), next: Notify::new() })
+        let all = (0..participants).map(|_| Arc::default()).collect();
+        Arc::new(Self { all: RwLock::new(all), left: Notify::new(), next: Notify::new() })
     }
 
     /// Enters the gates of these participants, besides the one that is reserved. Otherwise answers which one is in the way.
@@ -74,12 +74,14 @@ impl Gates {
             if pass.inside.contains(&index) {
                 continue;
             }
-            let mut gate = self.gate(index);
-            if gate.inside >= INSIDE || !(may_pass || gate.is_empty()) {
+            let may_enter = self.at(index, |gate| {
+                let may_enter = gate.inside < INSIDE && (may_pass || gate.is_empty());
+                gate.inside += usize::from(may_enter);
+                may_enter
+            });
+            if !may_enter {
                 return Err(index);
             }
-            gate.inside += 1;
-            drop(gate);
             pass.inside.push(index);
         }
         Ok(pass)
@@ -87,17 +89,18 @@ impl Gates {
 
     /// A wake-up waits at a gate.
     pub(super) fn wait(&self, index: usize, entry: Entry) {
-        self.gate(index).waiting.push(entry);
+        self.at(index, |gate| gate.waiting.push(entry));
     }
 
     /// Returns when there is room at a participant, or none is reachable; and not while very many wait.
     pub(super) async fn room(&self, is_reachable: impl Fn(usize) -> bool) {
         loop {
             let left = self.left.notified();
-            let waiting: usize = (0..self.all.len()).map(|index| self.gate(index).waiting.len()).sum();
-            let mut reachable = (0..self.all.len()).filter(|index| is_reachable(*index)).peekable();
-            let has_room =
-                reachable.peek().is_none() || reachable.any(|index| self.gate(index).inside < INSIDE);
+            let gates = 0..self.all.read().expect("no holder panics").len();
+            let waiting: usize = gates.clone().map(|index| self.at(index, |gate| gate.waiting.len())).sum();
+            let mut reachable = gates.filter(|index| is_reachable(*index)).peekable();
+            let has_room = reachable.peek().is_none()
+                || reachable.any(|index| self.at(index, |gate| gate.inside < INSIDE));
             if has_room && waiting < REMEMBERED {
                 return;
             }
@@ -113,20 +116,7 @@ impl Gates {
 
     /// The next wake-ups at the gate of a participant that is reachable, each with a reserved place.
     pub(super) fn admit(self: &Arc<Self>, index: usize, now_us: i64) -> Vec<(Entry, Pass)> {
-        let mut gate = self.gate(index);
-        gate.gone_since = None;
-        let mut admitted = Vec::new();
-        while gate.inside + admitted.len() < INSIDE && !gate.is_empty() {
-            let room = INSIDE - gate.inside - admitted.len();
-            let from = if gate.rearmed.is_empty() { &mut gate.waiting } else { &mut gate.rearmed };
-            let turn = from.turn(now_us, room);
-            for entry in &turn {
-                gate.rearmed_ids.remove(&entry.id);
-            }
-            admitted.extend(turn);
-        }
-        gate.inside += admitted.len();
-        drop(gate);
+        let admitted = self.at(index, |gate| gate.admit(now_us));
         let pass = || Pass { gates: Arc::clone(self), inside: vec![index] };
         admitted.into_iter().map(|entry| (entry, pass())).collect()
     }
@@ -139,41 +129,70 @@ impl Gates {
         now_us: i64,
         limit: usize,
     ) -> Option<(Vec<Entry>, Duration, usize)> {
-        let mut gate = self.gate(index);
-        let gone_for = gate.gone_since.get_or_insert_with(Instant::now).elapsed();
-        let is_too_soon = gate.rearmed_at.is_some_and(|at| at.elapsed() < REARM_EVERY);
-        if gone_for < REARM_AFTER || is_too_soon || gate.waiting.is_empty() {
-            return None;
-        }
-        gate.rearmed_at = Some(Instant::now());
-        let waiting = gate.waiting.len() + gate.rearmed.len();
-        let mut entries = Vec::new();
-        while entries.len() < limit && !gate.waiting.is_empty() {
-            entries.extend(gate.waiting.turn(now_us, limit - entries.len()));
-        }
-        Some((entries, gone_for, waiting))
+        self.at(index, |gate| gate.take_to_rearm(now_us, limit))
     }
 
     /// A wake-up is armed again.
     pub(super) fn rearmed(&self, index: usize, entry: Entry) {
-        let mut gate = self.gate(index);
-        if gate.rearmed.len() < REMEMBERED && gate.rearmed_ids.insert(entry.id) {
-            gate.rearmed.push(entry);
-        }
+        self.at(index, |gate| {
+            if gate.rearmed.len() < REMEMBERED && gate.rearmed_ids.insert(entry.id) {
+                gate.rearmed.push(entry);
+            }
+        });
     }
 
     /// How many wake-ups wait at a gate.
     pub(super) fn waiting(&self, index: usize) -> usize {
-        let gate = self.gate(index);
-        gate.waiting.len() + gate.rearmed.len()
+        self.at(index, |gate| gate.waiting.len() + gate.rearmed.len())
     }
 
-    fn gate(&self, index: usize) -> MutexGuard<'_, Gate> {
-        self.all[index].lock().expect("no holder panics")
+    /// Does something at a gate. A participant that is new has one from then on.
+    fn at<T>(&self, index: usize, act: impl FnOnce(&mut Gate) -> T) -> T {
+        let known = self.all.read().expect("no holder panics").get(index).cloned();
+        let gate = known.unwrap_or_else(|| {
+            let mut all = self.all.write().expect("no holder panics");
+            let length = all.len().max(index + 1);
+            all.resize_with(length, Arc::default);
+            Arc::clone(&all[index])
+        });
+        let mut gate = gate.lock().expect("no holder panics");
+        act(&mut gate)
     }
 }
 
 impl Gate {
+    /// The next ones that are let in: they are inside from now on.
+    fn admit(&mut self, now_us: i64) -> Vec<Entry> {
+        self.gone_since = None;
+        let mut admitted = Vec::new();
+        while self.inside + admitted.len() < INSIDE && !self.is_empty() {
+            let room = INSIDE - self.inside - admitted.len();
+            let from = if self.rearmed.is_empty() { &mut self.waiting } else { &mut self.rearmed };
+            let turn = from.turn(now_us, room);
+            for entry in &turn {
+                self.rearmed_ids.remove(&entry.id);
+            }
+            admitted.extend(turn);
+        }
+        self.inside += admitted.len();
+        admitted
+    }
+
+    fn take_to_rearm(&mut self, now_us: i64, limit: usize) -> Option<(Vec<Entry>, Duration, usize)> {
+        let gone_for = self.gone_since.get_or_insert_with(Instant::now).elapsed();
+        let is_too_soon = self.rearmed_at.is_some_and(|at| at.elapsed() < REARM_EVERY);
+        if gone_for < REARM_AFTER || is_too_soon || self.waiting.is_empty() {
+            return None;
+        }
+        self.rearmed_at = Some(Instant::now());
+        let waiting = self.waiting.len() + self.rearmed.len();
+        let mut entries = Vec::new();
+        while entries.len() < limit && !self.waiting.is_empty() {
+            entries.extend(self.waiting.turn(now_us, limit - entries.len()));
+        }
+        Some((entries, gone_for, waiting))
+    }
+
     /// Whether nobody waits.
     fn is_empty(&self) -> bool {
         self.waiting.is_empty() && self.rearmed.is_empty()
@@ -183,9 +202,11 @@ impl Gate {
 impl Drop for Pass {
     fn drop(&mut self) {
         for index in &self.inside {
-            let mut gate = self.gates.gate(*index);
-            gate.inside -= 1;
-            if !gate.is_empty() {
+            let others_wait = self.gates.at(*index, |gate| {
+                gate.inside -= 1;
+                !gate.is_empty()
+            });
+            if others_wait {
                 self.gates.next.notify_one();
             }
         }
@@ -229,7 +250,7 @@ mod tests {
         for (_, pass) in admitted {
             assert!(gates.enter(&[0, 1], Some(pass), |_| true).is_ok());
         }
-        assert_eq!(gates.gate(0).inside, 0);
+        assert_eq!(gates.at(0, |gate| gate.inside), 0);
     }
 
     #[test]

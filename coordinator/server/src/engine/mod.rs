@@ -83,8 +83,13 @@ pub enum EngineError {
     #[error("this instance is shutting down")]
     Draining,
     /// A participant that the transaction needs does not answer. Nothing was done.
-    #[error("{0} is not reachable")]
-    Unreachable(String),
+    #[error("{participant} is not reachable")]
+    Unreachable {
+        /// Which.
+        participant: String,
+        /// Whether it is a shard of the ledger.
+        is_shard: bool,
+    },
     /// The id belongs to a transaction with another body.
     #[error("id {id} was used before with another {field}")]
     IdReused {
@@ -129,7 +134,8 @@ impl Engine {
         unbroken: Unbroken,
     ) -> Arc<Self> {
         let gates = Gates::new(participants.len());
-        let metrics = Metrics::new((0..participants.len()).map(|index| participants.name(index)));
+        let names: Vec<String> = (0..participants.len()).map(|index| participants.name(index)).collect();
+        let metrics = Metrics::new(names.iter().map(String::as_str));
         Arc::new(Self {
             store,
             participants,
@@ -168,6 +174,12 @@ impl Engine {
     #[must_use]
     pub fn store(&self) -> &Store {
         &self.store
+    }
+
+    /// Who takes part.
+    #[must_use]
+    pub fn participants(&self) -> &Participants {
+        &self.participants
     }
 
     /// What is counted.
@@ -253,18 +265,19 @@ impl Engine {
         }
         let admitted =
             Arc::clone(&self.creations).try_acquire_owned().map_err(|_| EngineError::Overloaded)?;
-        if let Some(name) = self.participants.unreachable(&transaction) {
+        let room = self.participants.enter(&transaction).ok_or(EngineError::Overloaded)?;
+        if let Some((participant, is_shard)) = self.participants.unreachable(&transaction) {
             // What is known is answered whatever its participants do.
             return match self.store.get(transaction.id).await? {
                 Some(record) => self.replay(&transaction, record, patience).await,
-                None => Err(EngineError::Unreachable(name)),
+                None => Err(EngineError::Unreachable { participant, is_shard }),
             };
         }
         let transaction = Arc::new(transaction);
         let (answer, answered) = oneshot::channel();
         let place = Place { slot: self.timers.pick_slot(), lane };
         let begin = Begin { transaction: Arc::clone(&transaction), place, keyed_on, trace };
-        self.spawn(Arc::clone(self).begin(begin, admitted, answer));
+        self.spawn(Arc::clone(self).begin(begin, (admitted, room), answer));
         let deadline = tokio::time::Instant::now() + patience;
         match tokio::time::timeout_at(deadline, answered).await {
             Ok(Ok(Begun::Stands(record))) => Ok(Created { record, replayed: false }),
@@ -282,7 +295,7 @@ impl Engine {
         }
     }
 
-    /// Cancels before the due time, if it still is as `seen` says. Answers CANCELLED only when it is; otherwise as it stands when
+    /// Cancels before the due time, if it is `owner`'s (`None`: a hold), and still is as `seen` says. Answers CANCELLED only when it is; otherwise as it stands when
     /// `patience` ends.
     ///
     /// # Errors
@@ -292,10 +305,11 @@ impl Engine {
     pub async fn cancel(
         self: &Arc<Self>,
         id: TransactionId,
+        owner: Option<&str>,
         seen: Option<Seen>,
         patience: Duration,
     ) -> Result<Record, EngineError> {
-        let record = self.decide(id, Event::CancelRequested, seen, patience).await?;
+        let record = self.decide(id, owner, Event::CancelRequested, seen, patience).await?;
         match record.standing.phase {
             Phase::Cancelling | Phase::Cancelled => Ok(record),
             // Due, and to be released anyway: that is on its way.
@@ -315,7 +329,7 @@ impl Engine {
         }
     }
 
-    /// Pays now, if it still is as `seen` says. Answers CONFIRMED only when it is; otherwise as it stands when `patience` ends.
+    /// Confirms now, if it is `owner`'s (`None`: a hold), and still is as `seen` says. Answers CONFIRMED only when it is; otherwise as it stands when `patience` ends.
     ///
     /// # Errors
     ///
@@ -323,10 +337,11 @@ impl Engine {
     pub async fn confirm_now(
         self: &Arc<Self>,
         id: TransactionId,
+        owner: Option<&str>,
         seen: Option<Seen>,
         patience: Duration,
     ) -> Result<Record, EngineError> {
-        let record = self.decide(id, Event::ConfirmRequested, seen, patience).await?;
+        let record = self.decide(id, owner, Event::ConfirmRequested, seen, patience).await?;
         match record.standing.phase {
             Phase::Confirming | Phase::Confirmed => Ok(record),
             _ => Err(EngineError::TooLate { asked: Event::ConfirmRequested, record: Box::new(record) }),
@@ -347,7 +362,7 @@ impl Engine {
     async fn begin(
         self: Arc<Self>,
         begin: Begin,
-        admitted: OwnedSemaphorePermit,
+        admitted: (OwnedSemaphorePermit, Vec<OwnedSemaphorePermit>),
         answer: oneshot::Sender<Begun>,
     ) {
         let Begin { transaction, place, trace, .. } = begin.clone();
@@ -404,6 +419,7 @@ impl Engine {
     async fn decide(
         self: &Arc<Self>,
         id: TransactionId,
+        owner: Option<&str>,
         event: Event,
         seen: Option<Seen>,
         patience: Duration,
@@ -413,12 +429,20 @@ impl Engine {
         }
         let deadline = tokio::time::Instant::now() + patience;
         let (answer, answered) = oneshot::channel();
-        self.spawn(Arc::clone(self).move_on_request(id, event, seen, answer));
+        let advance = Advance {
+            failed: true,
+            only_from: seen.map(|seen| seen.phase),
+            owner: owner.map(str::to_owned),
+            ..Advance::new(id, event)
+        };
+        self.spawn(Arc::clone(self).move_on_request(advance, answer));
+        let is_owned = |record: &Record| record.transaction.descriptor.owner.as_deref() == owner;
         match tokio::time::timeout_at(deadline, answered).await {
             Ok(Ok(Ok(Some(record)))) if record.standing.phase.is_final() => return Ok(record),
             Ok(Ok(Ok(None))) => {
                 if let Some(seen) = seen {
-                    let record = self.store.get(id).await?.ok_or(EngineError::NotFound(id))?;
+                    let record =
+                        self.store.get(id).await?.filter(is_owned).ok_or(EngineError::NotFound(id))?;
                     if record.standing.seen() != seen {
                         return Err(EngineError::Changed { record: Box::new(record) });
                     }
@@ -431,21 +455,18 @@ impl Engine {
         }
         let goes_on = |standing: &Standing| !matches!(standing.phase, Phase::Confirming | Phase::Cancelling);
         let record = self.watch(id, deadline - tokio::time::Instant::now(), goes_on).await?;
-        record.ok_or(EngineError::NotFound(id))
+        record.filter(is_owned).ok_or(EngineError::NotFound(id))
     }
 
     /// Moves a row on a client's behalf, and sees it through, whether or not the client still waits. Answers the row as it
     /// left it, if it moved it.
     async fn move_on_request(
         self: Arc<Self>,
-        id: TransactionId,
-        event: Event,
-        seen: Option<Seen>,
+        advance: Advance,
         answer: oneshot::Sender<Result<Option<Record>, Unknown>>,
     ) {
+        let id = advance.id;
         let _active = self.activate(id);
-        let only_from = seen.map(|seen| seen.phase);
-        let advance = Advance { failed: true, only_from, ..Advance::new(id, event) };
         let moved = match self.store.advance.call(advance).await {
             Ok(Some(Advanced { standing, place, transaction: Some(transaction), wake_at: Some(at) })) => {
                 let from = if standing.held_at.is_some() { Phase::Held } else { Phase::Trying };

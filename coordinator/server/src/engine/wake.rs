@@ -130,8 +130,8 @@ impl Engine {
             return self.wait_on(entry, &woken).await;
         }
         self.timers.needed(entry);
-        let needs: Vec<usize> =
-            self.participants.parts(&woken.record.transaction).iter().map(|part| part.index).collect();
+        let parts = self.participants.parts(&woken.record.transaction);
+        let needs: Vec<usize> = parts.iter().map(|part| part.index).collect();
         let entered = self.gates.enter(&needs, reserved, |index| self.participants.is_reachable(index));
         drop(permit);
         let _pass = match entered {

@@ -59,13 +59,16 @@ pub fn diagnose(picture: &Picture) -> Diagnosis {
                 format!("It failed and is tried again by itself. {}", decided(picture)),
                 format!("tccctl holds get {id} --watch"),
             ),
-            [shard, ..] => by_itself(
+            [name, ..] => by_itself(
                 format!(
                     "{} cannot be reached; it goes on by itself when that is back. {}",
                     picture.waiting_on.join(" and "),
                     decided(picture)
                 ),
-                format!("tccctl shards describe {shard}"),
+                match picture.is_shard(name) {
+                    true => format!("tccctl shards describe {name}"),
+                    false => format!("tccctl participants describe {name}"),
+                },
             ),
         },
         Attention::None => by_itself(calm(picture), String::new()),
@@ -77,15 +80,11 @@ fn contradiction(picture: &Picture) -> Option<String> {
     use FenceState::{Cancelled, Confirmed, Refused, Stopped, Vetoed};
     let said = |reported: &super::picture::Reported| match &reported.says {
         Says::Fence(fence) => {
-            format!(
-                "{} says {} of {}",
-                reported.participant,
-                state_name(fence.state),
-                reported.branch.account
-            )
+            format!("{} says {} of {}", reported.participant, state_name(fence.state), reported.subject())
         }
         Says::Absent => format!("{} knows nothing of it", reported.participant),
         Says::Nothing(_) => format!("{} does not answer", reported.participant),
+        Says::Untold => format!("{} does not say", reported.participant),
     };
     let is = |test: fn(&FenceState) -> bool| {
         picture.branches.iter().find(|reported| reported.says.state().as_ref().is_some_and(test))
@@ -110,7 +109,8 @@ fn contradiction(picture: &Picture) -> Option<String> {
 /// Who has decided what, as far as anybody can say.
 fn decided(picture: &Picture) -> String {
     let Some(pivot) = picture.pivot() else { return String::new() };
-    let (payee, shard) = (&pivot.branch.account, &pivot.participant);
+    let Some(leg) = pivot.branch.leg() else { return decided_elsewhere(picture, &pivot.participant) };
+    let (payee, shard) = (&leg.account, &pivot.participant);
     match (&pivot.says, picture.record.standing.phase) {
         (Says::Fence(fence), _) if fence.state == FenceState::Confirmed => {
             format!("{payee} is paid, which is final; do not cancel.")
@@ -123,6 +123,21 @@ fn decided(picture: &Picture) -> String {
         (_, Phase::Cancelling) => "Releasing it was asked for and is not decided.".to_owned(),
         (_, Phase::Trying) => "Nothing was promised to anybody yet.".to_owned(),
         _ => "Nothing is decided; the funds stay frozen.".to_owned(),
+    }
+}
+
+/// The pivot is no shard: what it has decided shows where the ledger has followed it, or to whoever asks it.
+fn decided_elsewhere(picture: &Picture, pivot: &str) -> String {
+    let has = |wanted: fn(FenceState) -> bool| {
+        picture.branches.iter().any(|reported| reported.says.state().is_some_and(wanted))
+    };
+    match picture.record.standing.phase {
+        _ if has(|state| state == FenceState::Confirmed) => {
+            format!("{pivot} has confirmed it, which is final; do not cancel.")
+        }
+        _ if has(|state| state.is_final()) => "It will not be confirmed, which is final.".to_owned(),
+        Phase::Trying => "Nothing was promised to anybody yet.".to_owned(),
+        _ => format!("Whether it was confirmed only {pivot} can say."),
     }
 }
 

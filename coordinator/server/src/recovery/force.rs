@@ -21,10 +21,11 @@ pub struct Unsafe {
 #[must_use]
 pub fn judge(picture: &Picture) -> Option<Unsafe> {
     let confirmed = |says: &Says| says.state() == Some(FenceState::Confirmed);
-    let reported = picture.branches.iter().find(|reported| confirmed(&reported.says))?;
-    let (account, currency) = (&reported.branch.account, reported.branch.currency.to_string());
-    let amount = reported.branch.amount.get();
-    let why = match reported.branch.role {
+    let mut reported = picture.branches.iter().filter(|reported| confirmed(&reported.says));
+    let leg = reported.find_map(|reported| reported.branch.leg())?;
+    let (account, currency) = (&leg.account, leg.currency.to_string());
+    let amount = leg.amount.get();
+    let why = match leg.role {
         Role::Credit | Role::Issue => {
             format!(
                 "{account} was paid {amount} {currency}: releasing them to the payer would create them again"

@@ -12,7 +12,6 @@ use crate::store::{
 use futures::future::join_all;
 use tcc_core::{Branch, FenceState, Role, Timestamp, TransactionId};
 use tcc_ledger::{FenceRow, PostingKind, PostingRow};
-use tcc_participant::Participant as _;
 
 /// How many actions of operators a timeline shows at most.
 const ACTIONS: i64 = 100;
@@ -28,7 +27,7 @@ pub struct Picture {
     pub needing: Option<Needing>,
     /// What operators did to it.
     pub actions: Vec<ActionRow>,
-    /// The shards that it needs and that cannot be reached.
+    /// The participants that it needs and that cannot be reached.
     pub waiting_on: Vec<String>,
     /// The coordinator database's clock.
     pub now: Timestamp,
@@ -39,7 +38,7 @@ pub struct Picture {
 pub struct Reported {
     /// What it is.
     pub branch: Branch,
-    /// Who keeps its account.
+    /// Who does it.
     pub participant: String,
     /// Its fence decides the transaction.
     pub is_pivot: bool,
@@ -58,6 +57,8 @@ pub enum Says {
     Absent,
     /// It did not answer, and this is why.
     Nothing(String),
+    /// It is no shard: it answers operations, and nothing else.
+    Untold,
 }
 
 impl Says {
@@ -66,7 +67,7 @@ impl Says {
     pub fn state(&self) -> Option<FenceState> {
         match self {
             Self::Fence(fence) => Some(fence.state),
-            Self::Absent | Self::Nothing(_) => None,
+            Self::Absent | Self::Nothing(_) | Self::Untold => None,
         }
     }
 }
@@ -112,18 +113,16 @@ impl Recovery {
         Ok(Some(Picture { record, branches, needing, actions, waiting_on, now }))
     }
 
-    /// The shards that a transaction needs and that cannot be reached at this moment.
+    /// The participants that a transaction needs and that cannot be reached at this moment.
     #[must_use]
     pub fn waiting_on(&self, record: &Record) -> Vec<String> {
-        let mut names: Vec<String> = record
-            .transaction
-            .descriptor
-            .branches
+        let parts = self.engine.participants().parts(&record.transaction);
+        let mut names: Vec<String> = parts
             .iter()
-            .map(|branch| self.shards.of(&branch.account))
-            .filter(|shard| !shard.is_reachable())
-            .map(|shard| shard.name().to_owned())
+            .filter(|part| !part.participant.is_reachable())
+            .map(|part| part.participant.name().to_owned())
             .collect();
+        names.sort();
         names.dedup();
         names
     }
@@ -131,7 +130,15 @@ impl Recovery {
     async fn reported(&self, record: &Record, index: u16) -> Reported {
         let transaction = &record.transaction;
         let branch = transaction.branch(index).clone();
-        let shard = self.shards.of(&branch.account);
+        let is_pivot = index == transaction.descriptor.pivot;
+        let leg = match &branch {
+            Branch::Ledger(leg) => leg,
+            Branch::Other(request) => {
+                let participant = request.participant.to_string();
+                return Reported { branch, participant, is_pivot, says: Says::Untold, postings: Vec::new() };
+            }
+        };
+        let shard = self.shards.of(&leg.account);
         let id = transaction.id.uuid();
         let says = match shard.fences(id).await {
             Err(error) => Says::Nothing(error.to_string()),
@@ -143,11 +150,10 @@ impl Recovery {
             Says::Fence(fence) => {
                 let times = [fence.fenced_at, fence.decided_at.unwrap_or(fence.fenced_at)];
                 // Nice to have: the fence says what it comes to.
-                shard.postings_near(&branch.account, id, times).await.unwrap_or_default()
+                shard.postings_near(&leg.account, id, times).await.unwrap_or_default()
             }
-            Says::Absent | Says::Nothing(_) => Vec::new(),
+            Says::Absent | Says::Nothing(_) | Says::Untold => Vec::new(),
         };
-        let is_pivot = index == transaction.descriptor.pivot;
         Reported { branch, participant: shard.name().to_owned(), is_pivot, says, postings }
     }
 }
@@ -156,7 +162,7 @@ impl Picture {
     /// Where each unit is, by what the participants say.
     #[must_use]
     pub fn money(&self) -> Vec<Place> {
-        self.branches.iter().map(Reported::place).collect()
+        self.branches.iter().filter_map(Reported::place).collect()
     }
 
     /// What happened, the earliest first.
@@ -180,20 +186,21 @@ impl Picture {
         let end = standing.phase.to_string().to_lowercase();
         told(standing.settled_at, coordinator, format!("{end}{why}{reason}"));
         for reported in &self.branches {
-            let (source, account) = (reported.participant.as_str(), &reported.branch.account);
+            let Some(leg) = reported.branch.leg() else { continue };
+            let (source, account) = (reported.participant.as_str(), &leg.account);
             for posting in &reported.postings {
                 let what = format!(
                     "{} {} {} of {account}: {} available, {} held after it",
                     posting_name(posting.kind),
                     posting.amount,
-                    reported.branch.currency,
+                    leg.currency,
                     posting.available_after,
                     posting.held_after,
                 );
                 told(Some(posting.recorded_at), source, what);
             }
             if let Says::Fence(fence) = &reported.says {
-                let role = role_name(reported.branch.role);
+                let role = role_name(leg.role);
                 // What was written as something else than tried was never tried.
                 let tried = Some(fence.fenced_at).filter(|at| Some(*at) != fence.decided_at);
                 told(tried, source, format!("{role} of {account} tried"));
@@ -212,6 +219,13 @@ impl Picture {
         events
     }
 
+    /// Whether somebody who takes part is a shard.
+    #[must_use]
+    pub fn is_shard(&self, name: &str) -> bool {
+        let is_other = |reported: &Reported| reported.branch.leg().is_none() && reported.participant == name;
+        !self.branches.iter().any(is_other)
+    }
+
     /// The branch whose fence decides.
     #[must_use]
     pub fn pivot(&self) -> Option<&Reported> {
@@ -220,11 +234,24 @@ impl Picture {
 }
 
 impl Reported {
-    fn place(&self) -> Place {
+    /// What its part is about, for people: an account, or what is asked of whom.
+    #[must_use]
+    pub fn subject(&self) -> String {
+        match &self.branch {
+            Branch::Ledger(leg) => leg.account.to_string(),
+            Branch::Other(request) if request.operation.is_empty() => request.participant.to_string(),
+            Branch::Other(request) => format!("{} at {}", request.operation, request.participant),
+        }
+    }
+
+    /// Where its units are, if it has any.
+    fn place(&self) -> Option<Place> {
         use FenceState::{Cancelled, Confirmed, Confirming, Refused, Stopped, Tried, Vetoed};
         let Self { branch, participant, says, .. } = self;
-        let (account, amount) = (&branch.account, branch.amount.get());
-        let place = match (branch.role, says) {
+        let leg = branch.leg()?;
+        let (account, amount) = (&leg.account, leg.amount.get());
+        let place = match (leg.role, says) {
+            (_, Says::Untold) => format!("not known: {participant} is no shard"),
             (_, Says::Nothing(_)) => {
                 format!("not known: {participant}, which keeps {account}, does not answer")
             }
@@ -249,7 +276,7 @@ impl Reported {
                 }
             },
         };
-        Place { amount, currency: branch.currency.to_string(), place }
+        Some(Place { amount, currency: leg.currency.to_string(), place })
     }
 }
 

@@ -1,8 +1,8 @@
 //! The one statement that moves a phase on an event.
 //!
-//! Its guards are derived from `Phase::after`: an event applies only in the phases in which it has a meaning. Six more
-//! stand beside them, decided while the row is locked: by this database's clock no client cancels or releases after the due
-//! time; who has seen it in a phase may ask for it to happen in that phase only; the pivot turns a decision round once at most,
+//! Its guards are derived from `Phase::after`: an event applies only in the phases in which it has a meaning. Seven more
+//! stand beside them, decided while the row is locked: no client decides about what is not its own, a hold being nobody's here;
+//! by this database's clock no client cancels or releases after the due time; who has seen it in a phase may ask for it to happen in that phase only; the pivot turns a decision round once at most,
 //! and what it has turned to a payment no operator turns back; and what Try has come to counts only on the server that it began on,
 //! since another one may have gone back, and what it says is TRYING may have been held and cancelled since.
 
@@ -42,8 +42,9 @@ advanced AS (
                           WHEN e.target IN (4, 6) THEN coalesce(t.decided_at, i.found_due_at, clock.now) END,
         settled_at = CASE WHEN e.target IN (4, 6) THEN clock.now END
     FROM clock,
-        unnest($1::uuid[], $2::int2[], $3::text[], $4::timestamptz[], $5::bool[], $13::timestamptz[], $14::timestamptz[])
-            AS i (id, event, reason, found_due_at, failed, open, server)
+        unnest($1::uuid[], $2::int2[], $3::text[], $4::timestamptz[], $5::bool[], $13::timestamptz[], $14::timestamptz[],
+               $15::text[])
+            AS i (id, event, reason, found_due_at, failed, open, server, owner)
         CROSS JOIN LATERAL (
             SELECT ($6::int4[])[i.event & 15] AS sources, ($7::int2[])[i.event & 15] AS target, ($8::int2[])[i.event & 15] AS cause,
                    ($9::int2[])[i.event & 15] AS bound, ($10::bool[])[i.event & 15] AS flip
@@ -53,8 +54,9 @@ advanced AS (
       AND (i.event < 16 OR t.phase = i.event >> 4)
       AND NOT (e.flip AND t.flipped)
       AND CASE e.bound
-              WHEN 1 THEN t.due_at > clock_timestamp()
-              WHEN 2 THEN t.attention < 3 AND (t.on_maturity = 1 OR t.due_at > clock_timestamp())
+              WHEN 1 THEN t.owner IS NOT DISTINCT FROM i.owner AND t.due_at > clock_timestamp()
+              WHEN 2 THEN t.owner IS NOT DISTINCT FROM i.owner AND t.attention < 3
+                      AND (t.on_maturity = 1 OR t.due_at > clock_timestamp())
               WHEN 3 THEN i.server = pg_postmaster_start_time()
               WHEN 4 THEN NOT (t.phase = 3 AND t.flipped)
               ELSE true
@@ -98,6 +100,8 @@ pub struct Advance {
     pub server: Option<Timestamp>,
     /// The one phase in which it is to happen, if the one who asks wants that.
     pub only_from: Option<Phase>,
+    /// Whose it must be if a client asks; `None` for a hold.
+    pub owner: Option<String>,
 }
 
 /// It happened. (`None` instead of it: it has no meaning in the phase the row is in now, or a guard forbade it.)
@@ -126,6 +130,7 @@ impl Advance {
             open: None,
             server: None,
             only_from: None,
+            owner: None,
         }
     }
 
@@ -141,7 +146,7 @@ struct Table {
     sources: Vec<i32>,
     target: Vec<i16>,
     cause: Vec<Option<i16>>,
-    /// A client asks: 1, only before the due time; 2, likewise, unless it is paid then anyway. 3: only if the database cannot
+    /// A client asks, about its own: 1, only before the due time; 2, likewise, unless it is paid then anyway. 3: only if the database cannot
     /// have gone back since the branches were asked. 4, an operator asks: not if the pivot has turned it to a payment.
     bound: Vec<i16>,
     flip: Vec<bool>,
@@ -188,11 +193,12 @@ impl Table {
         let failed: Vec<bool> = items.iter().map(|item| item.failed).collect();
         let open: Vec<Option<Timestamp>> = items.iter().map(|item| item.open).collect();
         let servers: Vec<Option<Timestamp>> = items.iter().map(|item| item.server).collect();
+        let owners: Vec<Option<&str>> = items.iter().map(|item| item.owner.as_deref()).collect();
         let Self { sources, target, cause, bound, flip } = self;
         #[rustfmt::skip]
         let rows = client.query(statement, &[
             &ids, &events, &reasons, &due, &failed, sources, target, cause, bound, flip,
-            &RETRY_INTERVAL.as_secs_f64(), &WAKE_HORIZON.as_secs_f64(), &open, &servers,
+            &RETRY_INTERVAL.as_secs_f64(), &WAKE_HORIZON.as_secs_f64(), &open, &servers, &owners,
         ]).await;
         rows
     }

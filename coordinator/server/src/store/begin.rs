@@ -16,11 +16,11 @@ WITH clock AS MATERIALIZED (
     SELECT clock_timestamp() AS now FROM pg_current_xact_id() AS xid WHERE xid IS NOT NULL
 ),
 begun AS (
-    INSERT INTO transaction (id, phase, on_maturity, slot, lane, due_at, created_at, descriptor, trace)
-    SELECT i.id, 1, i.on_maturity, i.slot, i.lane, i.due_at, clock.now, i.descriptor, i.trace
+    INSERT INTO transaction (id, phase, on_maturity, slot, lane, due_at, created_at, descriptor, trace, owner)
+    SELECT i.id, 1, i.on_maturity, i.slot, i.lane, i.due_at, clock.now, i.descriptor, i.trace, i.owner
     FROM clock, unnest($1::uuid[], $2::int2[], $3::timestamptz[], $4::bytea[], $6::int2[], $7::int2[], $8::timestamptz[],
-                       $9::bytea[])
-        AS i (id, on_maturity, due_at, descriptor, slot, lane, keyed_on, trace)
+                       $9::bytea[], $10::text[])
+        AS i (id, on_maturity, due_at, descriptor, slot, lane, keyed_on, trace, owner)
     WHERE i.keyed_on IS NULL OR i.keyed_on = pg_postmaster_start_time()
     ON CONFLICT (id) DO NOTHING
     RETURNING id, slot, lane, created_at,
@@ -98,6 +98,7 @@ impl Executor for BeginExecutor {
         let descriptors: Vec<&[u8]> = transactions().map(|t| t.encoded.as_slice()).collect();
         let slots: Vec<i16> = sorted.iter().map(|begin| i16::from(begin.place.slot)).collect();
         let lanes: Vec<i16> = sorted.iter().map(|begin| i16::from(begin.place.lane)).collect();
+        let owners: Vec<Option<&str>> = transactions().map(|t| t.descriptor.owner.as_deref()).collect();
         let keyed_on: Vec<Option<Timestamp>> = sorted.iter().map(|begin| begin.keyed_on).collect();
         let traces: Vec<Option<Vec<u8>>> =
             sorted.iter().map(|begin| begin.trace.map(TraceContext::to_bytes)).collect();
@@ -118,6 +119,7 @@ impl Executor for BeginExecutor {
                     &lanes,
                     &keyed_on,
                     &traces,
+                    &owners,
                 ],
             )
             .await

@@ -3,7 +3,7 @@
 //! Five batchers work here: [`begin`] inserts transactions, [`wake`] looks at what is due, [`advance`] moves phases, [`defer`]
 //! puts off what could not be done, [`get`] reads. Callers' keys are in [`keys`]. What was lost, [`rebuild`] writes anew; [`audited`]
 //! notes what the auditor has seen; [`operate`] does what operators ask for, and [`plans`] keeps what they have looked at
-//! before. Every write of a phase is a compare-and-set whose guards come from `Phase::after`, and
+//! before; [`participants`] keeps who takes part besides the shards. Every write of a phase is a compare-and-set whose guards come from `Phase::after`, and
 //! whatever is not final has a wake-up that is not done with. A statement that writes takes its transaction's number before
 //! it reads the clock: a window of wake-ups is closed when no older number is still running, so a statement must not make a
 //! wake-up by a time at which it had no number yet. Other reads use a pool of their own. SQL on these tables stands here and in
@@ -18,6 +18,7 @@ pub mod get;
 pub mod heads;
 pub mod keys;
 pub mod operate;
+pub mod participants;
 pub mod plans;
 pub mod read;
 pub mod rebuild;

@@ -447,7 +447,7 @@ impl Store {
     }
 }
 
-async fn note(
+pub(super) async fn note(
     client: &impl GenericClient,
     action: &str,
     target: &str,
@@ -462,7 +462,7 @@ async fn note(
     Ok(())
 }
 
-async fn commit(doing: Transaction<'_>) -> Result<(), StoreError> {
+pub(super) async fn commit(doing: Transaction<'_>) -> Result<(), StoreError> {
     doing.commit().await?;
     crash::point("acted");
     Ok(())

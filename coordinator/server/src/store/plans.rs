@@ -93,7 +93,7 @@ impl Plan {
     #[must_use]
     pub fn amounts(&self) -> BTreeMap<&str, i64> {
         let mut amounts = BTreeMap::new();
-        for item in self.items.iter().filter(|item| item.refusal.is_none()) {
+        for item in self.items.iter().filter(|item| item.refusal.is_none() && !item.currency.is_empty()) {
             let sum: &mut i64 = amounts.entry(item.currency.as_str()).or_default();
             *sum = sum.saturating_add(item.amount);
         }
@@ -112,12 +112,14 @@ impl Item {
     /// A transaction as it stands now.
     #[must_use]
     pub fn of(position: i32, record: &Record, refusal: Option<String>) -> Self {
-        let branch = record.transaction.branch(record.transaction.descriptor.pivot);
+        // What the ledger has no part in is no amount.
+        let descriptor = &record.transaction.descriptor;
+        let leg = descriptor.lead().and_then(|lead| record.transaction.leg(lead));
         Self {
             position,
             id: record.id(),
-            amount: branch.amount.get(),
-            currency: branch.currency.to_string(),
+            amount: leg.map_or(0, |leg| leg.amount.get()),
+            currency: leg.map_or(String::new(), |leg| leg.currency.to_string()),
             phase: record.standing.phase,
             attention: record.standing.attention,
             refusal,

@@ -17,6 +17,13 @@ const GET_ALL: &str = concat!(
     ", t.id, t.slot, t.lane, t.descriptor FROM unnest($1::uuid[]) AS i (id) JOIN transaction t ON t.id = i.id ORDER BY t.id"
 );
 
+const OWNED: &str = concat!(
+    "-- owned\nSELECT ",
+    standing!(),
+    ", t.id, t.slot, t.lane, t.descriptor FROM transaction t
+WHERE t.owner = $1 AND t.id >= $2 AND t.id < $3 ORDER BY t.id DESC LIMIT $4"
+);
+
 const ATTENTION: &str = "\
 -- attention
 SELECT DISTINCT ON (kind) kind, count(*) OVER (PARTITION BY kind) AS transactions, since,
@@ -109,6 +116,22 @@ impl Store {
         let rows = reading.query(GET_ALL, &[&ids]).await?;
         reading.commit().await?;
         rows.iter().map(Record::read).collect()
+    }
+
+    /// Transactions of a caller with ids from one on and below another, the highest first, at most `limit`. None of them is a hold.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`].
+    pub async fn owned(
+        &self,
+        owner: &str,
+        from: Uuid,
+        before: Uuid,
+        limit: i64,
+    ) -> Result<Vec<Record>, StoreError> {
+        let client = self.reader().await?;
+        client.query(OWNED, &[&owner, &from, &before, &limit]).await?.iter().map(Record::read).collect()
     }
 
     /// Transactions that no wake-up would ever find again, at most `limit`. There must be none.

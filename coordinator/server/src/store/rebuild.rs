@@ -42,19 +42,20 @@ WITH clock AS MATERIALIZED (
 ),
 rebuilt AS (
     INSERT INTO transaction
-        (id, phase, cause, reason, flipped, on_maturity, slot, lane, due_at, created_at, held_at, decided_at, descriptor)
+        (id, phase, cause, reason, flipped, on_maturity, slot, lane, due_at, created_at, held_at, decided_at, descriptor, owner)
     SELECT i.id, i.phase,
-        CASE WHEN i.phase <> 2 THEN
+        CASE WHEN i.phase NOT IN (1, 2) THEN
             coalesce(i.cause, CASE WHEN i.due_at <= clock.now AND i.phase = 2 * i.on_maturity + 1 THEN 5 ELSE 3 END)
         END,
         -- A pivot that has decided does not turn round.
         i.reason, i.is_decided, i.on_maturity, i.slot, i.lane, i.due_at, clock.now,
-        CASE WHEN i.phase IN (2, 3) THEN clock.now END,
+        -- What is TRYING may have been held.
+        CASE WHEN i.phase IN (1, 2, 3) THEN clock.now END,
         CASE WHEN i.phase IN (3, 5) THEN clock.now END,
-        i.descriptor
+        i.descriptor, i.owner
     FROM clock, unnest($1::uuid[], $2::int2[], $3::int2[], $4::text[], $5::bool[], $6::int2[], $7::int2[], $8::int2[],
-                       $9::timestamptz[], $10::bytea[])
-        AS i (id, phase, cause, reason, is_decided, on_maturity, slot, lane, due_at, descriptor)
+                       $9::timestamptz[], $10::bytea[], $12::text[])
+        AS i (id, phase, cause, reason, is_decided, on_maturity, slot, lane, due_at, descriptor, owner)
     ON CONFLICT (id) DO NOTHING
     RETURNING id, slot, lane,
         CASE WHEN phase = 2 THEN least(greatest(due_at, created_at), created_at + $11::float8 * interval '1 second')
@@ -186,13 +187,15 @@ impl Rebuilder {
         let slots: Vec<i16> = each().map(|row| i16::from(row.place.slot)).collect();
         let lanes: Vec<i16> = each().map(|row| i16::from(row.place.lane)).collect();
         let due_at: Vec<Timestamp> = each().map(|row| row.transaction.descriptor.due_at).collect();
+        let owners: Vec<Option<&str>> =
+            each().map(|row| row.transaction.descriptor.owner.as_deref()).collect();
         let descriptors: Vec<&[u8]> = each().map(|row| row.transaction.encoded.as_slice()).collect();
 
         let statement = self.session.statement(REBUILD)?;
         #[rustfmt::skip]
         let rows = self.session.client()?.query(statement, &[
             &ids, &phases, &causes, &reasons, &decided, &on_maturity, &slots, &lanes, &due_at, &descriptors,
-            &WAKE_HORIZON.as_secs_f64(),
+            &WAKE_HORIZON.as_secs_f64(), &owners,
         ]).await.map_err(|e| sort(&e))?;
         self.session.settle()?;
         let rebuilt = rows.iter().filter_map(|row| {
@@ -216,7 +219,9 @@ impl Rebuilder {
         let claimed = keys::claim(&self.session, &claims.iter().collect::<Vec<_>>()).await?;
         let rows = rows.iter_mut().filter(|row| row.transaction.descriptor.key.is_some());
         for (row, claimed) in rows.zip(claimed) {
-            if claimed.map(|claimed| claimed.id) != Some(row.transaction.id) && row.phase == Phase::Held {
+            if claimed.map(|claimed| claimed.id) != Some(row.transaction.id)
+                && matches!(row.phase, Phase::Held | Phase::Trying)
+            {
                 (row.phase, row.cause) = (Phase::Cancelling, Some(Cause::TimedOut));
             }
         }

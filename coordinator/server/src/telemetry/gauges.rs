@@ -3,7 +3,12 @@
 //! A number that cannot be read is left out rather than repeated: `tcc_store_up` then says why.
 
 use super::{Histogram, histogram::CALLS, metrics::attention_name};
-use crate::{engine::Engine, serve::Vitals, shards::Shards};
+use crate::{
+    engine::Engine,
+    registry::{Entry, Registry as Participants},
+    serve::Vitals,
+    shards::Shards,
+};
 use prometheus_client::{
     encoding::text::encode_registry,
     metrics::{counter::Counter, family::Family, gauge::Gauge},
@@ -33,6 +38,8 @@ pub struct Sources {
     pub engine: Arc<Engine>,
     /// The shards, in the order of the engine's participants.
     pub shards: Arc<Shards>,
+    /// The participants that are no shards.
+    pub registry: Participants,
     /// The instance.
     pub vitals: Arc<Vitals>,
 }
@@ -49,6 +56,11 @@ pub struct Gauges {
     shard_drained: By<1>,
     shard_queued: By<1>,
     gate_waiting: By<1>,
+    participant_up: By<1>,
+    participant_breaker: By<1>,
+    participant_drained: By<1>,
+    participant_queued: By<1>,
+    participant_waiting: By<1>,
     store_up: By<1>,
     store_queued: By<1>,
     connections: By<2>,
@@ -132,6 +144,31 @@ impl Gauges {
                 r,
                 "tcc_gate_waiting",
                 "Due transactions that wait until a shard can be reached or has less to do",
+            ),
+            participant_up: known(
+                r,
+                "tcc_participant_up",
+                "Whether a participant that is no shard can be called",
+            ),
+            participant_breaker: known(
+                r,
+                "tcc_participant_breaker_state",
+                "Whether a participant is asked: 0 closed, 1 half open (a little), 2 open (nothing)",
+            ),
+            participant_drained: known(
+                r,
+                "tcc_participant_drained",
+                "Whether an operator lets no new transactions at a participant",
+            ),
+            participant_queued: known(
+                r,
+                "tcc_participant_queued",
+                "Calls that wait for a participant's next request",
+            ),
+            participant_waiting: known(
+                r,
+                "tcc_participant_waiting",
+                "Due transactions that wait until a participant can be called or has less to do",
             ),
             store_up: known(
                 r,
@@ -250,7 +287,7 @@ impl Gauges {
     }
 
     fn read_memory(&self, sources: &Sources) {
-        let Sources { engine, shards, vitals } = sources;
+        let Sources { engine, shards, registry, vitals } = sources;
         for (index, shard) in shards.all().iter().enumerate() {
             let labels = label("shard", shard.name());
             let set = |family: &By<1>, value: f64| {
@@ -264,6 +301,7 @@ impl Gauges {
             set(&self.gate_waiting, engine.waiting(index) as f64);
             self.read_pool(shard.name(), &shard.reading());
         }
+        self.read_participants(engine, registry);
         let store = engine.store();
         self.read_pool("coordinator", &store.pool.status());
         let statements = [
@@ -293,6 +331,33 @@ impl Gauges {
         self.draining.set(f64::from(u8::from(engine.is_draining())));
         self.rebuilt.inner().store(vitals.sweep.rebuilt(), Ordering::Relaxed);
         self.unswept.set(vitals.sweep.unfinished() as f64);
+    }
+
+    /// Those that are registered no more are not told.
+    fn read_participants(&self, engine: &Engine, registry: &Participants) {
+        let all = [
+            &self.participant_up,
+            &self.participant_breaker,
+            &self.participant_drained,
+            &self.participant_queued,
+            &self.participant_waiting,
+        ];
+        all.iter().for_each(|family| family.clear());
+        for Entry { registered, remote } in registry.all() {
+            let name = &registered.registration.name;
+            let index = engine.participants().index_by_name(name);
+            let is = |is: bool| f64::from(u8::from(is));
+            let values = [
+                is(engine.participants().is_reachable(index)),
+                breaker_number(engine.breaker(index)),
+                is(registered.is_drained),
+                remote.as_ref().map_or(0.0, |remote| remote.queued() as f64),
+                engine.waiting(index) as f64,
+            ];
+            for (family, value) in all.iter().zip(values) {
+                family.get_or_create(&label("participant", name.as_str())).set(value);
+            }
+        }
     }
 
     fn read_pool(&self, pool: &str, status: &deadpool_postgres::Status) {

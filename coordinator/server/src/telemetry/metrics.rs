@@ -16,7 +16,10 @@ use prometheus_client::{
     metrics::{counter::Counter, family::Family},
     registry::Registry,
 };
-use std::{sync::OnceLock, time::Duration};
+use std::{
+    sync::{Arc, OnceLock, RwLock},
+    time::Duration,
+};
 use tcc_core::{Attention, Cause, Operation, Outcome, Phase, Refusal, Timestamp};
 use tcc_proto::Reason;
 
@@ -49,7 +52,11 @@ pub struct Metrics {
     /// By phase before, phase after and cause; made when first needed, since most of them never are.
     known_transitions: Vec<OnceLock<Counter>>,
     put_off: Vec<Counter>,
-    participants: Vec<Participant>,
+    calls: Family<Labels<3>, Counter>,
+    durations: Family<Labels<2>, Histogram, fn() -> Histogram>,
+    lags: Family<Labels<1>, Histogram, fn() -> Histogram>,
+    /// By their number; made when first needed, since participants may come later.
+    participants: RwLock<Vec<Option<Arc<Participant>>>>,
     settle: Histogram,
     actions: Family<Labels<2>, Counter>,
 }
@@ -106,28 +113,6 @@ impl Metrics {
         let created_as = |outcome: &str, reason: &str| {
             created.get_or_create(&[("outcome", outcome.into()), ("reason", reason.into())]).clone()
         };
-        let participant = |name: &str| Participant {
-            calls: OPERATIONS
-                .iter()
-                .flat_map(|operation| OUTCOMES.iter().map(move |outcome| (operation, outcome)))
-                .map(|(operation, outcome)| {
-                    let labels = [
-                        ("participant", name.to_owned()),
-                        ("operation", (*operation).to_owned()),
-                        ("outcome", (*outcome).to_owned()),
-                    ];
-                    calls.get_or_create(&labels).clone()
-                })
-                .collect(),
-            durations: OPERATIONS
-                .iter()
-                .map(|operation| {
-                    let labels = [("participant", name.to_owned()), ("operation", (*operation).to_owned())];
-                    durations.get_or_create(&labels).clone()
-                })
-                .collect(),
-            maturity_lag: lags.get_or_create(&[("participant", name.to_owned())]).clone(),
-        };
         let metrics = Self {
             held: created_as("held", ""),
             replayed: created_as("replayed", ""),
@@ -139,13 +124,19 @@ impl Metrics {
                 .iter()
                 .map(|kind| put_off.get_or_create(&[("attention", attention_name(*kind).to_owned())]).clone())
                 .collect(),
-            participants: participants.map(participant).collect(),
+            calls,
+            durations,
+            lags,
+            participants: RwLock::default(),
             registry,
             created,
             transitions,
             settle,
             actions,
         };
+        for (index, name) in participants.enumerate() {
+            metrics.participant(index, name);
+        }
         // What happens to every hold is there from the start, so that a rate over it is never without a beginning.
         metrics.transition(Phase::Trying, Phase::Held, None);
         metrics.transition(Phase::Held, Phase::Confirmed, Some(Cause::Matured));
@@ -193,18 +184,25 @@ impl Metrics {
     }
 
     /// A transaction that a participant's fence decided has come to its end.
-    pub fn settled(&self, pivot: usize, record: &Record) {
+    pub fn settled(&self, pivot: usize, name: &str, record: &Record) {
         let standing = &record.standing;
         let (Some(decided_at), Some(settled_at)) = (standing.decided_at, standing.settled_at) else { return };
         self.settle.observe(between(decided_at, settled_at));
         if standing.cause == Some(Cause::Matured) {
-            self.participants[pivot].maturity_lag.observe(between(record.due_at(), settled_at));
+            self.participant(pivot, name).maturity_lag.observe(between(record.due_at(), settled_at));
         }
     }
 
     /// A participant has answered, or has not.
-    pub fn called(&self, participant: usize, operation: Operation, took: Duration, outcomes: &[Outcome]) {
-        let counted = &self.participants[participant];
+    pub fn called(
+        &self,
+        participant: usize,
+        name: &str,
+        operation: Operation,
+        took: Duration,
+        outcomes: &[Outcome],
+    ) {
+        let counted = self.participant(participant, name);
         let operation = operation as usize;
         counted.durations[operation].observe(took);
         for outcome in outcomes {
@@ -220,6 +218,42 @@ impl Metrics {
     /// An operator has done something, or was refused.
     pub fn acted(&self, action: &str, outcome: &str) {
         self.actions.get_or_create(&[("action", action.to_owned()), ("outcome", outcome.to_owned())]).inc();
+    }
+
+    /// What is counted at one of them.
+    fn participant(&self, index: usize, name: &str) -> Arc<Participant> {
+        let known = self.participants.read().expect("no holder panics").get(index).cloned().flatten();
+        known.unwrap_or_else(|| {
+            let mut all = self.participants.write().expect("no holder panics");
+            let length = all.len().max(index + 1);
+            all.resize_with(length, || None);
+            Arc::clone(all[index].get_or_insert_with(|| Arc::new(self.new_participant(name))))
+        })
+    }
+
+    fn new_participant(&self, name: &str) -> Participant {
+        Participant {
+            calls: OPERATIONS
+                .iter()
+                .flat_map(|operation| OUTCOMES.iter().map(move |outcome| (operation, outcome)))
+                .map(|(operation, outcome)| {
+                    let labels = [
+                        ("participant", name.to_owned()),
+                        ("operation", (*operation).to_owned()),
+                        ("outcome", (*outcome).to_owned()),
+                    ];
+                    self.calls.get_or_create(&labels).clone()
+                })
+                .collect(),
+            durations: OPERATIONS
+                .iter()
+                .map(|operation| {
+                    let labels = [("participant", name.to_owned()), ("operation", (*operation).to_owned())];
+                    self.durations.get_or_create(&labels).clone()
+                })
+                .collect(),
+            maturity_lag: self.lags.get_or_create(&[("participant", name.to_owned())]).clone(),
+        }
     }
 
     fn created_as(&self, outcome: &str, reason: &str) {
@@ -249,7 +283,8 @@ fn error_reason(error: &EngineError) -> Reason {
     match error {
         EngineError::Overloaded => Reason::Overloaded,
         EngineError::Draining => Reason::Draining,
-        EngineError::Unreachable(_) => Reason::ShardUnavailable,
+        EngineError::Unreachable { is_shard: true, .. } => Reason::ShardUnavailable,
+        EngineError::Unreachable { is_shard: false, .. } => Reason::ParticipantUnavailable,
         EngineError::IdReused { .. } => Reason::IdReused,
         EngineError::OutcomeUnknown(_) => Reason::OutcomeUnknown,
         EngineError::Store(_) => Reason::CoordinatorUnavailable,
@@ -316,6 +351,7 @@ mod tests {
 
         metrics.called(
             1,
+            "shard-1",
             Operation::Confirm,
             Duration::from_millis(3),
             &[Outcome::Done, Outcome::Unknown("".into())],
@@ -345,7 +381,11 @@ mod tests {
         let transfer = Descriptor::transfer(account("alice"), account("bob"), amount, gold);
         let settled = |descriptor| {
             let transaction = Arc::new(Transaction::new(TransactionId::mint(at(0), [7; 10]), descriptor));
-            metrics.settled(0, &Record { transaction, place: Place::default(), standing: standing.clone() });
+            metrics.settled(
+                0,
+                "shard-0",
+                &Record { transaction, place: Place::default(), standing: standing.clone() },
+            );
             text(&metrics)
         };
 

@@ -407,6 +407,7 @@ fn descriptor(branches: usize, pivot: usize, branch: &v1::TransactionBranch, bod
             Body::Second => DUE_AT_US + 1,
         },
         on_maturity: v1::OnMaturity::Confirm.into(),
+        caller: None,
     };
     descriptor.encode_to_vec()
 }

@@ -264,8 +264,8 @@ mod tests {
         let id = TransactionId::mint(due_at, [0; 10]);
         let read = Transaction::decode(id, bytes).unwrap();
 
-        assert_eq!(read.descriptor.branches[0].account.as_str(), "player-00000001");
-        assert_eq!(read.descriptor.branches[1].account.as_str(), "player-00000002");
+        let (debit, credit) = read.descriptor.as_hold().unwrap();
+        assert_eq!((debit.account.as_str(), credit.account.as_str()), ("player-00000001", "player-00000002"));
         assert_eq!(read.descriptor.due_at, due_at);
     }
 }

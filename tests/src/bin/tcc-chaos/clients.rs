@@ -222,7 +222,7 @@ impl Caller {
 }
 
 /// Whether it may have been done, or may be done when it is asked for again.
-fn is_unknown(status: &Status) -> bool {
+pub fn is_unknown(status: &Status) -> bool {
     matches!(
         status.code(),
         Code::Unavailable

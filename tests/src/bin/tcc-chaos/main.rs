@@ -1,10 +1,10 @@
 //! A whole system on real PostgreSQL servers, real processes and wires, in which things go wrong all the time.
 //!
 //! Several `tccd`, a coordinator database and three shards, each with a streaming standby and with fsync on; between every
-//! `tccd` and every server a wire of its own. Clients want transfers and remember what they were told; a nemesis lets everything
-//! fail that can. Then everything is mended, must become final, and each transaction is compared with its client's promise.
+//! `tccd` and every server a wire of its own; `tcc-ledgerd` on one shard, seats, and coupons in Python. Clients want transfers and
+//! tickets and remember what they were told; a nemesis lets everything fail that can. Then everything is mended, must become final, and each transaction is compared with its client's promise.
 //!
-//! The last line is `chaos: ok faults=… kinds=… kills=… failovers=… transfers=… lost=0 created=0 broken_promises=0 …` (exit 0) or
+//! The last line is `chaos: ok faults=… kinds=… kills=… failovers=… transfers=… tickets=… lost=0 created=0 broken_promises=0 …` (exit 0) or
 //! begins with `chaos: FAILED` (exit 1). A seed draws the same faults in the same order; what they meet is up to the machine.
 //!
 //! With `--recovery` few things fail, one after the other, and it is measured how long it takes until all is as before; see
@@ -15,11 +15,12 @@ mod clients;
 mod clock;
 mod disk;
 mod nemesis;
+mod party;
 mod recovery;
 mod site;
 mod system;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 use clap::Parser;
 use nemesis::Torment;
 use std::{process::ExitCode, time::Duration};
@@ -84,9 +85,11 @@ async fn run(cli: &Cli) -> anyhow::Result<String> {
 
     let stop = CancellationToken::new();
     let wants = tokio::spawn(clients::want(system.clone(), cli.clients, cli.seed, stop.clone()));
+    let tickets = tokio::spawn(party::want(system.clone(), cli.seed, stop.clone()));
     let torment = nemesis::torment(&system, Duration::from_secs(cli.seconds), cli.seed).await;
     stop.cancel();
     let wants = wants.await.context("the clients")?;
+    let tickets = tickets.await.context("those who want tickets")?;
     println!("mending everything");
     system.mend().await?;
     check::until_final(&system, PATIENCE).await?;
@@ -94,6 +97,15 @@ async fn run(cli: &Cli) -> anyhow::Result<String> {
         println!("  {count:>5}  {kind}");
     }
     let verdict = check::all(&system, &wants.promises, &torment, issued).await?;
+    let parties = system.parties.as_ref().context("nobody takes part beside the shards")?;
+    let bought = party::check(&system, parties, &tickets).await.context("checking the tickets")?;
+    println!(
+        "of {} tickets {} were sold, with seats and coupons; {} seats or coupons wait for transactions whose first row was lost",
+        tickets.len(),
+        bought.sold,
+        bought.left,
+    );
+    ensure!(bought.sold > 0, "no ticket was sold");
 
     let Torment { kinds, kills, failovers: [of_shards, of_coordinator], lost, went_back } = &torment;
     println!(
@@ -109,18 +121,19 @@ async fn run(cli: &Cli) -> anyhow::Result<String> {
         );
     }
     let not_run = system.not_run();
-    let is_ok = verdict.is_clean() && (is_biting || cli.seconds < LONG);
+    let is_ok = verdict.is_clean() && bought.broken == 0 && (is_biting || cli.seconds < LONG);
     Ok(format!(
-        "chaos: {} faults={} kinds={} kills={kills} failovers={} transfers={} lost={} created={} broken_promises={} \
+        "chaos: {} faults={} kinds={} kills={kills} failovers={} transfers={} tickets={} lost={} created={} broken_promises={} \
          rows_lost={} findings={} availability={:.4} seed={}{}",
         if is_ok { "ok" } else { "FAILED" },
         kinds.values().sum::<u64>(),
         kinds.len(),
         of_shards + of_coordinator,
         wants.promises.len(),
+        tickets.len(),
         verdict.lost,
         verdict.created,
-        verdict.broken_promises,
+        verdict.broken_promises + bought.broken,
         lost.len(),
         verdict.findings,
         wants.answered as f64 / wants.asked.max(1) as f64,

@@ -4,6 +4,7 @@ use crate::{
     clients::account,
     clock::Clock,
     disk::Disk,
+    party::{APART, Parties, Party},
     site::{FailOver, Server, Site, taken},
     system::{SHARDS, System},
 };
@@ -43,6 +44,8 @@ enum Kind {
     LockAccount,
     LockTransactions,
     BlockPayee,
+    KillParty(Party),
+    FreezeParty(Party),
 }
 
 impl Kind {
@@ -61,6 +64,12 @@ impl Kind {
             Self::LockAccount,
             Self::LockTransactions,
             Self::BlockPayee,
+            Self::KillParty(Party::Ledgerd),
+            Self::KillParty(Party::Seats),
+            Self::KillParty(Party::Coupons),
+            Self::FreezeParty(Party::Ledgerd),
+            Self::FreezeParty(Party::Seats),
+            Self::FreezeParty(Party::Coupons),
             Self::CrashStandby,
             Self::StepServersClock,
             Self::StepInstancesClock,
@@ -98,6 +107,7 @@ impl Kind {
                 | Self::CrashStandby
                 | Self::FailOver { .. }
                 | Self::KillBackend { .. }
+                | Self::KillParty(_)
         );
         kills.into()
     }
@@ -113,6 +123,12 @@ impl Kind {
             Self::LockAccount => "account locked by a person",
             Self::LockTransactions => "transactions locked by a person",
             Self::BlockPayee => "account blocked for a while",
+            Self::KillParty(Party::Ledgerd) => "tcc-ledgerd killed",
+            Self::KillParty(Party::Seats) => "seats killed",
+            Self::KillParty(Party::Coupons) => "coupons killed",
+            Self::FreezeParty(Party::Ledgerd) => "tcc-ledgerd frozen",
+            Self::FreezeParty(Party::Seats) => "seats frozen",
+            Self::FreezeParty(Party::Coupons) => "coupons frozen",
             Self::CrashServer { coordinator } => {
                 of(coordinator, "coordinator's server crashed", "shard's server crashed")
             }
@@ -251,6 +267,10 @@ impl Fault {
         &self.system.sites[self.server(coordinator)]
     }
 
+    fn parties(&self) -> anyhow::Result<&Parties> {
+        self.system.parties.as_deref().context("nobody takes part beside the shards")
+    }
+
     fn server(&self, coordinator: bool) -> usize {
         if coordinator { 0 } else { self.shard + 1 }
     }
@@ -332,8 +352,12 @@ impl Fault {
                 sleep(self.lasts).await;
                 Ok(())
             }
+            Kind::KillParty(party) => self.parties()?.kill(party, self.lasts / 2).await,
+            Kind::FreezeParty(party) => self.parties()?.freeze(party, self.lasts * 2).await,
             Kind::CutAfterCommit { coordinator } => {
-                let wire = &self.system.wires[self.instance][server(coordinator)];
+                // Nothing is committed over the wires to the shard on which somebody else works.
+                let server = if coordinator { 0 } else { self.shard % APART + 1 };
+                let wire = &self.system.wires[self.instance][server];
                 wire.cut_next_commit();
                 let began = Instant::now();
                 while wire.cuts_next_commit() {

@@ -3,6 +3,7 @@
 use crate::{
     clock::{Clock, Of},
     disk::Disk,
+    party::Parties,
     site::{Plan, Site},
 };
 use anyhow::Context as _;
@@ -32,7 +33,8 @@ pub const SHARDS: usize = SITES.len() - 1;
 pub struct Setup {
     /// How many `tccd` there are.
     pub instances: usize,
-    /// Whether some disks are small and clocks can be set, where this machine allows that.
+    /// Whether some disks are small and clocks can be set, where this machine allows that; and whether others than shards take
+    /// part.
     pub is_rough: bool,
 }
 
@@ -51,6 +53,8 @@ pub struct System {
     pub wires: Vec<Vec<Arc<Proxy>>>,
     /// Whether some logs are on small disks.
     pub has_small_disks: bool,
+    /// Those who take part beside the shards.
+    pub parties: Option<Arc<Parties>>,
     clients: Vec<Client>,
 }
 
@@ -75,8 +79,19 @@ impl System {
         for site in starting {
             sites.push(site.await.context("starting the servers")??);
         }
-        let urls = sites.iter().map(|site| site.url()).collect();
+        let urls: Vec<String> = sites.iter().map(|site| site.url()).collect();
 
+        let parties = if setup.is_rough {
+            let direct = |n: usize| ShardConfig::new(&format!("shard-{n}"), &urls[n + 1]);
+            let ledger = Config {
+                coordinator: Database { url: urls[0].clone() },
+                shards: (0..SHARDS).map(direct).collect(),
+                ..Config::default()
+            };
+            Some(Arc::new(Parties::start(&ledger).await.context("starting those beside the shards")?))
+        } else {
+            None
+        };
         let (mut instances, mut clocks) = (Vec::new(), Vec::new());
         let (mut wires, mut clients) = (Vec::new(), Vec::new());
         for number in 0..setup.instances {
@@ -87,13 +102,16 @@ impl System {
                 mine.push(Arc::new(wire));
             }
             let shard = |n: usize| ShardConfig::new(&format!("shard-{n}"), &mine[n + 1].url());
-            let config = Config {
+            let mut config = Config {
                 listen: "127.0.0.1:0".into(),
                 insecure_dev: true,
                 coordinator: Database { url: mine[0].url() },
                 shards: (0..SHARDS).map(shard).collect(),
                 ..Config::default()
             };
+            if let Some(parties) = &parties {
+                parties.join(&mut config).await;
+            }
             let clock = clock(&format!("tccd-{number}"), Of::Threads)?;
             let environment = clock.as_deref().map(Clock::environment).unwrap_or_default();
             let tccd = Tccd::start_in(&config, environment).await?;
@@ -102,7 +120,7 @@ impl System {
             clocks.push(clock);
             wires.push(mine);
         }
-        Ok(Self { sites, urls, instances, clocks, wires, has_small_disks, clients })
+        Ok(Self { sites, urls, instances, clocks, wires, has_small_disks, parties, clients })
     }
 
     /// A client of an instance, which may be down.
@@ -131,6 +149,9 @@ impl System {
         }
         for site in &self.sites {
             site.mend().await?;
+        }
+        if let Some(parties) = &self.parties {
+            parties.mend().await?;
         }
         for instance in &self.instances {
             let mut tccd = instance.lock().await;
