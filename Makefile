@@ -2,6 +2,7 @@
 #
 #   make demo               schedule, cancel, pay, kill, recover: on three throw-away PostgreSQL servers
 #   make demo INPUT=FILE    the same on a CSV of orders (order,payer,payee,amount,...)
+#   make demo-payout        money that leaves through an API that fails in every way, while everything is killed in turn
 #   make test               every test
 #   make conformance        the conformance kit against every participant here, and against five that are broken
 #   make model              the exhaustive search of the protocol
@@ -16,7 +17,7 @@
 #   make lint-proto         the proto files: buf's STANDARD rules, and that no client breaks (BASE=REF: built from which)
 
 CARGO ?= cargo
-.PHONY: demo test conformance model sim sim-nightly seeded-bugs chaos recovery mutants fuzz bench bench-quick lint lint-proto setup
+.PHONY: demo demo-payout test conformance model sim sim-nightly seeded-bugs chaos recovery mutants fuzz bench bench-quick lint lint-proto setup
 
 setup:
 	@coordinator/ops/ensure-postgres
@@ -24,6 +25,12 @@ setup:
 demo: setup
 	@$(CARGO) build --release --locked -p tcc-coordinator -p tcc-ctl -p tcc-tests --bin tccd --bin tccctl --bin tcc-demo
 	@target/release/tcc-demo $(if $(INPUT),--input $(INPUT))
+
+PAYOUTS ?= 300
+demo-payout: setup
+	@$(CARGO) build --release --locked -p tcc-coordinator -p tcc-ctl -p tcc-payout -p tcc-tests \
+		--bin tccd --bin tccctl --bin tcc-payout --bin tcc-risk --bin tcc-stub-payouts --bin tcc-demo-payout
+	@target/release/tcc-demo-payout --payouts $(PAYOUTS) --seed $(SEED)
 
 # The tests' servers stand in memory where there is room for it: nothing in them has to outlive the machine.
 ROOM = $$(df -k --output=avail /dev/shm 2>/dev/null | tail -n 1)

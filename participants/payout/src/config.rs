@@ -6,6 +6,7 @@ use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
 };
+use tcc_participant::{ServeError, Tls};
 
 /// The whole file.
 #[derive(Debug, Clone, Deserialize)]
@@ -17,6 +18,8 @@ pub struct Config {
     /// Where it listens.
     #[serde(default = "listen")]
     pub listen: String,
+    /// Its side of TLS, without which it listens on this machine alone.
+    pub tls: Option<TlsFiles>,
     /// Its database, as a url or key=value pairs. One with a password stands in a file of its own: `database_file`.
     #[serde(default)]
     pub database: String,
@@ -29,6 +32,29 @@ pub struct Config {
     pub currencies: BTreeMap<String, CurrencyRules>,
     /// By whom.
     pub provider: ProviderConfig,
+}
+
+/// A server's side of TLS.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TlsFiles {
+    /// Its certificate, and those between it and its authority, PEM.
+    pub certificate: PathBuf,
+    /// Its private key, PEM.
+    pub key: PathBuf,
+    /// The authorities of those that may call, PEM: the coordinators' and the operators'.
+    pub client_ca: Option<PathBuf>,
+}
+
+impl TlsFiles {
+    /// Reads them.
+    ///
+    /// # Errors
+    ///
+    /// [`ServeError::File`].
+    pub fn read(&self) -> Result<Tls, ServeError> {
+        Tls::read(&self.certificate, &self.key, self.client_ca.as_deref())
+    }
 }
 
 /// One currency.

@@ -6,7 +6,7 @@
 //! ends. A verdict is given once and kept by the fence, whatever the scorer says later.
 
 use crate::{
-    config::ConfigError,
+    config::{ConfigError, TlsFiles},
     generic::{Secrets, refusal},
     http::{Http, check_url},
     template::{Template, Values},
@@ -47,6 +47,8 @@ pub struct RiskConfig {
     /// Where it listens.
     #[serde(default = "listen")]
     pub listen: String,
+    /// Its side of TLS, without which it listens on this machine alone.
+    pub tls: Option<TlsFiles>,
     /// Its database, for the fences.
     #[serde(default)]
     pub database: String,
@@ -336,7 +338,8 @@ pub enum RiskError {
 pub async fn start(config: &RiskConfig) -> Result<Running, RiskError> {
     let judge = Judge::new(config)?;
     let fenced = Server::new(&config.participant, &config.database)?.fenced_each(Verdicts).await?;
-    Ok(serve::start(Arc::new(Front { fenced, judge }), &config.listen, None).await?)
+    let tls = config.tls.as_ref().map(TlsFiles::read).transpose()?;
+    Ok(serve::start(Arc::new(Front { fenced, judge }), &config.listen, tls.as_ref()).await?)
 }
 
 fn participant() -> String {

@@ -5,7 +5,7 @@
 
 use crate::{
     book::Kept,
-    config::{Config, ConfigError},
+    config::{Config, ConfigError, TlsFiles},
     generic::Generic,
     provider::{PayoutId, Provider},
     resource::Payouts,
@@ -128,10 +128,11 @@ pub async fn start_with(config: &Config, provider: impl Provider) -> Result<Payo
     let stop = CancellationToken::new();
     let work = tokio::spawn(work_while_locked(database, Arc::clone(&worker), stop.clone()));
 
+    let tls = config.tls.as_ref().map(TlsFiles::read).transpose()?;
     let desk = PayoutServiceServer::new(Desk::new(pool, Arc::clone(&worker)));
     let front = Front { fenced, worker };
     let routes = tonic::service::Routes::new(desk);
-    let running = serve::start_beside(Arc::new(front), routes, &config.listen, None).await?;
+    let running = serve::start_beside(Arc::new(front), routes, &config.listen, tls.as_ref()).await?;
     Ok(Payout { running, work, stop })
 }
 
