@@ -125,12 +125,18 @@ fn shards() -> Vec<v1::ShardStatus> {
     let shard = |name: &str| v1::ShardStatus {
         name: name.into(),
         reachable: true,
+        breaker: v1::BreakerState::Closed.into(),
         buckets: 2_048,
         audited_until: at(0),
         audited_postings: 5,
         ..Default::default()
     };
-    let gone = v1::ShardStatus { reachable: false, waiting: 20, ..shard("shard-1") };
+    let gone = v1::ShardStatus {
+        reachable: false,
+        breaker: v1::BreakerState::Open.into(),
+        waiting: 20,
+        ..shard("shard-1")
+    };
     vec![shard("shard-0"), gone, v1::ShardStatus { drained: true, ..shard("shard-2") }]
 }
 
