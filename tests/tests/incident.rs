@@ -45,8 +45,9 @@ fn normal(text: &str) -> String {
         let bare = word.trim_matches(|c: char| !c.is_ascii_alphanumeric());
         let is_id = bare.len() == 36 && bare.chars().all(|c| c.is_ascii_hexdigit() || c == '-');
         let is_time = bare.len() >= 20 && bare.ends_with('Z') && bare.as_bytes()[10] == b'T';
-        let digits = bare.trim_end_matches(|c: char| c.is_ascii_lowercase());
-        let is_number = !digits.is_empty() && digits.chars().all(|c| c.is_ascii_digit());
+        // A number, or how long something takes: 7s, 1m30s.
+        let is_number = bare.starts_with(|c: char| c.is_ascii_digit())
+            && bare.chars().all(|c| c.is_ascii_digit() || "dhms".contains(c));
         match (is_id, is_time, is_number) {
             (true, ..) => word.replace(bare, "<id>"),
             (_, true, _) => word.replace(bare, "<time>"),
@@ -56,7 +57,14 @@ fn normal(text: &str) -> String {
     };
     let line = |line: &str| {
         let mut words: Vec<String> = line.split_whitespace().map(word).collect();
-        words.dedup_by(|later, earlier| later.starts_with("<n>") && earlier == "<n>");
+        // Two units are as good as one, and what comes after them stays.
+        words.dedup_by(|later, earlier| {
+            let is_longer = later.starts_with("<n>") && earlier.ends_with("<n>");
+            if is_longer {
+                *earlier = earlier.replacen("<n>", later, 1);
+            }
+            is_longer
+        });
         words.join(" ")
     };
     // Clocks of different servers may put two events the other way round.
