@@ -76,6 +76,9 @@ impl Ledger {
     }
 }
 
+/// Of participants that say that they may veto.
+const VETOES: Options = Options { may_veto: true, ..Options::LIKELY };
+
 async fn remote_to(running: &Running, name: &str, options: &Options) -> Remote {
     let remote = Remote::start(name, &format!("http://{}", running.address), options).unwrap();
     until("it is reachable", || async { remote.is_reachable() }).await;
@@ -97,7 +100,7 @@ async fn a_shard_behind_the_wire_is_the_same_shard() {
     let ledger = Ledger::start().await;
     ledger.fund("alice", 100).await;
     ledger.fund("bob", 0).await;
-    let remote = remote_to(&ledger.running, "shard-0", &Options::default()).await;
+    let remote = remote_to(&ledger.running, "shard-0", &VETOES).await;
     let (paid, released, too_much) = (hold(30), hold(20), hold(500));
     let both = [CREDIT, DEBIT];
 
@@ -148,7 +151,7 @@ async fn an_item_that_cannot_be_done_fails_alone() {
         )
         .await
         .unwrap();
-    let remote = remote_to(&ledger.running, "shard-0", &Options::default()).await;
+    let remote = remote_to(&ledger.running, "shard-0", &VETOES).await;
     let holds: Vec<_> = (1..=100).map(hold).collect();
 
     let answers = join_all(holds.iter().map(|hold| ask(&remote, Try, hold, &[DEBIT]))).await;
@@ -167,7 +170,7 @@ async fn an_item_that_cannot_be_done_fails_alone() {
 async fn a_participant_that_is_gone_is_not_reachable_and_is_found_when_it_is_back() {
     let memory = Memory::new(None);
     let running = memory.serve().await.unwrap();
-    let remote = remote_to(&running, "memory", &Options::default()).await;
+    let remote = remote_to(&running, "memory", &VETOES).await;
     let (address, transaction) = (running.address, hold(1));
     assert_eq!(ask(&remote, Try, &transaction, &[DEBIT]).await, [Outcome::Done]);
     running.stop().cancel();

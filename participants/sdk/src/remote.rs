@@ -217,7 +217,7 @@ impl Remote {
     /// Whether it is left alone at the moment, since it answers nothing in time.
     #[must_use]
     pub fn is_left_alone(&self) -> bool {
-        self.calls.breaker() == BreakerState::Open
+        self.calls.is_connected() && self.calls.breaker() == BreakerState::Open
     }
 
     /// How many calls wait for their request.
