@@ -2,7 +2,7 @@
 //!
 //! Each line has a key: its own, or the name of the import and the line's number. So a line is imported once, however often
 //! the import is run: the server answers a key that it knows with the hold that it stands for, and refuses one that comes back
-//! with other contents. Everything else here may be lost. The [place](place) where a run stopped saves the next one the time of
+//! with other contents. Everything else here may be lost. The [place] where a run stopped saves the next one the time of
 //! asking again, no more.
 //!
 //! Lines go out in batches, several at a time, and come back in order; what is not known is asked again until it is. A line that

@@ -34,7 +34,7 @@ struct Cli {
     /// The certificate's private key, PEM.
     #[arg(long, requires = "certificate")]
     key: Option<PathBuf>,
-    /// The authorities of the coordinators' certificates ([identity] in their configuration), PEM.
+    /// The authorities of the coordinators' certificates (`[identity]` in their configuration), PEM.
     #[arg(long, requires = "certificate")]
     client_ca: Option<PathBuf>,
 }
