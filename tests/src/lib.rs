@@ -29,6 +29,10 @@ use tcc_proto::v1::{
     operator_service_client::OperatorServiceClient, recovery_service_client::RecoveryServiceClient,
     transaction_service_client::TransactionServiceClient,
 };
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
 use tonic::{Status, transport::Channel};
 use tonic_types::StatusExt as _;
 use uuid::Uuid;
@@ -366,6 +370,24 @@ pub fn on_two_shards(prefix: &str) -> (String, String) {
 pub fn on_shard(prefix: &str, shard: u16) -> String {
     let bucket = |id: &String| tcc_core::bucket_of(&tcc_core::AccountId::parse(id).expect("an account id"));
     (0..).map(|n| format!("{prefix}-{n}")).find(|id| bucket(id) % 2 == shard).expect("half of all ids do")
+}
+
+/// What a process tells whoever watches it.
+pub async fn scrape(address: std::net::SocketAddr) -> String {
+    let (status, text) = get(address, "/metrics").await;
+    assert_eq!(status, 200, "{text}");
+    text
+}
+
+/// The status and the body that a path answers.
+pub async fn get(address: std::net::SocketAddr, path: &str) -> (u16, String) {
+    let mut stream = TcpStream::connect(address).await.expect("it listens");
+    let request = format!("GET {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.expect("it reads");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.expect("it answers");
+    let (head, body) = answer.split_once("\r\n\r\n").expect("an answer has a head");
+    (head[9..12].parse().expect("a status"), body.to_owned())
 }
 
 /// Waits until something is so.

@@ -3,27 +3,11 @@
 use jiff::SignedDuration;
 use std::{
     collections::BTreeSet,
-    net::SocketAddr,
     path::{Path, PathBuf},
     process::Command,
 };
 use tcc_proto::v1::{self, OperatorActionKind, Phase};
-use tcc_tests::{Coordinator, System, alice_and_bob, hold, hold_due_in, until};
-use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::TcpStream,
-};
-
-/// The status and the body that a path answers.
-async fn get(address: SocketAddr, path: &str) -> (u16, String) {
-    let mut stream = TcpStream::connect(address).await.unwrap();
-    let request = format!("GET {path} HTTP/1.1\r\nHost: tccd\r\nConnection: close\r\n\r\n");
-    stream.write_all(request.as_bytes()).await.unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).await.unwrap();
-    let (head, body) = answer.split_once("\r\n\r\n").expect("an answer has a head");
-    (head[9..12].parse().expect("a status"), body.to_owned())
-}
+use tcc_tests::{Coordinator, System, alice_and_bob, get, hold, hold_due_in, until};
 
 /// The value of a series, by its name and labels as they are written.
 fn value(metrics: &str, series: &str) -> f64 {

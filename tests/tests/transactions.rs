@@ -383,35 +383,6 @@ async fn a_pivot_that_takes_its_word_back_creates_no_money_and_is_parked() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_answer_that_the_fence_table_forbids_parks_its_own_transaction_only() {
-    let liar = puppet("liar", |operation| {
-        says(match operation {
-            Operation::Try => Outcome::Vetoed(tcc_participant::Refusal::own("NO")),
-            _ => Outcome::Done,
-        })
-    })
-    .await;
-    let mut parties = Parties::start().await;
-    parties.system.config.participants.push(ParticipantConfig::new("liar", &liar.url()));
-    let (mut client, alice, bob) = ready(&parties).await;
-    client.until_reachable(&["liar"]).await;
-    let lied_to = due_in(LATER, vec![debit(&alice, 10), credit(&bob, 10), call("liar", "x")]);
-    let others = due_in(LATER, ticket(&alice, &bob, 1));
-
-    let creating = client.clone();
-    let request = lied_to.clone();
-    tokio::spawn(async move { creating.clone().begin(&request).await });
-    until("a person is asked", || {
-        let (mut client, id) = (client.clone(), lied_to.id.clone());
-        async move { client.transaction(&id).await.is_ok_and(|one| one.attention() == Attention::Parked) }
-    })
-    .await;
-
-    assert_eq!(client.begin(&others).await.unwrap().phase(), Phase::Held);
-    assert_eq!(client.confirm_transaction(&others.id).await.unwrap().phase(), Phase::Confirmed);
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn one_that_hangs_holds_up_its_own_transactions_only() {
     let hanging = puppet("hanging", |_| pending().boxed()).await;
     let mut parties = Parties::start().await;
