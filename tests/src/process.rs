@@ -79,6 +79,25 @@ impl Tccd {
         Self::start_program("tcc-ledgerd", arguments, url, config, Vec::new()).await
     }
 
+    /// As [`Tccd::ledgerd`], with these files for TLS.
+    ///
+    /// # Errors
+    ///
+    /// As [`Tccd::start`].
+    pub async fn ledgerd_over_tls(
+        config: &Config,
+        shard: &str,
+        files: &[(&str, PathBuf)],
+    ) -> anyhow::Result<Self> {
+        let listen = free_address("127.0.0.1")?;
+        let url = format!("https://{listen}");
+        let mut arguments = ["--shard", shard, "--listen", &listen].map(str::to_owned).to_vec();
+        for (flag, file) in files {
+            arguments.extend([(*flag).to_owned(), file.display().to_string()]);
+        }
+        Self::start_program("tcc-ledgerd", arguments, url, config, Vec::new()).await
+    }
+
     async fn start_program(
         name: &'static str,
         arguments: Vec<String>,

@@ -11,6 +11,8 @@ use tonic::{
 
 /// The variable that may hold an API key or token.
 const TOKEN: &str = "TCC_TOKEN";
+/// One of two files alone is of no use.
+const PAIR: &str = "--certificate and --key go together";
 
 /// What there is to show to a server, and what to verify the server with.
 pub struct Credentials {
@@ -43,7 +45,7 @@ impl Credentials {
                 Some(Identity::from_pem(read("--certificate", &certificate)?, read("--key", &key)?))
             }
             (None, None) => None,
-            _ => return Err("--certificate and --key go together".to_owned()),
+            _ => return Err(PAIR.to_owned()),
         };
         let token = match token_file {
             Some(path) => Some(String::from_utf8_lossy(&read("--token-file", &path)?).into_owned()),
@@ -74,6 +76,41 @@ impl Credentials {
             Some(identity) => tls.identity(identity.clone()),
             None => tls,
         }
+    }
+}
+
+/// What there is to verify a participant with, and to show it: the files' contents, PEM.
+pub struct TlsFiles {
+    /// Authorities.
+    pub ca: Option<String>,
+    /// A certificate and its key.
+    pub identity: Option<tcc_participant::remote::Certificate>,
+}
+
+impl TlsFiles {
+    /// Reads the files.
+    ///
+    /// # Errors
+    ///
+    /// As [`Credentials::read`].
+    pub fn read(
+        ca: Option<PathBuf>,
+        certificate: Option<PathBuf>,
+        key: Option<PathBuf>,
+    ) -> Result<Self, String> {
+        let pem = |option: &str, path: &Path| {
+            String::from_utf8(read(option, path)?)
+                .map_err(|_| format!("{option}: {} is no PEM file", path.display()))
+        };
+        let identity = match (certificate, key) {
+            (Some(chain), Some(key)) => Some(tcc_participant::remote::Certificate {
+                chain: pem("--certificate", &chain)?,
+                key: pem("--key", &key)?,
+            }),
+            (None, None) => None,
+            _ => return Err(PAIR.to_owned()),
+        };
+        Ok(Self { ca: ca.map(|path| pem("--ca", &path)).transpose()?, identity })
     }
 }
 

@@ -32,7 +32,7 @@ use attention::{Chosen, Kind, Listing, Why, act};
 use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum as _};
 use clap_complete::{CompleteEnv, engine::ArgValueCompleter, env::Shells};
 use contexts::{Context, Contexts};
-use credentials::Credentials;
+use credentials::{Credentials, TlsFiles};
 use errors::{Exit, Failure};
 use output::{Output, Style};
 use session::Session;
@@ -666,6 +666,12 @@ async fn run_offline(noun: Noun, global: Global, output: &Output) -> Result<Exit
                 contexts::add(output, name, context)
             }
         },
+        // A participant is asked itself, and a context's files are for its coordinator.
+        Noun::Participants(Participants::Verify(asked)) => {
+            let Global { ca, certificate, key, .. } = global;
+            let tls = TlsFiles::read(ca, certificate, key).map_err(|what| Failure::usage(&what))?;
+            participants::verify_one(output, asked, tls).await
+        }
         noun => {
             // A payout participant is asked itself.
             let global = match &noun {
@@ -780,7 +786,7 @@ async fn run(noun: Noun, session: &Session, output: &Output) -> Result<Exit, Box
             Participants::Drain { name, why } => registered::drain(session, output, name, why).await,
             Participants::Resume { name, why } => registered::resume(session, output, name, why).await,
             Participants::Remove { name, why } => registered::remove(session, output, name, why).await,
-            Participants::Verify(asked) => participants::verify_one(output, asked).await,
+            Participants::Verify(_) => unreachable!("it asks no coordinator"),
         },
         Noun::Payout { verb, .. } => match verb {
             Payout::Status => payout::status(session, output).await,

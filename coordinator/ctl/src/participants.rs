@@ -4,6 +4,7 @@
 //! asks and shows.
 
 use crate::{
+    credentials::TlsFiles,
     errors::{Exit, Failure},
     output::Output,
 };
@@ -15,7 +16,7 @@ use tcc_participant::conformance::{Finding, Options, Part, Report, Subject, veri
 /// Which participant, and how much is asked of it.
 #[derive(Args)]
 pub struct Verify {
-    /// Where it listens: http://HOST:PORT
+    /// Where it listens: https://HOST:PORT, with --ca, --certificate and --key as it asks for them, or http://HOST:PORT
     address: String,
     /// A payload that reserves one unit of something of which there are one or two, and which nobody else uses. %n in it
     /// becomes 0, 1, 2, …; each schedule uses one of them up
@@ -44,15 +45,21 @@ pub struct Verify {
     seed: u64,
 }
 
-/// Asks a participant all that a coordinator could ask.
-pub async fn verify_one(output: &Output, asked: Verify) -> Result<Exit, Box<Failure>> {
+/// Asks a participant all that a coordinator could ask, over TLS if its address says so.
+pub async fn verify_one(output: &Output, asked: Verify, tls: TlsFiles) -> Result<Exit, Box<Failure>> {
+    let TlsFiles { ca, identity } = tls;
+    if !asked.address.starts_with("https:") && (ca.is_some() || identity.is_some()) {
+        let address = &asked.address;
+        let message = format!("certificates need an encrypted connection, and {address} is none; use https");
+        return Err(Failure::usage(&message));
+    }
     let part = match (asked.payload, asked.account, asked.currency) {
         (_, Some(account), Some(currency)) => Part::Debit { account, currency },
         (payload, _, _) => Part::Payload(payload.unwrap_or_default()),
     };
     let vetoed = asked.vetoed.map(Part::Payload);
     let (first, is_outside) = (asked.first, asked.outside);
-    let subject = Subject { vetoed, first, is_outside, ..Subject::new(&asked.address, part) };
+    let subject = Subject { ca, identity, vetoed, first, is_outside, ..Subject::new(&asked.address, part) };
     let options = Options { seed: asked.seed, schedules: asked.schedules, ..Options::default() };
     output.remark("asking; what is reserved for that is cancelled or used up");
     let report = verify(subject, &options).await.map_err(|error| Failure::unusable(error.to_string()))?;

@@ -702,8 +702,12 @@ pub async fn check(config: &Config, databases: bool) -> Result<(), ServeError> {
             connect(&which, &database.engine).await?;
         }
     }
+    let identity = identity(config)?;
+    registrations(config, identity.as_ref())?;
     for shard in config.shards.iter().filter(|shard| !shard.address.is_empty()) {
-        Remote::start(&shard.name, &shard.address, &LEDGERD)?;
+        let ca = shard.ca.as_deref().map(pem).transpose()?;
+        let options = Options { ca, identity: identity.clone(), ..LEDGERD };
+        tcc_participant::remote::check(&shard.address, &options)?;
     }
     Ok(())
 }

@@ -107,24 +107,38 @@ pub fn check(address: &str, options: &Options) -> Result<(), InvalidAddress> {
 
 /// Where a participant is called, over TLS unless that is on this machine.
 fn endpoint(address: &str, options: &Options) -> Result<Endpoint, InvalidAddress> {
+    let endpoint = endpoint_anywhere(address, options.ca.as_deref(), options.identity.as_ref())?;
+    let host = endpoint.uri().host().unwrap_or_default().trim_matches(['[', ']']);
+    match endpoint.uri().scheme_str() {
+        Some("http") if !is_this_machine(host) => Err(InvalidAddress::Address(address.to_owned())),
+        _ => Ok(endpoint),
+    }
+}
+
+/// As [`endpoint`], for whoever has nothing to lose if what is said can be read: over TLS if the address says so.
+pub(crate) fn endpoint_anywhere(
+    address: &str,
+    ca: Option<&str>,
+    identity: Option<&Certificate>,
+) -> Result<Endpoint, InvalidAddress> {
     let invalid = || InvalidAddress::Address(address.to_owned());
     let endpoint = Endpoint::from_shared(address.to_owned()).map_err(|_| invalid())?;
-    let host = endpoint.uri().host().ok_or_else(invalid)?.trim_matches(['[', ']']).to_owned();
+    endpoint.uri().host().ok_or_else(invalid)?;
     match endpoint.uri().scheme_str() {
         Some("https") => {
             let tls = ClientTlsConfig::new().timeout(Duration::from_secs(5));
-            let tls = match &options.ca {
+            let tls = match ca {
                 Some(ca) => tls.ca_certificate(transport::Certificate::from_pem(ca)),
                 None => tls.with_native_roots(),
             };
-            let tls = match &options.identity {
+            let tls = match identity {
                 Some(Certificate { chain, key }) => tls.identity(transport::Identity::from_pem(chain, key)),
                 None => tls,
             };
             let unusable = |error| InvalidAddress::Certificate(address.to_owned(), root_cause(&error));
             endpoint.tls_config(tls).map_err(unusable)
         }
-        Some("http") if is_this_machine(&host) => Ok(endpoint),
+        Some("http") => Ok(endpoint),
         _ => Err(invalid()),
     }
 }
@@ -299,10 +313,15 @@ impl Executor for Caller {
     async fn connect(&mut self) -> Result<(), Failure> {
         self.client = None;
         let channel =
-            self.endpoint.connect().await.map_err(|error| Failure::Disconnected(root_cause(&error)))?;
+            self.endpoint.connect().await.map_err(|error| Failure::Disconnected(trouble(&error)))?;
         let mut client = ParticipantServiceClient::new(channel);
         let request = self.request(v1::DescribeRequest { protocol_version: PROTOCOL_VERSION });
-        let response = client.describe(request).await.map_err(|status| sort(&status))?;
+        let is_encrypted = self.endpoint.uri().scheme_str() == Some("https");
+        let failed = |status: Status| match hung_up(&status, is_encrypted) {
+            Some(why) => Failure::Disconnected(why),
+            None => sort(&status),
+        };
+        let response = client.describe(request).await.map_err(failed)?;
         let description = read_description(response.into_inner());
         if description.protocol_version != PROTOCOL_VERSION {
             let found = description.protocol_version;
@@ -423,6 +442,47 @@ fn sort(status: &Status) -> Failure {
         }
         _ => Failure::Disconnected(text),
     }
+}
+
+/// What is wrong when two do not agree over TLS, by the words that tell it, and what to do about it.
+const ADVICE: [(&[&str], &str); 6] = [
+    (&["CertificateRequired"], SHOW),
+    (
+        &[
+            "received fatal alert: UnknownCA",
+            "received fatal alert: DecryptError",
+            "received fatal alert: BadCertificate",
+        ],
+        "show it a certificate of an authority that it knows: of those in its client_ca",
+    ),
+    (
+        &["UnknownIssuer", "BadSignature", "CaUsedAsEndEntity"],
+        "name the authority of its certificate: ca in tccd.toml, --ca of tccctl",
+    ),
+    (
+        &["certificate not valid for name", "NotValidForName"],
+        "call it by a name that its certificate has, or give it a certificate for this one",
+    ),
+    (&["certificate expired", "certificate not valid yet"], "renew its certificate, or set the clocks"),
+    (&["InvalidContentType", "handshake eof", "HandshakeFailure"], "does it speak TLS there?"),
+];
+const SHOW: &str = "show it a certificate: [identity] in tccd.toml, --certificate and --key of tccctl";
+
+/// Why there is no connection, and what to do about it if it can be told.
+pub(crate) fn trouble(error: &(dyn std::error::Error + 'static)) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    let told = causes.map(ToString::to_string).collect::<Vec<_>>().join(": ");
+    let cause = root_cause(error);
+    let known = ADVICE.iter().find(|(words, _)| words.iter().any(|word| told.contains(word)));
+    known.map_or(cause.clone(), |(_, advice)| format!("{cause}; {advice}"))
+}
+
+/// As [`trouble`], where somebody has hung up before the first answer: over TLS 1.3 whoever asks for a certificate does so when
+/// the connection seems to stand, and may have gone before its reason arrives. `None`: it has answered.
+pub(crate) fn hung_up(status: &Status, is_encrypted: bool) -> Option<String> {
+    let why = trouble(std::error::Error::source(status)?);
+    let is_explained = ADVICE.iter().any(|(_, advice)| why.ends_with(advice));
+    Some(if is_encrypted && !is_explained { format!("{why}; if it asks for one, {SHOW}") } else { why })
 }
 
 /// "Connection refused", where the outer error says "transport error".

@@ -6,7 +6,7 @@ use super::{
     schedule::{Ask, Body, Meeting, Move, SLOTS, Schedule},
 };
 use crate::{
-    remote::root_cause,
+    remote::{endpoint_anywhere, hung_up, trouble},
     wire::{Description, PROTOCOL_VERSION, read_description, read_outcome, write_call},
 };
 use futures::future::join_all;
@@ -21,10 +21,7 @@ use std::{
 };
 use tcc_core::{FenceState, Operation, Outcome, Refusal, TransactionId};
 use tcc_proto::v1::{self, BranchCall, OutcomeKind, participant_service_client::ParticipantServiceClient};
-use tonic::{
-    Request, Status,
-    transport::{Channel, Endpoint},
-};
+use tonic::{Request, Status, transport::Channel};
 use uuid::Uuid;
 
 type Client = ParticipantServiceClient<Channel>;
@@ -132,18 +129,19 @@ impl Asker {
     /// Connects, and asks what the participant is.
     pub(super) async fn connect(subject: Subject) -> Result<(Self, Description), Unusable> {
         let address = subject.address.clone();
-        let endpoint = Endpoint::from_shared(address.clone())
-            .map_err(|_| Unusable::Address(address.clone()))?
+        let endpoint = endpoint_anywhere(&address, subject.ca.as_deref(), subject.identity.as_ref())?
             .connect_timeout(CONNECT)
             .tcp_nodelay(true);
         let silent = |why| Unusable::Silent { address: address.clone(), why };
         let mut clients = Vec::new();
         for _ in 0..CONNECTIONS {
-            let channel = endpoint.connect().await.map_err(|error| silent(root_cause(&error)))?;
+            let channel = endpoint.connect().await.map_err(|error| silent(trouble(&error)))?;
             clients.push(Client::new(channel));
         }
         let request = timed(v1::DescribeRequest { protocol_version: PROTOCOL_VERSION });
-        let response = clients[0].describe(request).await.map_err(|status| silent(status.to_string()))?;
+        let response = clients[0].describe(request).await.map_err(|status| {
+            silent(hung_up(&status, address.starts_with("https:")).unwrap_or_else(|| status.to_string()))
+        })?;
         let description = read_description(response.into_inner());
         if description.protocol_version != PROTOCOL_VERSION {
             return Err(Unusable::Version(description.protocol_version));

@@ -22,7 +22,10 @@ mod oracle;
 mod report;
 mod schedule;
 
-use crate::wire::{Description, PROTOCOL_VERSION};
+use crate::{
+    remote::{Certificate, InvalidAddress},
+    wire::{Description, PROTOCOL_VERSION},
+};
 use asker::{Asker, Stop, Wrong};
 use fastrand::Rng;
 use futures::{StreamExt as _, stream};
@@ -35,8 +38,12 @@ pub use report::{Finding, Mistake, Report};
 /// Which participant is asked, and for what.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Subject {
-    /// `http://HOST:PORT`.
+    /// `https://HOST:PORT`, or `http://HOST:PORT`.
     pub address: String,
+    /// The authorities of its certificate, PEM. `None`: those of the system.
+    pub ca: Option<String>,
+    /// What is shown to it.
+    pub identity: Option<Certificate>,
     /// Reserves one unit of something of which there are one or two, and which nobody else uses. `%n` in it becomes 0, 1, 2,
     /// …: each schedule then has something of its own. Without it they share, and what is confirmed is used up.
     pub part: Part,
@@ -53,7 +60,8 @@ impl Subject {
     /// Without a veto, and from the first one on.
     #[must_use]
     pub fn new(address: &str, part: Part) -> Self {
-        Self { address: address.to_owned(), part, vetoed: None, first: 0, is_outside: false }
+        let address = address.to_owned();
+        Self { address, ca: None, identity: None, part, vetoed: None, first: 0, is_outside: false }
     }
 }
 
@@ -118,9 +126,9 @@ impl Default for Options {
 /// Why a participant cannot be asked at all.
 #[derive(Debug, thiserror::Error)]
 pub enum Unusable {
-    /// The address is none.
-    #[error("{0:?} is no address of a participant; write it as http://HOST:PORT")]
-    Address(String),
+    /// The address is none, or a certificate.
+    #[error(transparent)]
+    Address(#[from] InvalidAddress),
     /// Nobody answers there, or somebody else.
     #[error("the participant at {address} does not answer: {why}")]
     Silent {
