@@ -32,7 +32,8 @@ demo-payout: setup
 		--bin tccd --bin tccctl --bin tcc-payout --bin tcc-risk --bin tcc-stub-payouts --bin tcc-demo-payout
 	@target/release/tcc-demo-payout --payouts $(PAYOUTS) --seed $(SEED)
 
-# The tests' servers stand in memory where there is room for it: nothing in them has to outlive the machine.
+# The tests' servers stand in memory where there is room for it: nothing in them has to outlive the machine. They begin with
+# databases that are made once. Most tests wait most of the time: four at a time.
 ROOM = $$(df -k --output=avail /dev/shm 2>/dev/null | tail -n 1)
 test: setup
 	@coordinator/ops/ensure-grpcurl
@@ -42,7 +43,9 @@ test: setup
 	@coordinator/ops/ensure-python
 	$(CARGO) build --locked --workspace --bins
 	@[ "0$(ROOM)" -lt 8000000 ] || export TMPDIR=/dev/shm; \
-	$(CARGO) test --locked --workspace --no-fail-fast
+	export TCC_TEMPLATE=$$(mktemp -d) && trap 'rm -rf "$$TCC_TEMPLATE"' EXIT && \
+	target/debug/tcc-template "$$TCC_TEMPLATE" && \
+	RUST_TEST_THREADS=4 $(CARGO) test --locked --workspace --no-fail-fast
 
 conformance: setup
 	@coordinator/ops/ensure-python

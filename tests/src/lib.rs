@@ -18,7 +18,10 @@ pub mod secure;
 pub mod stub;
 
 use jiff::{SignedDuration, Timestamp};
-use std::time::Duration;
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 use tcc_coordinator::{
     config::{Config, Database, ShardConfig, Telemetry},
     dev::{Cluster, Options, Servers},
@@ -56,15 +59,31 @@ impl System {
         Self::with(2, &["fsync=off", "full_page_writes=off", "synchronous_commit=off"]).await
     }
 
-    /// A system of so many shards, on a server with these settings.
+    /// A system of so many shards, on a server with these settings. Where `TCC_TEMPLATE` names what `tcc-template` made, it
+    /// begins with that: most of the time of a small test would go into making databases and their tables.
     pub async fn with(shards: usize, settings: &[&str]) -> Self {
+        let like = std::env::var_os("TCC_TEMPLATE").map(PathBuf::from);
+        Self::like(like, None, shards, settings).await
+    }
+
+    /// Makes what [`System::with`] can begin with, in a folder.
+    pub async fn template(folder: &Path) {
+        let system = Self::like(None, Some(folder.to_owned()), 2, &["fsync=off"]).await;
+        serve::migrate(&system.config).await.expect("the tables are made");
+    }
+
+    async fn like(like: Option<PathBuf>, data: Option<PathBuf>, shards: usize, settings: &[&str]) -> Self {
         let settings = settings.iter().map(|&setting| setting.to_owned()).collect();
-        let start = move || Cluster::start(&Options { settings, ..Options::default() });
+        let options = Options { data, settings, like, ..Options::default() };
+        let start = move || Cluster::start(&options);
         let cluster = tokio::task::spawn_blocking(start).await.unwrap().expect("PostgreSQL starts");
         let admin = connect(&cluster.url()).await;
         let url = |name: &str| cluster.url().replace("dbname=postgres", &format!("dbname={name}"));
         let names: Vec<String> = (0..shards).map(|n| format!("shard-{n}")).collect();
-        for database in names.iter().map(String::as_str).chain(["coordinator"]) {
+        let there = admin.query("SELECT datname FROM pg_database", &[]).await.expect("databases are listed");
+        let there: Vec<String> = there.iter().map(|row| row.get(0)).collect();
+        let wanted = names.iter().map(String::as_str).chain(["coordinator"]);
+        for database in wanted.filter(|name| !there.iter().any(|there| there == name)) {
             admin
                 .batch_execute(&format!("CREATE DATABASE \"{database}\""))
                 .await

@@ -61,6 +61,8 @@ pub struct Options {
     pub wal: Option<PathBuf>,
     /// Environment variables of the server.
     pub environment: Vec<(String, String)>,
+    /// The folder of another server, which does not run: what is in its databases a new server begins with.
+    pub like: Option<PathBuf>,
 }
 
 /// A running server. Stopped when dropped.
@@ -138,7 +140,10 @@ impl Cluster {
             }
         }
         if !cluster.data().join("PG_VERSION").exists() {
-            cluster.init(options.wal.as_deref())?;
+            match &options.like {
+                Some(like) => cluster.copy(like)?,
+                None => cluster.init(options.wal.as_deref())?,
+            }
         }
         cluster.stop_leftover()?;
         cluster.launch()?;
@@ -252,14 +257,13 @@ impl Cluster {
         if let Some(wal) = wal {
             command.arg("-X").arg(wal);
         }
-        let output = command.output().map_err(|e| at(&self.bin, e))?;
-        if output.status.success() {
-            return Ok(());
-        }
-        Err(ClusterError::Failed {
-            what: "initdb",
-            detail: String::from_utf8_lossy(&output.stderr).into_owned(),
-        })
+        run("initdb", command)
+    }
+
+    fn copy(&self, like: &Path) -> Result<(), ClusterError> {
+        let mut command = Command::new("cp");
+        command.args(["--archive", "--no-target-directory"]).arg(like.join("data")).arg(self.data());
+        run("copying a server's files", command)
     }
 
     /// A server that a killed process left behind on this folder.
@@ -344,6 +348,14 @@ fn find_binaries() -> Result<PathBuf, ClusterError> {
     let major =
         version.split(|c: char| !c.is_ascii_digit()).next().and_then(|digits| digits.parse::<u32>().ok());
     if major.is_some_and(|major| major >= 15) { Ok(bin) } else { Err(ClusterError::TooOld { version, bin }) }
+}
+
+fn run(what: &'static str, mut command: Command) -> Result<(), ClusterError> {
+    let output = command.output().map_err(|source| ClusterError::Io { what: what.into(), source })?;
+    if output.status.success() {
+        return Ok(());
+    }
+    Err(ClusterError::Failed { what, detail: String::from_utf8_lossy(&output.stderr).into_owned() })
 }
 
 fn has_server(folder: &Path) -> bool {

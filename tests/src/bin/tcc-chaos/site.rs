@@ -286,6 +286,7 @@ fn options(
         settings,
         wal: disk.map(Disk::wal),
         environment: clock.map(Clock::environment).unwrap_or_default(),
+        ..Options::default()
     }
 }
 
