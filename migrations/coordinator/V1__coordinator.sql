@@ -31,7 +31,9 @@ CREATE TABLE transaction (
     -- The context of the request that created it, if that was traced: trace, span and flags.
     trace bytea CHECK (octet_length(trace) = 25),
     -- Who created it and decides about it. Null for a hold, about which its payer does.
-    owner text COLLATE "C"
+    owner text COLLATE "C",
+    -- The caller in whose quota it counts as long as it is not final. Null if that had none when it was created.
+    counted_for text COLLATE "C"
 ) PARTITION BY RANGE (id);
 -- For lists of them. Holds are listed by their accounts' fences, and are not in it.
 CREATE INDEX transaction_by_owner ON transaction (owner, id) WHERE owner IS NOT NULL;
@@ -164,6 +166,16 @@ CREATE TABLE idempotency (
     PRIMARY KEY (caller, key)
 );
 CREATE INDEX idempotency_by_look ON idempotency (look_at);
+
+-- How many transactions are open in the quota of each caller: the sum over its stripes. Each is written by one connection, with the
+-- rows that it counts.
+CREATE TABLE open_count (
+    caller text COLLATE "C" NOT NULL,
+    stripe smallint NOT NULL,
+    open bigint NOT NULL,
+    PRIMARY KEY (caller, stripe)
+) WITH (fillfactor = 20);
+
 -- What operators did: written in the transaction that did it, never changed, never deleted.
 CREATE TABLE operator_action (
     number bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
@@ -237,6 +249,9 @@ SELECT number, acted_at, action, target, actor, address, reason, ticket, plan, b
 
 CREATE VIEW tcc_findings AS
 SELECT number, found_at, kind, shard, transaction_id, expected, found FROM finding;
+
+CREATE VIEW tcc_quotas AS
+SELECT caller, sum(open)::bigint AS open FROM open_count GROUP BY caller HAVING sum(open) <> 0;
 
 CREATE VIEW tcc_shards AS
 SELECT s.name, CASE WHEN s.lost IS NOT NULL THEN 'LOST COMMITS' WHEN s.drained THEN 'DRAINED' ELSE 'WORKING' END AS state, s.lost,

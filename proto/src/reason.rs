@@ -295,6 +295,9 @@ reasons! {
     RateLimited = "RATE_LIMITED", ResourceExhausted, 429:
         "The caller asks faster than `metadata.requests_per_second` allows. Nothing was done."
         "Repeat after the delay in RetryInfo, with the same id or key.";
+    OpenQuotaReached = "OPEN_QUOTA_REACHED", ResourceExhausted, 429:
+        "The caller has as many transactions open as it may have at a time, which `metadata.quota` says. Nothing was done. What exists is answered, confirmed and cancelled all the same."
+        "Repeat with the same id or key when some of them are final: RetryInfo says when that is noticed at the latest. Or ask the operator for a larger quota.";
     ParticipantUnavailable = "PARTICIPANT_UNAVAILABLE", Unavailable, 503:
         "The participant that `metadata.participant` names is needed and does not answer. Nothing was done."
         "Repeat after the delay in RetryInfo, with the same id or key. `tccctl participants describe NAME` says how it stands.";

@@ -209,7 +209,7 @@ const fn mistake(changes: &'static [(Database, &'static str)], kind: &'static st
 
 fn tables(database: Database) -> &'static [&'static str] {
     match database {
-        TheCoordinator => &["transaction", "wakeup"],
+        TheCoordinator => &["transaction", "wakeup", "open_count"],
         Payer | Payee => &["account", "posting", "branch"],
     }
 }
@@ -317,6 +317,11 @@ async fn what_is_wrong_with_the_coordinators_rows_is_found() {
                 "ORPHAN_BRANCH",
             ),
             Mistake { changes: &[(TheCoordinator, "DELETE FROM wakeup")], kind: "FORGOTTEN", moves: false },
+            Mistake {
+                changes: &[(TheCoordinator, "INSERT INTO open_count VALUES ('shop', 0, 1)")],
+                kind: "MISCOUNTED",
+                moves: false,
+            },
         ])
         .await;
 }

@@ -92,6 +92,7 @@ const POINTS: &[(&str, &[Deed])] = &[
     // Written once, when the database is new.
     ("name_shard", &[]),
     // The coordinator's table.
+    ("take_stripe", &[Start]),
     ("begin", &[Pay, Refuse]),
     ("tccd-begin committed", &[Pay, Refuse]),
     ("advance", &[Pay, PayTogether, PayNow, Cancel, Refuse, Force]),
@@ -157,6 +158,8 @@ const POINTS: &[(&str, &[Deed])] = &[
     ("release_slots", &[]),
     ("wake_now", &[]),
     // Reads.
+    ("open", &[]),
+    ("miscounted", &[]),
     ("get", &[]),
     ("tccd-get committed", &[]),
     ("attention", &[]),

@@ -110,7 +110,7 @@ async fn what_was_named_by_a_key_is_begun_only_on_the_server_that_has_the_key() 
         let transaction = Arc::new(transaction(id, due_at, OnMaturity::Confirm));
         let begun = store
             .begin
-            .call(Begin { transaction, place: Place::default(), keyed_on, trace: None })
+            .call(Begin { transaction, place: Place::default(), keyed_on, counted_for: None, trace: None })
             .await
             .unwrap();
 

@@ -119,9 +119,15 @@ async fn the_views_are_asked_in_one_query_that_cannot_write() {
         rows(&["SELECT id, phase, attention, on_maturity FROM tcc_transactions WHERE phase = 'HELD';"]);
     assert_eq!(held[0]["id"], request.id.as_str());
     assert_eq!((&held[0]["attention"], &held[0]["on_maturity"]), (&"NONE".into(), &"CONFIRM".into()));
-    for view in
-        ["tcc_transactions", "tcc_attention", "tcc_actions", "tcc_findings", "tcc_shards", "tcc_instances"]
-    {
+    for view in [
+        "tcc_transactions",
+        "tcc_attention",
+        "tcc_actions",
+        "tcc_findings",
+        "tcc_quotas",
+        "tcc_shards",
+        "tcc_instances",
+    ] {
         assert!(rows(&[&format!("SELECT * FROM {view}")]).is_array(), "{view}");
     }
     for view in ["tcc_accounts", "tcc_branches", "tcc_postings", "entry"] {

@@ -290,6 +290,8 @@ pub struct Traffic {
     pub requests: u32,
     /// Of them those of one caller; a watch is one for as long as it lasts. Not with `insecure_dev`.
     pub caller_requests: u32,
+    /// Transactions of one caller that may be open (not final) at a time, over all instances; 0 for any number.
+    pub caller_open_transactions: u32,
     /// The longest message that is read, in bytes: a batch of 1,000 holds has up to 2 MiB.
     pub message_bytes: u32,
     /// The longest headers that are read, in bytes. A token is in them.
@@ -347,6 +349,7 @@ impl Default for Traffic {
             streams_per_connection: 1_024,
             requests: 16_384,
             caller_requests: 4_096,
+            caller_open_transactions: 0,
             message_bytes: 2_097_152,
             header_bytes: 16_384,
             handshake_seconds: 10,
@@ -496,7 +499,7 @@ impl Config {
 
 impl Traffic {
     /// Each key with its value and its range.
-    fn ranges(&self) -> [(&'static str, u32, u32, u32); 14] {
+    fn ranges(&self) -> [(&'static str, u32, u32, u32); 15] {
         [
             ("caller_requests_per_second", self.caller_requests_per_second, 1, 1_000_000),
             ("caller_burst", self.caller_burst, 1, 1_000_000),
@@ -505,6 +508,7 @@ impl Traffic {
             ("streams_per_connection", self.streams_per_connection, 1, 65_536),
             ("requests", self.requests, 1, 1_000_000),
             ("caller_requests", self.caller_requests, 1, 1_000_000),
+            ("caller_open_transactions", self.caller_open_transactions, 0, 1_000_000_000),
             ("message_bytes", self.message_bytes, 1_024, 4_194_304),
             ("header_bytes", self.header_bytes, 1_024, 1_048_576),
             ("handshake_seconds", self.handshake_seconds.into(), 1, 300),

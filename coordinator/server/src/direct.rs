@@ -10,6 +10,7 @@ use crate::{
     config::Config,
     databases::Logins,
     engine::{Engine, Participants},
+    quota::Quotas,
     recovery::Recovery,
     registry::Registry,
     schedule::{Clock, Continuity, Timers},
@@ -116,7 +117,8 @@ impl Direct {
         let (engine_too, shards_too, limits) =
             (Arc::clone(&engine), Arc::clone(&shards), config.limits.clone());
         let registry = Registry::listed(engine.store().registered().await?);
-        let creations = Creations::new(engine_too, Arc::clone(&shards), keys, sweep, limits.clone());
+        let quotas = Quotas::new(engine.store().clone(), 0, stop.clone());
+        let creations = Creations::new(engine_too, Arc::clone(&shards), keys, sweep, quotas, limits.clone());
         let transactions = Transactions::new(creations.clone(), Arc::clone(&shards));
         let holds = Holds::new(creations, shards_too, Arc::clone(&gate));
         let ledger = Ledger::new(Arc::clone(&shards), Arc::clone(&engine), limits);

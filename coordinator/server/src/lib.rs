@@ -25,6 +25,7 @@ pub mod heads;
 pub mod http;
 pub mod keys;
 pub mod listener;
+pub mod quota;
 pub mod recovery;
 pub mod registry;
 pub mod schedule;

@@ -10,6 +10,7 @@ use crate::{
     engine::{Engine, Participants},
     heads, keys,
     listener::Listener,
+    quota::Quotas,
     recovery::Recovery,
     registry::{self, Keeper, Registry},
     schedule::{Leases, Scheduler, Timers, fire, partitions},
@@ -334,7 +335,15 @@ pub async fn start_with(
         tokio::spawn(telemetry::http::serve(listener, watched, unwatched));
         address
     });
-    let api = Api { engine: Arc::clone(&engine), shards, keys, registry, vitals, config: config.clone() };
+    let api = Api {
+        engine: Arc::clone(&engine),
+        shards,
+        keys,
+        registry,
+        vitals,
+        config: config.clone(),
+        stop: stop.clone(),
+    };
     let health = tonic_health::server::health_reporter();
     set_health(&health.0, true).await;
     let routes = api.routes(Arc::clone(&gate), health.1)?;
@@ -526,6 +535,7 @@ struct Api {
     registry: Registry,
     vitals: Arc<Vitals>,
     config: Config,
+    stop: CancellationToken,
 }
 
 impl Api {
@@ -539,8 +549,10 @@ impl Api {
         };
         let (engine, limits) = (&self.engine, &self.config.limits);
         let (keys, sweep) = (self.keys.clone(), self.vitals.sweep.clone());
+        let usual = self.config.traffic.caller_open_transactions;
+        let quotas = Quotas::new(engine.store().clone(), usual, self.stop.clone());
         let creations =
-            Creations::new(Arc::clone(engine), Arc::clone(&self.shards), keys, sweep, limits.clone());
+            Creations::new(Arc::clone(engine), Arc::clone(&self.shards), keys, sweep, quotas, limits.clone());
         let transactions = Transactions::new(creations.clone(), Arc::clone(&self.shards));
         let holds = Holds::new(creations, Arc::clone(&self.shards), gate);
         let ledger = Ledger::new(Arc::clone(&self.shards), Arc::clone(engine), limits.clone());

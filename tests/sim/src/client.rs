@@ -6,7 +6,10 @@ use crate::{
 };
 use futures::future::join_all;
 use std::{sync::Arc, time::Duration};
-use tcc_coordinator::{engine::EngineError, store::Record};
+use tcc_coordinator::{
+    engine::{EngineError, Origin},
+    store::Record,
+};
 use tcc_core::{Amount, Cause, Descriptor, OnMaturity, Phase, Timestamp, Transaction, TransactionId};
 use tokio::time::sleep;
 
@@ -93,7 +96,8 @@ impl Promise {
     async fn create(&mut self, world: &Arc<World>) {
         for _ in 0..20 {
             if let Some(instance) = world.any_instance() {
-                let created = instance.engine.create(self.transaction.clone(), None, 0, None, PATIENCE).await;
+                let created =
+                    instance.engine.create(self.transaction.clone(), Origin::default(), PATIENCE).await;
                 match created {
                     Ok(created) => return self.hear(world, &created.record),
                     Err(EngineError::IdReused { field, .. }) => {
@@ -121,7 +125,7 @@ impl Promise {
         let (due_at, on_maturity) = (descriptor.due_at, descriptor.on_maturity);
         let other = Descriptor::hold(payer, payee, amount, gold(), due_at, on_maturity);
         let other = Transaction::new(self.transaction.id, other);
-        match instance.engine.create(other, None, 0, None, PATIENCE).await {
+        match instance.engine.create(other, Origin::default(), PATIENCE).await {
             Ok(created) if created.record.standing.phase != Phase::Cancelled => {
                 self.contradictions.push("its id was taken for another body".into());
             }

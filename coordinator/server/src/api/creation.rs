@@ -10,7 +10,8 @@ use super::{
 use crate::{
     auth::{Identity, identity},
     config::Limits,
-    engine::{Created, Engine, EngineError, participants::Terms},
+    engine::{Created, Engine, EngineError, Origin, participants::Terms},
+    quota::{Quotas, Room},
     shards::Shards,
     store::{
         Record, TraceContext,
@@ -32,6 +33,7 @@ pub struct Creations {
     shards: Arc<Shards>,
     keys: Keys,
     sweep: Progress,
+    quotas: Quotas,
     limits: Limits,
 }
 
@@ -85,9 +87,10 @@ impl Creations {
         shards: Arc<Shards>,
         keys: Keys,
         sweep: Progress,
+        quotas: Quotas,
         limits: Limits,
     ) -> Self {
-        Self { engine, shards, keys, sweep, limits }
+        Self { engine, shards, keys, sweep, quotas, limits }
     }
 
     /// The engine.
@@ -105,6 +108,7 @@ impl Creations {
         creator.check_spends(&asked)?;
         let now = self.engine.clock().now();
         let fresh = self.fresh(&asked);
+        let room = self.room(creator, &asked.name).await?;
         let Asked { name, descriptor, .. } = asked;
         let (id, keyed_on) = match &name {
             Name::None => {
@@ -131,22 +135,38 @@ impl Creations {
             },
         };
         let transaction = Transaction::new(id, descriptor);
-        let created =
-            self.engine.create(transaction, keyed_on, creator.lane, creator.trace, creator.patience()).await;
+        let counted_for = (!matches!(room, Room::Unbounded)).then(|| creator.name().to_owned());
+        let origin = Origin { keyed_on, lane: creator.lane, counted_for, trace: creator.trace };
+        let is_due_at_once = transaction.descriptor.is_due_at_once();
+        let created = self.engine.create(transaction, origin, creator.patience()).await;
+        if let Room::For(admitted) = room
+            && may_be_open(&created)
+            && !is_due_at_once
+        {
+            admitted.keep();
+        }
         let created = created.map_err(|error| of_name(what, &name, error))?;
         self.refuse(&created.record, created.replayed).await?;
         Ok(created)
     }
 
+    /// Whether its caller's quota has room for it. What is known is answered all the same.
+    async fn room(&self, creator: &Creator, name: &Name) -> Result<Room, Status> {
+        let own = creator.identity.open_transactions;
+        let room = self.quotas.admit(creator.name(), own).await.map_err(EngineError::from)?;
+        if let Room::None(quota) = room
+            && self.named(name).await?.is_none()
+        {
+            self.engine.metrics().turned_away(Reason::OpenQuotaReached);
+            return Err(reason::quota_reached(creator.name(), quota));
+        }
+        Ok(room)
+    }
+
     /// What there is under the name of what is asked for, with the same body. If there is nothing, what is asked for must be fit
     /// to be new.
     pub async fn known(&self, asked: &Asked, what: What) -> Result<Option<Record>, Status> {
-        let known = match &asked.name {
-            Name::None => None,
-            Name::Id(id) => self.get(*id).await?,
-            Name::Key(key) => self.under(key).await?,
-        };
-        let Some(record) = known else {
+        let Some(record) = self.named(&asked.name).await? else {
             if let Err(stale) = self.fresh(asked) {
                 return Err(self.unless_lost(stale).await?);
             }
@@ -218,6 +238,15 @@ impl Creations {
         Ok(reason::unavailable(Reason::CoordinatorUnavailable, message))
     }
 
+    /// The transaction that has a name.
+    async fn named(&self, name: &Name) -> Result<Option<Record>, Status> {
+        match name {
+            Name::None => Ok(None),
+            Name::Id(id) => self.get(*id).await,
+            Name::Key(key) => self.under(key).await,
+        }
+    }
+
     /// The transaction that was created by a key.
     async fn under(&self, key: &IdempotencyKey) -> Result<Option<Record>, Status> {
         match self.keys.find(key).await.map_err(EngineError::from)? {
@@ -263,6 +292,18 @@ impl Creations {
             }
         }
         None
+    }
+}
+
+/// Whether there may be one more open transaction than before.
+fn may_be_open(created: &Result<Created, EngineError>) -> bool {
+    match created {
+        // What was refused is as good as final.
+        Ok(Created { record: Record { standing, .. }, replayed }) => {
+            !replayed && !standing.phase.is_final() && standing.cause != Some(Cause::Refused)
+        }
+        Err(EngineError::OutcomeUnknown(_) | EngineError::Store(_)) => true,
+        Err(_) => false,
     }
 }
 

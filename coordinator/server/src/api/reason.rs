@@ -3,6 +3,7 @@
 use super::convert;
 use crate::{
     engine::{ALREADY_CANCELLED, EngineError},
+    quota,
     store::Record,
 };
 use hyper::Response;
@@ -343,6 +344,18 @@ pub fn rate_limited(wait: Duration, per_second: u32) -> Status {
     details.set_retry_info(Some(wait));
     let message = format!("more than {per_second} requests a second; nothing was done");
     Status::with_error_details(Reason::RateLimited.code(), message, details)
+}
+
+/// A caller that has as many transactions open as it may.
+pub fn quota_reached(caller: &str, quota: u32) -> Status {
+    let mut details = info(Reason::OpenQuotaReached, [("quota", quota.to_string())]);
+    details.set_retry_info(Some(quota::READ_EVERY));
+    details.add_quota_failure_violation(
+        format!("caller:{caller}"),
+        format!("{quota} transactions are open, which are as many as may be at a time"),
+    );
+    let message = format!("{caller} has {quota} transactions open, and may have no more; nothing was done");
+    Status::with_error_details(Reason::OpenQuotaReached.code(), message, details)
 }
 
 /// More requests at a time than this instance takes.

@@ -1,7 +1,10 @@
 //! An audit of everything.
 
 use super::{AuditError, AuditEvent, Finding, Summary, of_shard, pairs};
-use crate::{shards::Shards, store::Store};
+use crate::{
+    shards::Shards,
+    store::{Store, open::Miscounted},
+};
 use std::collections::HashMap;
 use tcc_ledger::Branches;
 use tokio::sync::mpsc;
@@ -22,6 +25,7 @@ pub async fn run(store: &Store, shards: &Shards, events: mpsc::Sender<AuditEvent
     audit.shards_alone().await?;
     audit.transactions().await?;
     audit.forgotten().await?;
+    audit.miscounted().await?;
     let summary = AuditEvent::Summary(audit.summary.clone());
     audit.tell(summary).await
 }
@@ -95,6 +99,20 @@ impl Audit<'_> {
                 transaction: id.to_string(),
                 expected: "a wake-up that is still to come, and in time".into(),
                 found: "none".into(),
+                ..Finding::default()
+            };
+            self.find(finding).await?;
+        }
+        Ok(())
+    }
+
+    /// What counts in the callers' quotas is counted together with it.
+    async fn miscounted(&mut self) -> Result<(), AuditError> {
+        for Miscounted { caller, counted, open } in self.store.miscounted().await? {
+            let finding = Finding {
+                kind: "MISCOUNTED".into(),
+                expected: format!("{open} open transactions in the quota of {caller}"),
+                found: format!("a count of {counted}"),
                 ..Finding::default()
             };
             self.find(finding).await?;

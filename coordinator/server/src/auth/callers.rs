@@ -52,6 +52,7 @@ struct Caller {
     keys: Vec<String>,
     #[serde(default)]
     certificates: Vec<String>,
+    open_transactions: Option<u32>,
 }
 
 impl Callers {
@@ -92,7 +93,8 @@ impl Callers {
             return Err("it has neither keys nor certificates, so nobody can be it".into());
         }
         let accounts: Accounts = caller.accounts.iter().collect();
-        let identity = Arc::new(Identity { caller: caller.name, roles, accounts });
+        let open_transactions = caller.open_transactions;
+        let identity = Arc::new(Identity { caller: caller.name, roles, accounts, open_transactions });
         for key in &caller.keys {
             let hash = parse_hash(key)
                 .ok_or("a key is not \"sha256:\" and 64 hexadecimal digits; run tccd new-key")?;

@@ -96,13 +96,16 @@ pub struct Identity {
     pub roles: Vec<Role>,
     /// On which accounts, as an application.
     pub accounts: Accounts,
+    /// How many transactions it may have open at a time, if that is not as usual; 0 for any number.
+    pub open_transactions: Option<u32>,
 }
 
 impl Identity {
     /// Somebody who may do everything: whoever asks an insecure server.
     #[must_use]
     pub fn developer(caller: &str) -> Self {
-        Self { caller: caller.to_owned(), roles: Role::ALL.into(), accounts: Accounts::all() }
+        let (caller, roles) = (caller.to_owned(), Role::ALL.into());
+        Self { caller, roles, accounts: Accounts::all(), open_transactions: None }
     }
 
     /// Whether it has a role.
@@ -140,7 +143,12 @@ impl Identity {
 
 /// Who asks: the gate has put it there. A request that did not come through the gate may do nothing.
 pub fn identity<T>(request: &Request<T>) -> Arc<Identity> {
-    let nobody = || Identity { caller: String::new(), roles: Vec::new(), accounts: Accounts::default() };
+    let nobody = || Identity {
+        caller: String::new(),
+        roles: Vec::new(),
+        accounts: Accounts::default(),
+        open_transactions: None,
+    };
     request.extensions().get::<Arc<Identity>>().cloned().unwrap_or_else(|| Arc::new(nobody()))
 }
 
@@ -178,6 +186,7 @@ mod tests {
             caller: "x".into(),
             roles: roles.to_vec(),
             accounts: ["alice"].into_iter().collect(),
+            open_transactions: None,
         };
         let (alice, bob) = (account("alice"), account("bob"));
 

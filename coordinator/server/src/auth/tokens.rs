@@ -205,7 +205,7 @@ impl Tokens {
         let roles: Vec<Role> =
             list(claims.get(&self.rules.roles_claim)).iter().filter_map(|role| role.parse().ok()).collect();
         let accounts: Accounts = list(claims.get(&self.rules.accounts_claim)).into_iter().collect();
-        Ok(Identity { caller, roles, accounts })
+        Ok(Identity { caller, roles, accounts, open_transactions: None })
     }
 
     /// Asks the provider for its keys, if there is one and it was not asked just now.

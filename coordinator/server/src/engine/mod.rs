@@ -64,6 +64,19 @@ pub struct Engine {
     traces: OnceLock<Traces>,
 }
 
+/// Where a creation comes from.
+#[derive(Debug, Clone, Default)]
+pub struct Origin {
+    /// The server that has its key, if it has one.
+    pub keyed_on: Option<Timestamp>,
+    /// Where it waits in a burst.
+    pub lane: u8,
+    /// The caller in whose quota it counts, if it has one.
+    pub counted_for: Option<String>,
+    /// The request that it came with, if that is traced.
+    pub trace: Option<TraceContext>,
+}
+
 /// What became of a creation.
 #[derive(Debug, Clone)]
 pub struct Created {
@@ -229,8 +242,7 @@ impl Engine {
         }
     }
 
-    /// Records a transaction, tries its branches, and answers once it is held or refused. `lane` is where it waits in a burst,
-    /// `keyed_on` the server that has its key, if it has one, `trace` the request that it came with.
+    /// Records a transaction, tries its branches, and answers once it is held or refused.
     ///
     /// # Errors
     ///
@@ -239,12 +251,10 @@ impl Engine {
     pub async fn create(
         self: &Arc<Self>,
         transaction: Transaction,
-        keyed_on: Option<Timestamp>,
-        lane: u8,
-        trace: Option<TraceContext>,
+        origin: Origin,
         patience: Duration,
     ) -> Result<Created, EngineError> {
-        let created = self.create_at_once(transaction, keyed_on, lane, trace, patience).await;
+        let created = self.create_at_once(transaction, origin, patience).await;
         self.metrics.created(&created);
         created
     }
@@ -252,9 +262,7 @@ impl Engine {
     async fn create_at_once(
         self: &Arc<Self>,
         transaction: Transaction,
-        keyed_on: Option<Timestamp>,
-        lane: u8,
-        trace: Option<TraceContext>,
+        origin: Origin,
         patience: Duration,
     ) -> Result<Created, EngineError> {
         if self.is_draining() {
@@ -275,8 +283,9 @@ impl Engine {
         }
         let transaction = Arc::new(transaction);
         let (answer, answered) = oneshot::channel();
+        let Origin { keyed_on, lane, counted_for, trace } = origin;
         let place = Place { slot: self.timers.pick_slot(), lane };
-        let begin = Begin { transaction: Arc::clone(&transaction), place, keyed_on, trace };
+        let begin = Begin { transaction: Arc::clone(&transaction), place, keyed_on, counted_for, trace };
         self.spawn(Arc::clone(self).begin(begin, (admitted, room), answer));
         let deadline = tokio::time::Instant::now() + patience;
         match tokio::time::timeout_at(deadline, answered).await {

@@ -8,6 +8,7 @@
 
 use super::{
     Place, RETRY_INTERVAL, StoreError, WAKE_HORIZON,
+    open::{TAKE_STRIPE, take_stripe},
     record::{Standing, standing, transaction},
 };
 use std::{collections::HashMap, sync::Arc};
@@ -63,7 +64,7 @@ advanced AS (
           END
     RETURNING ",
     standing!(),
-    ", t.id, t.slot, t.lane, i.failed, i.open, CASE WHEN e.bound IN (1, 2, 4) THEN t.descriptor END AS descriptor,
+    ", t.id, t.slot, t.lane, i.failed, i.open, t.counted_for, CASE WHEN e.bound IN (1, 2, 4) THEN t.descriptor END AS descriptor,
         CASE WHEN t.phase = 2 THEN least(greatest(t.due_at, clock.now), clock.now + $12::float8 * interval '1 second')
              WHEN t.phase IN (3, 5) THEN clock.now + $11::float8 * interval '1 second' END AS wake_at
 ),
@@ -75,11 +76,19 @@ woken AS (
 calmed AS (
     DELETE FROM attention a USING advanced
     WHERE advanced.failed AND advanced.attention = 0 AND a.transaction_id = advanced.id
+),
+counted AS (
+    INSERT INTO open_count AS o (caller, stripe, open)
+    SELECT counted_for, $16::int2, -count(*) FROM advanced WHERE phase IN (4, 6) AND counted_for IS NOT NULL GROUP BY counted_for
+    ON CONFLICT (caller, stripe) DO UPDATE SET open = o.open + excluded.open
 )
 SELECT ",
     standing!(),
     ", t.id, t.slot, t.lane, t.descriptor, t.wake_at FROM advanced t"
 );
+
+/// Where operators would count, if what they ask for could end a transaction: it is for its participants to do that.
+const NOBODYS_STRIPE: i16 = -1;
 
 /// Asks for an event to happen to a transaction.
 #[derive(Debug, Clone)]
@@ -182,6 +191,7 @@ impl Table {
         client: &impl GenericClient,
         statement: &S,
         items: &[&Advance],
+        stripe: i16,
     ) -> Result<Vec<Row>, tokio_postgres::Error>
     where
         S: ?Sized + ToStatement + Sync + Send,
@@ -198,7 +208,7 @@ impl Table {
         #[rustfmt::skip]
         let rows = client.query(statement, &[
             &ids, &events, &reasons, &due, &failed, sources, target, cause, bound, flip,
-            &RETRY_INTERVAL.as_secs_f64(), &WAKE_HORIZON.as_secs_f64(), &open, &servers, &owners,
+            &RETRY_INTERVAL.as_secs_f64(), &WAKE_HORIZON.as_secs_f64(), &open, &servers, &owners, &stripe,
         ]).await;
         rows
     }
@@ -212,6 +222,7 @@ impl Table {
 /// Moves batches.
 pub struct AdvanceExecutor {
     session: Session,
+    stripe: i16,
     table: Table,
 }
 
@@ -219,7 +230,8 @@ impl AdvanceExecutor {
     /// Not connected yet.
     #[must_use]
     pub fn new(database: &Postgres) -> Self {
-        Self { session: Session::new(database, "tccd-advance", Plans::Generic), table: Table::new() }
+        let session = Session::new(database, "tccd-advance", Plans::Generic);
+        Self { session, stripe: 0, table: Table::new() }
     }
 
     /// Moves in rounds, in each of which an id is there once.
@@ -242,7 +254,8 @@ impl AdvanceExecutor {
     /// Moves each id once.
     async fn round(&mut self, items: &[&Advance]) -> Result<HashMap<Uuid, Advanced>, Failure> {
         let statement = self.session.statement(ADVANCE)?;
-        let rows = self.table.query(self.session.client()?, statement, items).await.map_err(|e| sort(&e))?;
+        let client = self.session.client()?;
+        let rows = self.table.query(client, statement, items, self.stripe).await.map_err(|e| sort(&e))?;
         self.session.settle()?;
         // It is committed: a row that cannot be read is its own trouble, which whoever looks at it next will meet.
         let read = |row: &Row| {
@@ -258,7 +271,7 @@ pub(super) async fn advance_in(
     item: &Advance,
 ) -> Result<Option<Advanced>, StoreError> {
     crash::statement(ADVANCE);
-    let rows = Table::new().query(client, ADVANCE, &[item]).await?;
+    let rows = Table::new().query(client, ADVANCE, &[item], NOBODYS_STRIPE).await?;
     rows.first().map(read).transpose()
 }
 
@@ -281,7 +294,9 @@ impl Executor for AdvanceExecutor {
     }
 
     async fn connect(&mut self) -> Result<(), Failure> {
-        self.session.connect(&[ADVANCE]).await
+        self.session.connect(&[ADVANCE, TAKE_STRIPE]).await?;
+        self.stripe = take_stripe(&self.session).await?;
+        Ok(())
     }
 
     async fn run(&mut self, items: &[Advance]) -> Result<Vec<Option<Advanced>>, Failure> {

@@ -1,6 +1,9 @@
 //! A transaction's first row, and the wake-up that finds it again if everything else is lost.
 
-use super::{Place, RETRY_INTERVAL, Record, TraceContext};
+use super::{
+    Place, RETRY_INTERVAL, Record, TraceContext,
+    open::{TAKE_STRIPE, take_stripe},
+};
 use std::{collections::HashMap, sync::Arc};
 use tcc_core::{Timestamp, Transaction};
 use tcc_participant::{
@@ -16,18 +19,23 @@ WITH clock AS MATERIALIZED (
     SELECT clock_timestamp() AS now FROM pg_current_xact_id() AS xid WHERE xid IS NOT NULL
 ),
 begun AS (
-    INSERT INTO transaction (id, phase, on_maturity, slot, lane, due_at, created_at, descriptor, trace, owner)
-    SELECT i.id, 1, i.on_maturity, i.slot, i.lane, i.due_at, clock.now, i.descriptor, i.trace, i.owner
+    INSERT INTO transaction (id, phase, on_maturity, slot, lane, due_at, created_at, descriptor, trace, owner, counted_for)
+    SELECT i.id, 1, i.on_maturity, i.slot, i.lane, i.due_at, clock.now, i.descriptor, i.trace, i.owner, i.counted_for
     FROM clock, unnest($1::uuid[], $2::int2[], $3::timestamptz[], $4::bytea[], $6::int2[], $7::int2[], $8::timestamptz[],
-                       $9::bytea[], $10::text[])
-        AS i (id, on_maturity, due_at, descriptor, slot, lane, keyed_on, trace, owner)
+                       $9::bytea[], $10::text[], $11::text[])
+        AS i (id, on_maturity, due_at, descriptor, slot, lane, keyed_on, trace, owner, counted_for)
     WHERE i.keyed_on IS NULL OR i.keyed_on = pg_postmaster_start_time()
     ON CONFLICT (id) DO NOTHING
-    RETURNING id, slot, lane, created_at,
+    RETURNING id, slot, lane, created_at, counted_for,
         least(greatest(due_at, created_at), created_at + $5::float8 * interval '1 second') AS wake_at
 ),
 woken AS (
     INSERT INTO wakeup (wake_at, transaction_id, slot, lane) SELECT wake_at, id, slot, lane FROM begun
+),
+counted AS (
+    INSERT INTO open_count AS o (caller, stripe, open)
+    SELECT counted_for, $12::int2, count(*) FROM begun WHERE counted_for IS NOT NULL GROUP BY counted_for
+    ON CONFLICT (caller, stripe) DO UPDATE SET open = o.open + excluded.open
 )
 SELECT id, created_at, wake_at FROM begun";
 
@@ -41,6 +49,8 @@ pub struct Begin {
     /// When the server started that has its caller's key, if it is created by one. Another one may have lost the key, so it is not
     /// begun there.
     pub keyed_on: Option<Timestamp>,
+    /// The caller in whose quota it counts while it is open, if it has one.
+    pub counted_for: Option<String>,
     /// Where it came from.
     pub trace: Option<TraceContext>,
 }
@@ -64,13 +74,14 @@ pub fn wake_at(record: &Record) -> Timestamp {
 /// Inserts batches.
 pub struct BeginExecutor {
     session: Session,
+    stripe: i16,
 }
 
 impl BeginExecutor {
     /// Not connected yet.
     #[must_use]
     pub fn new(database: &Postgres) -> Self {
-        Self { session: Session::new(database, "tccd-begin", Plans::Generic) }
+        Self { session: Session::new(database, "tccd-begin", Plans::Generic), stripe: 0 }
     }
 }
 
@@ -83,7 +94,9 @@ impl Executor for BeginExecutor {
     }
 
     async fn connect(&mut self) -> Result<(), Failure> {
-        self.session.connect(&[BEGIN]).await
+        self.session.connect(&[BEGIN, TAKE_STRIPE]).await?;
+        self.stripe = take_stripe(&self.session).await?;
+        Ok(())
     }
 
     async fn run(&mut self, items: &[Begin]) -> Result<Vec<Option<Begun>>, Failure> {
@@ -100,6 +113,8 @@ impl Executor for BeginExecutor {
         let lanes: Vec<i16> = sorted.iter().map(|begin| i16::from(begin.place.lane)).collect();
         let owners: Vec<Option<&str>> = transactions().map(|t| t.descriptor.owner.as_deref()).collect();
         let keyed_on: Vec<Option<Timestamp>> = sorted.iter().map(|begin| begin.keyed_on).collect();
+        let counted_for: Vec<Option<&str>> =
+            sorted.iter().map(|begin| begin.counted_for.as_deref()).collect();
         let traces: Vec<Option<Vec<u8>>> =
             sorted.iter().map(|begin| begin.trace.map(TraceContext::to_bytes)).collect();
 
@@ -120,6 +135,8 @@ impl Executor for BeginExecutor {
                     &keyed_on,
                     &traces,
                     &owners,
+                    &counted_for,
+                    &self.stripe,
                 ],
             )
             .await

@@ -1,7 +1,7 @@
 //! The coordinator's database: one file per statement that changes it, each with its parameters and its row.
 //!
 //! Five batchers work here: [`begin`] inserts transactions, [`wake`] looks at what is due, [`advance`] moves phases, [`defer`]
-//! puts off what could not be done, [`get`] reads. Callers' keys are in [`keys`]. What was lost, [`rebuild`] writes anew; [`audited`]
+//! puts off what could not be done, [`get`] reads. Callers' keys are in [`keys`], and in [`open`] is how many transactions each has open. What was lost, [`rebuild`] writes anew; [`audited`]
 //! notes what the auditor has seen; [`operate`] does what operators ask for, and [`plans`] keeps what they have looked at
 //! before; [`participants`] keeps who takes part besides the shards. Every write of a phase is a compare-and-set whose guards come from `Phase::after`, and
 //! whatever is not final has a wake-up that is not done with. A statement that writes takes its transaction's number before
@@ -17,6 +17,7 @@ pub mod defer;
 pub mod get;
 pub mod heads;
 pub mod keys;
+pub mod open;
 pub mod operate;
 pub mod participants;
 pub mod plans;

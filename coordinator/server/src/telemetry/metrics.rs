@@ -178,6 +178,11 @@ impl Metrics {
         }
     }
 
+    /// A creation was turned away before anything was done.
+    pub fn turned_away(&self, reason: Reason) {
+        self.created_as("error", reason.name());
+    }
+
     /// A transaction has moved.
     pub fn moved(&self, from: Phase, standing: &Standing) {
         self.transition(from, standing.phase, standing.cause).inc();
