@@ -227,6 +227,45 @@ async fn what_is_lost_on_the_way_is_asked_again_and_done_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn each_of_many_has_its_outcome_and_is_done_once_though_answers_are_lost() {
+    let system = System::start().await;
+    let (coordinator, direct) = plain(&system).await;
+    let (alice, bob) = two_accounts(&direct).await;
+    let nobody = AccountId::parse("nobody").unwrap();
+    let wire = Wire::to(coordinator.running.address).await;
+    let client = Client::at(&format!("http://{}", wire.address)).connect().await.unwrap();
+    let to = |payee: &AccountId, value| client.hold(&alice, payee, gold(value)).pay_out_at(in_an_hour());
+    // More than one request takes, and one unit more than there are.
+    let many: Vec<_> = (0..1_001).map(|_| to(&bob, 1)).collect();
+
+    wire.loses_next.store(true, Ordering::SeqCst);
+    let outcomes = client.send_all(&many).await;
+
+    assert_eq!(outcomes.len(), many.len());
+    let refused: Vec<_> = outcomes.iter().filter_map(|outcome| outcome.as_ref().err()).collect();
+    assert_eq!(refused.len(), 1, "{refused:?}");
+    assert_eq!(refused[0].reason(), Some(Reason::InsufficientFunds));
+    assert_eq!(balances(&direct, &alice).await, (0, 1_000));
+    let first = outcomes.iter().flatten().next().unwrap().hold.clone();
+    client.cancel(first.id).await.unwrap();
+
+    let few = [to(&bob, 1), to(&nobody, 1), to(&bob, 1).id(first.id), to(&bob, 1).key("no key")];
+    let outcomes = client.send_all(&few).await;
+
+    assert_eq!(outcomes[0].as_ref().unwrap().hold.phase, Phase::Held);
+    let reasons: Vec<_> =
+        outcomes[1..].iter().map(|outcome| outcome.as_ref().unwrap_err().reason().unwrap()).collect();
+    assert_eq!(
+        reasons,
+        [Reason::AccountNotFound, Reason::IdReused, Reason::IdempotencyKeyInvalid],
+        "{outcomes:?}"
+    );
+    assert!(client.send_all(&few[..1]).await[0].as_ref().unwrap().replayed);
+    assert!(client.send_all(&[]).await.is_empty());
+    coordinator.client.clone().audit_is_clean().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn who_finds_nobody_does_not_say_that_it_was_not_done() {
     let unused = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
     let client = Client::at(&format!("http://{unused}")).lazy().unwrap().within(Duration::from_millis(300));

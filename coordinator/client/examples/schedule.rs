@@ -36,6 +36,17 @@ pub async fn conversation(client: &Client) -> anyhow::Result<()> {
     let deposit = client.hold(&alice, &bob, Money::new(40, "GOLD")?).release_at(later).send().await?;
     println!("{}", client.confirm(deposit.hold.id).await?.phase);
 
+    // Many with one request, and an outcome for each: a no to one is nothing to the others.
+    let wages = [Money::new(20, "GOLD")?, Money::new(1_000, "GOLD")?];
+    let wages = wages.map(|money| client.hold(&alice, &bob, money).pay_out_at(later));
+    for outcome in client.send_all(&wages).await {
+        match outcome {
+            Ok(created) => println!("{}", client.cancel(created.hold.id).await?.phase),
+            Err(error) if error.reason() == Some(Reason::InsufficientFunds) => println!("{error}"),
+            Err(error) => return Err(error.into()),
+        }
+    }
+
     // No is an answer, too, and final.
     match client.transfer(&alice, &bob, Money::new(1_000, "GOLD")?).send().await {
         Err(error) if error.reason() == Some(Reason::InsufficientFunds) => println!("{error}"),

@@ -7,8 +7,12 @@
 //! have changed it) is repeated only if it is certain that nothing was done.
 
 use crate::{Client, connect::Shared};
-use std::{collections::BTreeMap, fmt, time::Duration};
-use tcc_proto::{Reason, reason::DOMAIN};
+use std::{
+    collections::{BTreeMap, HashMap},
+    fmt,
+    time::Duration,
+};
+use tcc_proto::{Reason, reason::DOMAIN, v1};
 use tokio::time::Instant;
 use tonic::{Code, Request, Response, Status};
 use tonic_types::StatusExt as _;
@@ -130,7 +134,7 @@ pub(crate) enum Repeat {
 
 /// What a status says.
 #[derive(Debug, PartialEq, Eq)]
-enum Said {
+pub(crate) enum Said {
     No(No),
     /// Ask again, after this pause at least.
     Again {
@@ -161,14 +165,11 @@ impl Client {
         M: Clone,
         F: Future<Output = Result<Response<R>, Status>>,
     {
-        let began = Instant::now();
-        let mut pause = PAUSES.0;
+        let mut asking = Asking::begin(self.patience);
         let mut has_expired = false;
         loop {
             let sent = Instant::now();
-            let left = self.patience.saturating_sub(began.elapsed());
-            let mut request = self.shared.request(message.clone());
-            request.set_timeout(self.shared.attempt.min(left).max(Duration::from_millis(1)));
+            let request = asking.request(&self.shared, message.clone());
             let (last, at_least) = match call(&self.shared, request).await {
                 Ok(response) => match read(response.into_inner()) {
                     Ok(Answer::Is(answer)) => return Ok(answer),
@@ -188,19 +189,52 @@ impl Client {
                         }
                         let last = told_of(&status);
                         if repeat == Repeat::IfNotDone && !is_done_for_sure {
-                            return Err(Error::Unknown { what, after: began.elapsed(), last });
+                            return Err(asking.unknown(what, last));
                         }
                         (last, after)
                     }
                 },
             };
-            let wait = pause.mul_f64(0.8 + 0.4 * fastrand::f64()).max(at_least);
-            if began.elapsed() + wait >= self.patience {
-                return Err(Error::Unknown { what, after: began.elapsed(), last });
+            if !asking.pause(at_least).await {
+                return Err(asking.unknown(what, last));
             }
-            tokio::time::sleep(wait).await;
-            pause = (pause * 2).min(PAUSES.1);
         }
+    }
+}
+
+/// How long something has been asked, and how long it may be.
+pub(crate) struct Asking {
+    began: Instant,
+    patience: Duration,
+    pause: Duration,
+}
+
+impl Asking {
+    pub(crate) fn begin(patience: Duration) -> Self {
+        Self { began: Instant::now(), patience, pause: PAUSES.0 }
+    }
+
+    /// A message for one attempt.
+    pub(crate) fn request<M>(&self, shared: &Shared, message: M) -> Request<M> {
+        let left = self.patience.saturating_sub(self.began.elapsed());
+        let mut request = shared.request(message);
+        request.set_timeout(shared.attempt.min(left).max(Duration::from_millis(1)));
+        request
+    }
+
+    /// Waits before the next attempt. `false`: there is no time for one.
+    pub(crate) async fn pause(&mut self, at_least: Duration) -> bool {
+        let wait = self.pause.mul_f64(0.8 + 0.4 * fastrand::f64()).max(at_least);
+        if self.began.elapsed() + wait >= self.patience {
+            return false;
+        }
+        tokio::time::sleep(wait).await;
+        self.pause = (self.pause * 2).min(PAUSES.1);
+        true
+    }
+
+    pub(crate) fn unknown(&self, what: &'static str, last: String) -> Error {
+        Error::Unknown { what, after: self.began.elapsed(), last }
     }
 }
 
@@ -210,28 +244,49 @@ pub(crate) fn told_of(status: &Status) -> String {
 }
 
 /// Whether a status ends the call.
-fn said(status: &Status) -> Said {
+pub(crate) fn said(status: &Status) -> Said {
     let info = status.get_details_error_info().filter(|info| info.domain == DOMAIN);
-    let is_open =
-        matches!(status.code(), Code::Unavailable | Code::DeadlineExceeded | Code::ResourceExhausted);
-    let is_transport = matches!(
-        status.code(),
-        Code::Unknown | Code::Internal | Code::Cancelled | Code::Aborted | Code::DataLoss
-    );
-    let reason: Option<Reason> = info.as_ref().and_then(|info| info.reason.parse().ok());
+    let info = info.map(|info| (info.reason, info.metadata));
+    let after = status.get_details_retry_info().and_then(|info| info.retry_delay);
+    heard(status.code(), info, status.message(), after)
+}
+
+/// Whether the error of one item of a batch ends it.
+pub(crate) fn said_of_item(error: v1::ItemError) -> Said {
+    let v1::ItemError { code, reason, message, metadata, retry_delay } = error;
+    let info = (!reason.is_empty()).then_some((reason, metadata));
+    heard(Code::from(code), info, &message, retry_delay.and_then(|delay| delay.try_into().ok()))
+}
+
+fn heard(
+    code: Code,
+    info: Option<(String, HashMap<String, String>)>,
+    message: &str,
+    after: Option<Duration>,
+) -> Said {
+    let is_open = matches!(code, Code::Unavailable | Code::DeadlineExceeded | Code::ResourceExhausted);
+    let is_transport =
+        matches!(code, Code::Unknown | Code::Internal | Code::Cancelled | Code::Aborted | Code::DataLoss);
+    let reason: Option<Reason> = info.as_ref().and_then(|(reason, _)| reason.parse().ok());
     if is_open || (info.is_none() && is_transport) {
-        let after = status.get_details_retry_info().and_then(|info| info.retry_delay).unwrap_or_default();
+        let after = after.unwrap_or_default();
         let is_done_for_sure = matches!(
             reason,
-            Some(Reason::Overloaded | Reason::RateLimited | Reason::Draining | Reason::KeysNotReady)
+            Some(
+                Reason::Overloaded
+                    | Reason::RateLimited
+                    | Reason::OpenQuotaReached
+                    | Reason::Draining
+                    | Reason::KeysNotReady
+            )
         );
         return Said::Again { after, is_done_for_sure };
     }
     let (name, metadata) = match info {
-        Some(info) => (info.reason, info.metadata.into_iter().collect()),
-        None => (tcc_proto::reason::code_name(status.code()).to_owned(), BTreeMap::new()),
+        Some((reason, metadata)) => (reason, metadata.into_iter().collect()),
+        None => (tcc_proto::reason::code_name(code).to_owned(), BTreeMap::new()),
     };
-    let no = No { name, message: status.message().to_owned(), metadata };
+    let no = No { name, message: message.to_owned(), metadata };
     if reason == Some(Reason::TokenExpired) { Said::Expired(no) } else { Said::No(no) }
 }
 
@@ -246,7 +301,7 @@ pub(crate) fn is_over(what: &'static str, status: &Status) -> Result<(), Error> 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::{cell::Cell, collections::HashMap};
+    use std::cell::Cell;
     use tonic_types::ErrorDetails;
 
     fn from_server(reason: Reason, delay: Option<Duration>) -> Status {

@@ -161,16 +161,7 @@ impl NewHold {
             let mut holds = shared.holds();
             async move { holds.create_hold(request).await }
         };
-        let read = |v1::CreateHoldResponse { hold, replayed }| {
-            let hold = convert::hold(hold)?;
-            // The deadline of the attempt may have ended first.
-            Ok(if hold.phase == Phase::Trying {
-                not_yet(&hold)
-            } else {
-                Answer::Is(Created { hold, replayed })
-            })
-        };
-        self.client.ask("creating a hold", Repeat::Safe, self.message(), call, read).await
+        self.client.ask("creating a hold", Repeat::Safe, self.message(), call, created).await
     }
 
     /// Checks everything, the accounts too, and creates nothing.
@@ -187,7 +178,7 @@ impl NewHold {
         self.client.ask("validating a hold", Repeat::Safe, message, call, |_| Ok(Answer::Is(()))).await
     }
 
-    fn message(&self) -> v1::CreateHoldRequest {
+    pub(crate) fn message(&self) -> v1::CreateHoldRequest {
         v1::CreateHoldRequest {
             id: self.name.id(),
             idempotency_key: self.name.key(),
@@ -370,6 +361,14 @@ impl Client {
     pub fn holds_of_payee(&self, payee: &AccountId) -> List {
         List::new(self.clone(), v1::ListHoldsRequest { payee: payee.to_string(), ..Default::default() })
     }
+}
+
+/// The hold in the answer to a creation, if it is held.
+pub(crate) fn created(answer: v1::CreateHoldResponse) -> Result<Answer<Created>, String> {
+    let v1::CreateHoldResponse { hold, replayed } = answer;
+    let hold = convert::hold(hold)?;
+    // The deadline of the attempt may have ended first.
+    Ok(if hold.phase == Phase::Trying { not_yet(&hold) } else { Answer::Is(Created { hold, replayed }) })
 }
 
 /// The hold in an answer, if it is in the phase that was asked for.

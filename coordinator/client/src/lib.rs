@@ -15,10 +15,12 @@
 //! ```
 //!
 //! Holds that are sent at the same time share connections and commits: many tasks with one [`Client`] each,
-//! which is cheap to clone, are as good as a batch.
+//! which is cheap to clone, are as good as a batch. [`Client::send_all`] sends those that are there at once, with an outcome
+//! for each.
 
 mod accounts;
 mod ask;
+mod batch;
 mod connect;
 mod convert;
 mod holds;
