@@ -32,7 +32,10 @@ pub enum ConnectError {
     /// The credential has characters that none has.
     #[error("an API key, a token or a caller's name is printable ASCII")]
     Credential,
-    /// Certificates go with an encrypted connection only, and must be readable.
+    /// Certificates go with an encrypted connection only.
+    #[error("certificates need an encrypted connection, and {0} is none; use https")]
+    NotEncrypted(String),
+    /// A certificate, a key or the authorities cannot be read.
     #[error("TLS: {0}")]
     Tls(String),
     /// Nobody answers there, or the two do not agree.
@@ -48,15 +51,24 @@ pub enum ConnectError {
 type Source = Arc<dyn Fn() -> String + Send + Sync>;
 type Lost = Arc<dyn Fn(std::time::Instant) + Send + Sync>;
 
-/// How to reach a server, and who asks. Ends with [`Connect::connect`] or [`Connect::lazy`].
+/// How to reach a server, and who asks. Ends with [`Connect::connect`] or [`Connect::lazy`], or with [`Connect::check`].
 pub struct Connect {
     url: String,
     shown: Shown,
     ca: Option<Certificate>,
     identity: Option<Identity>,
+    connecting: Duration,
     attempt: Duration,
     patience: Duration,
     on_lost: Option<Lost>,
+}
+
+/// A way to a server on which nothing leaves this machine in the open that must not: for programs that have clients of their own
+/// for the calls that this crate does not make.
+#[derive(Clone)]
+pub struct Way {
+    endpoint: Endpoint,
+    shown: Shown,
 }
 
 /// What each call shows.
@@ -88,6 +100,7 @@ impl Connect {
             shown: Shown::Nothing,
             ca: None,
             identity: None,
+            connecting: CONNECT,
             attempt: ATTEMPT,
             patience: PATIENCE,
             on_lost: None,
@@ -129,6 +142,13 @@ impl Connect {
         self
     }
 
+    /// How long a connection may take: 5 s unless said otherwise.
+    #[must_use]
+    pub fn connecting(mut self, connecting: Duration) -> Self {
+        self.connecting = connecting;
+        self
+    }
+
     /// How long one attempt waits for its answer: 10 s unless said otherwise. The server sees it.
     #[must_use]
     pub fn attempt(mut self, attempt: Duration) -> Self {
@@ -156,10 +176,10 @@ impl Connect {
     ///
     /// [`ConnectError`].
     pub async fn connect(self) -> Result<Client, ConnectError> {
-        let (endpoint, url) = (self.endpoint()?, self.url.clone());
-        let channel = endpoint.connect().await;
+        let (way, url) = (self.check()?, self.url.clone());
+        let channel = way.connect().await;
         let channel = channel.map_err(|error| ConnectError::Unreachable { url, why: root_cause(&error) })?;
-        Ok(self.client(channel))
+        Ok(self.client(way, channel))
     }
 
     /// Connects when it is first used.
@@ -168,13 +188,23 @@ impl Connect {
     ///
     /// [`ConnectError`], but for [`ConnectError::Unreachable`].
     pub fn lazy(self) -> Result<Client, ConnectError> {
-        let channel = self.endpoint()?.connect_lazy();
-        Ok(self.client(channel))
+        let way = self.check()?;
+        let channel = way.endpoint.connect_lazy();
+        Ok(self.client(way, channel))
     }
 
-    fn client(self, channel: Channel) -> Client {
-        let Self { shown, attempt, patience, on_lost, .. } = self;
-        Client { shared: Arc::new(Shared { channel, shown, attempt, on_lost }), patience }
+    fn client(self, way: Way, channel: Channel) -> Client {
+        let Self { attempt, patience, on_lost, .. } = self;
+        Client { shared: Arc::new(Shared { channel, way, attempt, on_lost }), patience }
+    }
+
+    /// Whether it can work, and the way itself. Connects to nothing.
+    ///
+    /// # Errors
+    ///
+    /// As [`Connect::lazy`].
+    pub fn check(&self) -> Result<Way, ConnectError> {
+        Ok(Way { endpoint: self.endpoint()?, shown: self.shown.clone() })
     }
 
     fn endpoint(&self) -> Result<Endpoint, ConnectError> {
@@ -185,7 +215,7 @@ impl Connect {
         let stays_here =
             host == "localhost" || host.parse().is_ok_and(|address: IpAddr| address.is_loopback());
         let endpoint = endpoint
-            .connect_timeout(CONNECT)
+            .connect_timeout(self.connecting)
             .tcp_nodelay(true)
             .http2_keep_alive_interval(KEEP_ALIVE)
             .keep_alive_timeout(KEEP_ALIVE);
@@ -195,7 +225,7 @@ impl Connect {
                 endpoint.tls_config(self.tls()).map_err(|error| ConnectError::Tls(root_cause(&error)))
             }
             Some("http") if self.ca.is_some() || self.identity.is_some() => {
-                Err(ConnectError::Tls(format!("{} is not encrypted; use https", self.url)))
+                Err(ConnectError::NotEncrypted(self.url.clone()))
             }
             Some("http") if !stays_here && matches!(self.shown, Shown::Secret(_)) => {
                 Err(ConnectError::Open(self.url.clone()))
@@ -217,6 +247,33 @@ impl Connect {
     }
 }
 
+impl Way {
+    /// Connects.
+    ///
+    /// # Errors
+    ///
+    /// The transport's.
+    pub async fn connect(&self) -> Result<Channel, tonic::transport::Error> {
+        self.endpoint.connect().await
+    }
+
+    /// A message with what proves who asks.
+    pub fn request<T>(&self, message: T) -> Request<T> {
+        let mut request = Request::new(message);
+        // A token that is none is not sent, and the server says what it misses.
+        if let Ok(Some((name, value))) = self.shown.value() {
+            request.metadata_mut().insert(name, value);
+        }
+        request
+    }
+}
+
+impl fmt::Debug for Way {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Way").field("to", self.endpoint.uri()).finish_non_exhaustive()
+    }
+}
+
 impl Shown {
     /// The metadata that it is.
     fn value(&self) -> Result<Option<(&'static str, AsciiMetadataValue)>, ConnectError> {
@@ -234,7 +291,7 @@ impl Shown {
 /// What clones of a client share.
 pub(crate) struct Shared {
     channel: Channel,
-    shown: Shown,
+    way: Way,
     pub(crate) attempt: Duration,
     pub(crate) on_lost: Option<Lost>,
 }
@@ -242,12 +299,7 @@ pub(crate) struct Shared {
 impl Shared {
     /// A message with what proves who asks.
     pub(crate) fn request<T>(&self, message: T) -> Request<T> {
-        let mut request = Request::new(message);
-        // A token that is none is not sent, and the server says what it misses.
-        if let Ok(Some((name, value))) = self.shown.value() {
-            request.metadata_mut().insert(name, value);
-        }
-        request
+        self.way.request(message)
     }
 
     pub(crate) fn holds(&self) -> HoldServiceClient<Channel> {
@@ -283,14 +335,14 @@ mod tests {
         ] {
             let connect = Client::at(url).api_key("secret");
 
-            assert_eq!(connect.endpoint().is_ok(), is_sent, "{url}");
+            assert_eq!(connect.check().is_ok(), is_sent, "{url}");
         }
-        assert!(Client::at("http://tcc.internal:7070").named("shop").endpoint().is_ok());
+        assert!(Client::at("http://tcc.internal:7070").named("shop").check().is_ok());
     }
 
     #[test]
     fn what_cannot_work_is_told_before_it_is_tried() {
-        let wrong = |connect: Connect| connect.endpoint().unwrap_err().to_string();
+        let wrong = |connect: Connect| connect.check().unwrap_err().to_string();
 
         for url in ["", "localhost:7070", "ftp://localhost:7070", "nonsense"] {
             assert!(wrong(Client::at(url)).contains("no address"), "{url}");
@@ -304,11 +356,12 @@ mod tests {
     #[test]
     fn a_secret_is_in_no_message() {
         let connect = Client::at("http://localhost:1").api_key("canary");
+        let way = connect.check().unwrap();
         let value = connect.shown.value().unwrap().unwrap().1;
-        let broken = Client::at("http://localhost:1").api_key("canary\nof two lines").endpoint().unwrap_err();
+        let broken = Client::at("http://localhost:1").api_key("canary\nof two lines").check().unwrap_err();
 
         assert_eq!(value.to_str().unwrap(), "Bearer canary");
-        for text in [format!("{connect:?}"), format!("{value:?}"), format!("{broken:?} {broken}")] {
+        for text in [format!("{connect:?} {way:?}"), format!("{value:?}"), format!("{broken:?} {broken}")] {
             assert!(!text.contains("canary"), "{text}");
         }
     }

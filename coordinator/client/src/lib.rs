@@ -29,7 +29,7 @@ mod watch;
 
 pub use accounts::{Account, AccountState, Balance};
 pub use ask::{Error, No};
-pub use connect::{Connect, ConnectError};
+pub use connect::{Connect, ConnectError, Way};
 pub use convert::Money;
 pub use holds::{Created, Draft, Hold, NewHold, NewTransfer};
 pub use list::List;

@@ -1,13 +1,13 @@
 //! Who asks: an API key or token, or a client certificate.
 //!
 //! Secrets come from files or the environment and never from the command line, which everybody on the machine can read. They
-//! are not printed, and are sent over encrypted connections only, or on this machine.
+//! are not printed. What they may be sent over is the client crate's to say.
 
-use std::{env, fmt, fs, path::Path, path::PathBuf};
-use tonic::{
-    metadata::AsciiMetadataValue,
-    transport::{Certificate, ClientTlsConfig, Identity},
+use std::{
+    env, fmt, fs,
+    path::{Path, PathBuf},
 };
+use tcc_client::Connect;
 
 /// The variable that may hold an API key or token.
 const TOKEN: &str = "TCC_TOKEN";
@@ -16,9 +16,10 @@ const PAIR: &str = "--certificate and --key go together";
 
 /// What there is to show to a server, and what to verify the server with.
 pub struct Credentials {
-    ca: Option<Certificate>,
-    identity: Option<Identity>,
-    authorization: Option<AsciiMetadataValue>,
+    ca: Option<Vec<u8>>,
+    /// A certificate and its key.
+    certificate: Option<(Vec<u8>, Vec<u8>)>,
+    token: Option<String>,
 }
 
 impl fmt::Debug for Credentials {
@@ -39,10 +40,10 @@ impl Credentials {
         certificate: Option<PathBuf>,
         key: Option<PathBuf>,
     ) -> Result<Self, String> {
-        let ca = ca.map(|path| read("--ca", &path)).transpose()?.map(Certificate::from_pem);
-        let identity = match (certificate, key) {
+        let ca = ca.map(|path| read("--ca", &path)).transpose()?;
+        let certificate = match (certificate, key) {
             (Some(certificate), Some(key)) => {
-                Some(Identity::from_pem(read("--certificate", &certificate)?, read("--key", &key)?))
+                Some((read("--certificate", &certificate)?, read("--key", &key)?))
             }
             (None, None) => None,
             _ => return Err(PAIR.to_owned()),
@@ -51,30 +52,22 @@ impl Credentials {
             Some(path) => Some(String::from_utf8_lossy(&read("--token-file", &path)?).into_owned()),
             None => env::var(TOKEN).ok(),
         };
-        let authorization =
-            token.filter(|token| !token.trim().is_empty()).map(|token| bearer(&token)).transpose()?;
-        Ok(Self { ca, identity, authorization })
+        Ok(Self { ca, certificate, token: token.filter(|token| !token.trim().is_empty()) })
     }
 
-    /// The metadata that goes with each call.
-    pub fn authorization(&self) -> Option<&AsciiMetadataValue> {
-        self.authorization.as_ref()
-    }
-
-    /// Whether there is something that only TLS has a use for.
-    pub fn are_for_tls(&self) -> bool {
-        self.ca.is_some() || self.identity.is_some()
-    }
-
-    /// How to verify the server, and what to show it.
-    pub fn tls(&self) -> ClientTlsConfig {
-        let tls = match &self.ca {
-            Some(ca) => ClientTlsConfig::new().ca_certificate(ca.clone()),
-            None => ClientTlsConfig::new().with_native_roots(),
-        };
-        match &self.identity {
-            Some(identity) => tls.identity(identity.clone()),
-            None => tls,
+    /// Shows them on the way to a server. To one that believes everybody it is the name of whoever is logged in, for the record of
+    /// actions.
+    pub fn shown_to(&self, mut connect: Connect) -> Connect {
+        if let Some(ca) = &self.ca {
+            connect = connect.authority(ca);
+        }
+        if let Some((certificate, key)) = &self.certificate {
+            connect = connect.certificate(certificate, key);
+        }
+        match (&self.token, user()) {
+            (Some(token), _) => connect.api_key(token),
+            (None, Some(user)) => connect.named(&user),
+            (None, None) => connect,
         }
     }
 }
@@ -114,12 +107,12 @@ impl TlsFiles {
     }
 }
 
-fn bearer(token: &str) -> Result<AsciiMetadataValue, String> {
-    let value = format!("Bearer {}", token.trim()).parse();
-    let mut value: AsciiMetadataValue =
-        value.map_err(|_| "the API key or token has characters that none has".to_owned())?;
-    value.set_sensitive(true);
-    Ok(value)
+/// Who is logged in.
+fn user() -> Option<String> {
+    let user = env::var("USER").or_else(|_| env::var("LOGNAME")).ok()?;
+    // What the server would not take as a name is not one.
+    let is_name = (1..=64).contains(&user.len()) && user.bytes().all(|byte| byte.is_ascii_graphic());
+    is_name.then_some(user)
 }
 
 fn read(option: &str, path: &Path) -> Result<Vec<u8>, String> {
@@ -131,37 +124,46 @@ mod tests {
     use super::*;
     use crate::session::Session;
 
-    fn with_token(token: &str) -> Result<Credentials, String> {
+    fn with_token(token: &str) -> Credentials {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("token");
         fs::write(&path, token).unwrap();
-        Credentials::read(None, Some(path), None, None)
+        Credentials::read(None, Some(path), None, None).unwrap()
+    }
+
+    fn to(server: &str, credentials: &Credentials) -> Result<Session, String> {
+        Session::new(&server.parse().unwrap(), credentials, None)
     }
 
     #[test]
     fn a_token_goes_over_encrypted_connections_or_stays_on_this_machine() {
-        let credentials = with_token("secret\n").unwrap();
+        let credentials = with_token("secret\n");
 
-        assert_eq!(credentials.authorization().unwrap().to_str().unwrap(), "Bearer secret");
-        for (server, expected) in [
-            ("http://127.0.0.1:7070", true),
-            ("http://[::1]:7070", true),
-            ("http://localhost:7070", true),
-            ("http://tcc.internal:7070", false),
-            ("http://10.0.0.1:7070", false),
-        ] {
-            let session = Session::new(server.parse().unwrap(), &credentials, None);
-
-            assert_eq!(session.is_ok(), expected, "{server}");
-        }
+        let session = to("http://127.0.0.1:7070", &credentials).unwrap();
+        assert_eq!(session.request(()).metadata().get("authorization").unwrap(), "Bearer secret");
+        assert!(to("http://[::1]:7070", &credentials).is_ok());
+        let open = to("http://tcc.internal:7070/", &credentials).err().unwrap();
+        let expected =
+            "an API key or token sent to http://tcc.internal:7070 could be read on the way; use https";
+        assert_eq!(open, expected);
     }
 
     #[test]
-    fn a_secret_is_in_no_message() {
-        let credentials = with_token("canary\n").unwrap();
-        let broken = with_token("canary\nof two lines").unwrap_err();
+    fn what_cannot_be_shown_is_told_without_a_secret() {
+        let broken = to("http://localhost:1", &with_token("canary\nof two lines")).err().unwrap();
+        let unencrypted = Credentials { ca: Some(b"pem".to_vec()), certificate: None, token: None };
+        let unencrypted = to("http://localhost:1", &unencrypted).err().unwrap();
+        let nonsense = Credentials {
+            ca: None,
+            certificate: Some((b"canary".to_vec(), b"canary".to_vec())),
+            token: None,
+        };
+        let nonsense = to("https://localhost:1", &nonsense).err().unwrap();
 
-        for text in [format!("{credentials:?}"), format!("{:?}", credentials.authorization()), broken] {
+        assert_eq!(broken, "the API key or token has characters that none has");
+        assert!(unencrypted.starts_with("certificates need an encrypted connection"), "{unencrypted}");
+        assert!(nonsense.starts_with("--ca, --certificate or --key: "), "{nonsense}");
+        for text in [broken, nonsense, format!("{:?}", with_token("canary"))] {
             assert!(!text.contains("canary"), "{text}");
         }
     }

@@ -126,7 +126,7 @@ impl Global {
             own(certificate, context.certificate),
             own(key, context.key),
         )?;
-        Ok(Session::new(at, &credentials, timeout)?.of_context(name))
+        Ok(Session::new(&at, &credentials, timeout)?.of_context(name))
     }
 }
 

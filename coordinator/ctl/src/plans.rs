@@ -383,7 +383,7 @@ mod tests {
     #[test]
     fn without_a_terminal_force_is_declined_whatever_was_said() {
         let nobody = Credentials::read(None, None, None, None).unwrap();
-        let session = Session::new("http://127.0.0.1:1".parse().unwrap(), &nobody, None).unwrap();
+        let session = Session::new(&"http://127.0.0.1:1".parse().unwrap(), &nobody, None).unwrap();
         let forced = Plan { action: action_name(OperatorActionKind::ForceCancel.into()), ..plan() };
 
         if !io::stdin().is_terminal() {

@@ -10,38 +10,33 @@ use hyper_util::rt::TokioIo;
 use std::{
     future::{Ready, ready},
     io,
-    net::IpAddr,
     path::{Path, PathBuf},
     sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
+use tcc_client::{Client, ConnectError};
 use tcc_coordinator::{config::Config, direct::Direct};
 use tokio::{io::DuplexStream, sync::OnceCell};
 use tonic::{
     Request, Status,
     codegen::Service,
-    metadata::AsciiMetadataValue,
     transport::{Channel, Endpoint, Uri},
 };
 
 /// For one call, if `--timeout` does not say otherwise.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
-/// How often a silent connection is asked for a sign of life, and how long that may take. An audit may be silent for
-/// long, and must not wait for ever for a machine that is gone.
-const KEEP_ALIVE: Duration = Duration::from_secs(10);
 
 /// Which server to talk to, and how long to wait for it.
 pub struct Session {
     server: String,
     context: Option<String>,
     way: Way,
-    authorization: Option<AsciiMetadataValue>,
     timeout: Option<Duration>,
 }
 
 enum Way {
-    Server(Box<Endpoint>),
+    Server(Box<tcc_client::Way>),
     /// By a configuration, whose databases are connected to when they are needed.
     Databases(PathBuf, OnceCell<Arc<Direct>>),
 }
@@ -55,34 +50,23 @@ impl Session {
     /// # Errors
     ///
     /// A sentence, if the credentials do not go with the server.
-    pub fn new(server: Uri, credentials: &Credentials, timeout: Option<Duration>) -> Result<Self, String> {
+    pub fn new(server: &Uri, credentials: &Credentials, timeout: Option<Duration>) -> Result<Self, String> {
         let name = server.to_string().trim_end_matches('/').to_owned();
-        let is_encrypted = server.scheme_str() == Some("https");
-        if !is_encrypted && !is_local(&server) && credentials.authorization().is_some() {
-            return Err(format!("an API key or token sent to {name} could be read on the way; use https"));
-        }
-        if !is_encrypted && credentials.are_for_tls() {
-            return Err(format!("certificates need an encrypted connection, and {name} is none; use https"));
-        }
-        let mut endpoint = Endpoint::from(server)
-            .connect_timeout(timeout.unwrap_or(DEFAULT_TIMEOUT))
-            .http2_keep_alive_interval(KEEP_ALIVE)
-            .keep_alive_timeout(KEEP_ALIVE);
-        if is_encrypted {
-            endpoint = endpoint.tls_config(credentials.tls()).map_err(|error| {
-                let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}"));
-                format!("--ca, --certificate or --key: {error}{}", cause.unwrap_or_default())
-            })?;
-        }
-        let (way, authorization) = (Way::Server(Box::new(endpoint)), credentials.authorization().cloned());
-        Ok(Self { server: name, context: None, way, authorization, timeout })
+        let connect = Client::at(&name).connecting(timeout.unwrap_or(DEFAULT_TIMEOUT));
+        let way = credentials.shown_to(connect).check().map_err(|error| match error {
+            ConnectError::Credential => "the API key or token has characters that none has".to_owned(),
+            ConnectError::Tls(why) => format!("--ca, --certificate or --key: {why}"),
+            error => error.to_string(),
+        })?;
+        let way = Way::Server(Box::new(way));
+        Ok(Self { server: name, context: None, way, timeout })
     }
 
     /// Straight to the databases of a configuration, reading only.
     pub fn direct(configuration: PathBuf, timeout: Option<Duration>) -> Self {
         let server = format!("the databases of {}", configuration.display());
         let way = Way::Databases(configuration, OnceCell::new());
-        Self { server, context: None, way, authorization: None, timeout }
+        Self { server, context: None, way, timeout }
     }
 
     /// Remembers by which name it was chosen.
@@ -116,8 +100,8 @@ impl Session {
     /// Connects. A connection lost later is made anew by the next call.
     pub async fn connect(&self) -> Result<Channel, Box<Failure>> {
         let (configuration, opened) = match &self.way {
-            Way::Server(endpoint) => {
-                return endpoint.connect().await.map_err(|error| Failure::unreachable(&self.server, &error));
+            Way::Server(way) => {
+                return way.connect().await.map_err(|error| Failure::unreachable(&self.server, &error));
             }
             Way::Databases(configuration, opened) => (configuration, opened),
         };
@@ -159,16 +143,12 @@ impl Session {
         &self.server
     }
 
-    /// A message that shows who sends it: credentials, or to a server that believes everybody a name, for the record of actions.
+    /// A message that shows who sends it. Whoever can read the databases need not say.
     fn bare_request<T>(&self, message: T) -> Request<T> {
-        let mut request = Request::new(message);
-        let metadata = request.metadata_mut();
-        if let Some(authorization) = &self.authorization {
-            metadata.insert("authorization", authorization.clone());
-        } else if let Some(user) = user() {
-            metadata.insert("tcc-caller", user);
+        match &self.way {
+            Way::Server(way) => way.request(message),
+            Way::Databases(..) => Request::new(message),
         }
-        request
     }
 
     /// What an error of this server means.
@@ -198,18 +178,4 @@ impl Service<Uri> for Pipe {
     fn call(&mut self, _: Uri) -> Self::Future {
         ready(self.0.take().map(TokioIo::new).ok_or_else(|| io::ErrorKind::NotConnected.into()))
     }
-}
-
-/// Whether nothing leaves this machine.
-fn is_local(server: &Uri) -> bool {
-    let host = server.host().unwrap_or_default().trim_matches(['[', ']']);
-    host == "localhost" || host.parse().is_ok_and(|ip: IpAddr| ip.is_loopback())
-}
-
-/// Who is logged in.
-fn user() -> Option<AsciiMetadataValue> {
-    let user = std::env::var("USER").or_else(|_| std::env::var("LOGNAME")).ok()?;
-    // What the server would not take as a name is not one.
-    let is_name = (1..=64).contains(&user.len()) && user.bytes().all(|byte| byte.is_ascii_graphic());
-    user.parse().ok().filter(|_| is_name)
 }
