@@ -80,6 +80,9 @@ recovery: setup
 mutants: setup
 	@coordinator/ops/ensure-mutants
 	@PATH="$(CURDIR)/target/tools/bin:$$PATH" $(CARGO) mutants --output target/mutants
+	@# What this one has to do is seen on a real table only.
+	@PATH="$(CURDIR)/target/tools/bin:$$PATH" $(CARGO) mutants --no-config --file coordinator/server/src/store/advance.rs \
+		--test-package tcc-tests --output target/mutants/advance -- --test guards
 	@tests/mutants/guards
 
 N ?= 1000000
