@@ -11,11 +11,13 @@ use std::{
     time::Duration,
 };
 use tcc_client::{
-    AccountId, Client, ConnectError, Currency, Labels, Money, Phase, Reason, TransactionId, new_id,
+    AccountId, Branch, Cause, Client, ConnectError, Currency, Labels, Money, ParticipantName, Phase, Reason,
+    TransactionId, new_id,
 };
 use tcc_coordinator::config::Config;
 use tcc_tests::{
     Coordinator, System, on_two_shards,
+    parties::Parties,
     secure::{self, Authority, Known},
 };
 use tokio::{
@@ -26,6 +28,10 @@ use tokio::{
 #[allow(dead_code)]
 #[path = "../../coordinator/client/examples/schedule.rs"]
 mod schedule;
+
+#[allow(dead_code)]
+#[path = "../../coordinator/client/examples/ticket.rs"]
+mod ticket;
 
 fn gold(value: i64) -> Money {
     Money::new(value, "GOLD").unwrap()
@@ -77,6 +83,11 @@ async fn the_example_goes_through_over_tls_with_an_api_key_or_a_certificate() {
     let till = at().certificate(certificate, own_key).connect().await.unwrap();
     let alice = AccountId::parse("alice").unwrap();
     assert_eq!(balances(&till, &alice).await, (30, 0));
+    ticket::conversation(&at().api_key(&key).connect().await.unwrap()).await.unwrap();
+    let shares = ["buyer", "house", "agency"].map(|id| AccountId::parse(id).unwrap());
+    let [buyer, house, agency] = &shares;
+    assert_eq!(balances(&till, buyer).await, (60, 0));
+    assert_eq!((balances(&till, house).await, balances(&till, agency).await), ((36, 0), (4, 0)));
 
     let nobody = at().connect().await.unwrap().account(&alice).await.unwrap_err();
     assert_eq!(nobody.reason(), Some(Reason::TokenMissing));
@@ -262,6 +273,113 @@ async fn each_of_many_has_its_outcome_and_is_done_once_though_answers_are_lost()
     );
     assert!(client.send_all(&few[..1]).await[0].as_ref().unwrap().replayed);
     assert!(client.send_all(&[]).await.is_empty());
+    coordinator.client.clone().audit_is_clean().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_transaction_with_other_participants_is_an_answer_that_it_promises_or_a_no() {
+    let parties = Parties::start().await;
+    let mut coordinator = parties.system.coordinator().await;
+    coordinator.client.until_swept().await;
+    coordinator.client.until_reachable(&["seats", "coupons"]).await;
+    let at = format!("http://{}", coordinator.running.address);
+    let client = Client::at(&at).named("shop").connect().await.unwrap();
+    let (alice, bob) = two_accounts(&client).await;
+    let [seats, coupons] = ["seats", "coupons"].map(|name| ParticipantName::parse(name).unwrap());
+    let ticket = |seat: &str, n: u32| {
+        let money = client.transaction().debit(&alice, gold(10)).credit(&bob, gold(10));
+        money.call(&seats, "reserve", seat).pivot().call(&coupons, "reserve", format!("coupon-{n}"))
+    };
+
+    let held = ticket("seat-1", 1).cancel_at(in_an_hour()).key("ticket-1").label("show", "1");
+    let begun = held.send().await.unwrap();
+    assert_eq!((begun.transaction.phase, begun.replayed), (Phase::Held, false));
+    assert_eq!((begun.transaction.pivot, begun.transaction.branches.len()), (2, 4));
+    assert_eq!(begun.transaction.caller, "shop");
+    let wanted =
+        Branch::Call { participant: seats.clone(), operation: "reserve".into(), payload: "seat-1".into() };
+    assert_eq!(begun.transaction.branches[2], wanted);
+    let again = held.send().await.unwrap();
+    assert_eq!((again.transaction.id, again.replayed), (begun.transaction.id, true));
+
+    let taken = ticket("seat-1", 2).at_once();
+    let refused = taken.send().await.unwrap_err();
+    assert_eq!(refused.reason(), Some(Reason::ParticipantRefused));
+    assert_eq!(refused.no().unwrap().detail("refusal"), Some("SEAT_TAKEN"));
+    assert!(taken.send().await.unwrap_err().no().unwrap().is_replayed());
+    let vetoed = ticket("early-1", 3).confirm_at(in_an_hour()).send().await.unwrap().transaction;
+    let no = client.confirm_transaction(vetoed.id).await.unwrap_err();
+    assert_eq!(no.reason(), Some(Reason::TransactionNotConfirmable));
+    let end = client.watch_transaction(vetoed.id).until_final().await.unwrap();
+    assert_eq!(
+        (end.phase, end.cause, end.reason.as_str()),
+        (Phase::Cancelled, Some(Cause::Vetoed), "SHOW_NOT_APPROVED")
+    );
+
+    let seen = client.get_transaction(begun.transaction.id).await.unwrap();
+    let confirmed = client.confirm_transaction_unchanged(&seen).await.unwrap();
+    assert_eq!(confirmed.phase, Phase::Confirmed);
+    let stale = client.cancel_transaction_unchanged(&seen).await.unwrap_err();
+    assert_eq!(stale.reason(), Some(Reason::EtagMismatch));
+    let late = client.cancel_transaction(seen.id).await.unwrap_err();
+    assert_eq!(late.reason(), Some(Reason::TransactionNotCancellable));
+    assert_eq!(parties.seat("seat-1").await, (Some(seen.id.uuid()), true));
+
+    // The deadline of one that nobody confirms.
+    let soon = Timestamp::now() + SignedDuration::from_secs(1);
+    let forgotten = ticket("seat-2", 4).cancel_at(soon).send().await.unwrap().transaction;
+    let end = client.watch_transaction(forgotten.id).until_final().await.unwrap();
+    assert_eq!((end.phase, end.cause), (Phase::Cancelled, Some(Cause::Matured)));
+
+    assert!(ticket("seat-3", 5).at_once().validate().await.is_ok());
+    let nobody = client.transaction().call(&ParticipantName::parse("cinema").unwrap(), "", "x").at_once();
+    assert_eq!(nobody.send().await.unwrap_err().reason(), Some(Reason::ParticipantNotFound));
+    assert_eq!(
+        client.get_transaction(new_id()).await.unwrap_err().reason(),
+        Some(Reason::TransactionNotFound)
+    );
+    let mut list = client.transactions().page_size(1);
+    let mut ids = Vec::new();
+    while let Some(page) = list.next_page().await.unwrap() {
+        ids.extend(page.into_iter().map(|one| one.id));
+    }
+    assert_eq!((ids.len(), &ids[..1], &ids[3..]), (4, &[forgotten.id][..], &[seen.id][..]));
+    let mut labelled = client.transactions().label("show", "1").phase(Phase::Confirmed).of_caller("shop");
+    assert_eq!(labelled.next_page().await.unwrap().unwrap().len(), 1);
+    assert_eq!((balances(&client, &alice).await, balances(&client, &bob).await), ((990, 0), (10, 0)));
+    coordinator.client.audit_is_clean().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_transaction_whose_answers_are_lost_is_done_once() {
+    let system = System::start().await;
+    let (coordinator, direct) = plain(&system).await;
+    let (alice, bob) = two_accounts(&direct).await;
+    let wire = Wire::to(coordinator.running.address).await;
+    let at = format!("http://{}", wire.address);
+    let client = Client::at(&at).named("shop").attempt(Duration::from_secs(5)).connect().await.unwrap();
+    let pays = |value| client.transaction().debit(&alice, gold(value)).credit(&bob, gold(value));
+    let cut = || wire.loses_next.store(true, Ordering::SeqCst);
+
+    let mut held = Vec::new();
+    for _ in 0..4 {
+        cut();
+        held.push(pays(10).cancel_at(in_an_hour()).send().await.unwrap().transaction.id);
+    }
+    cut();
+    assert_eq!(client.confirm_transaction(held[0]).await.unwrap().phase, Phase::Confirmed);
+    cut();
+    assert_eq!(client.cancel_transaction(held[1]).await.unwrap().phase, Phase::Cancelled);
+    cut();
+    assert_eq!(pays(3).at_once().send().await.unwrap().transaction.phase, Phase::Confirmed);
+    let mut watch = client.watch_transaction(held[3]);
+    assert_eq!(watch.next().await.unwrap().unwrap().phase, Phase::Held);
+    cut();
+    direct.confirm_transaction(held[3]).await.unwrap();
+    assert_eq!(watch.until_final().await.unwrap().phase, Phase::Confirmed);
+
+    assert_eq!(direct.confirm_transaction(held[2]).await.unwrap().phase, Phase::Confirmed);
+    assert_eq!((balances(&direct, &alice).await, balances(&direct, &bob).await), ((967, 0), (33, 0)));
     coordinator.client.clone().audit_is_clean().await;
 }
 

@@ -4,7 +4,10 @@
 
 use crate::Client;
 use std::{fmt, net::IpAddr, sync::Arc, time::Duration};
-use tcc_proto::v1::{hold_service_client::HoldServiceClient, ledger_service_client::LedgerServiceClient};
+use tcc_proto::v1::{
+    hold_service_client::HoldServiceClient, ledger_service_client::LedgerServiceClient,
+    transaction_service_client::TransactionServiceClient,
+};
 use tonic::{
     Request,
     metadata::AsciiMetadataValue,
@@ -304,6 +307,10 @@ impl Shared {
 
     pub(crate) fn holds(&self) -> HoldServiceClient<Channel> {
         HoldServiceClient::new(self.channel.clone())
+    }
+
+    pub(crate) fn transactions(&self) -> TransactionServiceClient<Channel> {
+        TransactionServiceClient::new(self.channel.clone())
     }
 
     pub(crate) fn ledger(&self) -> LedgerServiceClient<Channel> {

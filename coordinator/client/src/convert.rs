@@ -1,11 +1,11 @@
 //! Answers to domain types. What does not fit is no answer of this API.
 
-use crate::{Account, AccountState, Balance, Hold};
+use crate::{Account, AccountState, Balance, Branch, Hold, Transaction};
 use tcc_core::{
-    AccountId, Amount, Attention, Cause, Currency, Labels, MoneyError, OnMaturity, Phase, Timestamp,
-    TransactionId,
+    AccountId, Amount, Attention, Cause, Currency, Labels, MoneyError, OnMaturity, ParticipantName, Phase,
+    Timestamp, TransactionId,
 };
-use tcc_proto::v1;
+use tcc_proto::v1::{self, transaction_part::Part};
 
 /// An amount of a currency.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -67,11 +67,7 @@ pub(crate) fn hold(hold: Option<v1::Hold>) -> Result<Hold, String> {
         payer: account_id(&hold.payer)?,
         payee: account_id(&hold.payee)?,
         money: money(hold.amount.as_ref())?,
-        on_maturity: match hold.on_maturity() {
-            v1::OnMaturity::Confirm => OnMaturity::Confirm,
-            v1::OnMaturity::Cancel => OnMaturity::Cancel,
-            v1::OnMaturity::Unspecified => return Err("on_maturity is not known".into()),
-        },
+        on_maturity: on_maturity(hold.on_maturity())?,
         due_at: time("due_at", hold.due_at)?,
         labels: Labels::new(hold.labels).map_err(|error| error.to_string())?,
         reason: hold.reason,
@@ -81,6 +77,73 @@ pub(crate) fn hold(hold: Option<v1::Hold>) -> Result<Hold, String> {
         settled_at: time_if_any("settled_at", hold.settled_at)?,
         etag: hold.etag,
     })
+}
+
+/// A transaction, which an answer must have.
+pub(crate) fn transaction(transaction: Option<v1::Transaction>) -> Result<Transaction, String> {
+    let told = transaction.ok_or("it has no transaction")?;
+    let (phase, attention, cause) = (phase(told.phase())?, attention(told.attention())?, cause(told.cause()));
+    let on_maturity = on_maturity(told.on_maturity())?;
+    let branches: Vec<Branch> = told.branches.into_iter().map(branch).collect::<Result<_, _>>()?;
+    let pivot = usize::try_from(told.pivot).ok().filter(|pivot| *pivot < branches.len());
+    Ok(Transaction {
+        id: TransactionId::parse(&told.id).map_err(|error| format!("id: {error}"))?,
+        phase,
+        attention,
+        cause,
+        pivot: pivot.ok_or_else(|| format!("it has no branch {}, its pivot", told.pivot))?,
+        branches,
+        immediate: told.immediate,
+        on_maturity,
+        due_at: time("due_at", told.due_at)?,
+        labels: Labels::new(told.labels).map_err(|error| error.to_string())?,
+        reason: told.reason,
+        caller: told.caller,
+        created_at: time("created_at", told.created_at)?,
+        held_at: time_if_any("held_at", told.held_at)?,
+        decided_at: time_if_any("decided_at", told.decided_at)?,
+        settled_at: time_if_any("settled_at", told.settled_at)?,
+        etag: told.etag,
+    })
+}
+
+fn branch(part: v1::TransactionPart) -> Result<Branch, String> {
+    let entry = |entry: v1::LedgerEntry| Ok((account_id(&entry.account)?, money(entry.amount.as_ref())?));
+    match part.part {
+        Some(Part::Debit(debit)) => entry(debit).map(|(account, money)| Branch::Debit { account, money }),
+        Some(Part::Credit(credit)) => entry(credit).map(|(account, money)| Branch::Credit { account, money }),
+        Some(Part::Call(call)) => {
+            let participant = ParticipantName::parse(&call.participant);
+            let participant = participant.map_err(|error| format!("{:?}: {error}", call.participant))?;
+            Ok(Branch::Call { participant, operation: call.operation, payload: call.payload })
+        }
+        None => Err("it has a branch that this client does not know".into()),
+    }
+}
+
+pub(crate) fn to_part(branch: &Branch) -> v1::TransactionPart {
+    let entry = |account: &AccountId, money: &Money| v1::LedgerEntry {
+        account: account.to_string(),
+        amount: Some(to_amount(money)),
+    };
+    let part = match branch {
+        Branch::Debit { account, money } => Part::Debit(entry(account, money)),
+        Branch::Credit { account, money } => Part::Credit(entry(account, money)),
+        Branch::Call { participant, operation, payload } => Part::Call(v1::ParticipantCall {
+            participant: participant.to_string(),
+            operation: operation.clone(),
+            payload: payload.clone(),
+        }),
+    };
+    v1::TransactionPart { part: Some(part) }
+}
+
+fn on_maturity(on_maturity: v1::OnMaturity) -> Result<OnMaturity, String> {
+    match on_maturity {
+        v1::OnMaturity::Confirm => Ok(OnMaturity::Confirm),
+        v1::OnMaturity::Cancel => Ok(OnMaturity::Cancel),
+        v1::OnMaturity::Unspecified => Err("on_maturity is not known".into()),
+    }
 }
 
 /// An account, which an answer must have.
@@ -219,6 +282,42 @@ mod tests {
                 .contains("due_at")
         );
         assert!(hold(None).is_err());
+    }
+
+    #[test]
+    fn the_branches_of_a_transaction_go_there_and_back() {
+        let account = |id| AccountId::parse(id).unwrap();
+        let money = Money::new(5, "GOLD").unwrap();
+        let seats = ParticipantName::parse("seats").unwrap();
+        let branches = [
+            Branch::Debit { account: account("alice"), money: money.clone() },
+            Branch::Credit { account: account("bob"), money },
+            Branch::Call { participant: seats, operation: "reserve".into(), payload: vec![0, 255] },
+        ];
+        let told = v1::Transaction {
+            id: told().id,
+            phase: v1::Phase::Held.into(),
+            attention: v1::Attention::None.into(),
+            branches: branches.iter().map(to_part).collect(),
+            pivot: 2,
+            on_maturity: v1::OnMaturity::Confirm.into(),
+            due_at: told().due_at,
+            created_at: told().created_at,
+            ..Default::default()
+        };
+        let wrong = |change: fn(&mut v1::Transaction)| {
+            let mut told = told.clone();
+            change(&mut told);
+            transaction(Some(told)).unwrap_err()
+        };
+
+        let read = transaction(Some(told.clone())).unwrap();
+
+        assert_eq!((read.branches.as_slice(), read.pivot), (&branches[..], 2));
+        assert!(wrong(|told| told.pivot = 3).contains("no branch 3"));
+        assert!(wrong(|told| told.branches[0].part = None).contains("does not know"));
+        assert!(wrong(|told| told.on_maturity = 0).contains("on_maturity"));
+        assert!(transaction(None).is_err());
     }
 
     #[test]

@@ -65,17 +65,17 @@ pub struct Created {
 
 /// How the server is to know it again.
 #[derive(Debug, Clone)]
-enum Name {
+pub(crate) enum Name {
     Id(TransactionId),
     Key(String),
 }
 
 impl Name {
-    fn id(&self) -> String {
+    pub(crate) fn id(&self) -> String {
         if let Self::Id(id) = self { id.to_string() } else { String::new() }
     }
 
-    fn key(&self) -> String {
+    pub(crate) fn key(&self) -> String {
         if let Self::Key(key) = self { key.clone() } else { String::new() }
     }
 }

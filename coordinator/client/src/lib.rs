@@ -14,6 +14,13 @@
 #![doc = include_str!("../examples/schedule.rs")]
 //! ```
 //!
+//! A hold is one debit and one credit. Whatever else must happen together, or not at all, is a transaction of
+//! up to 64 branches, with other participants than the ledger, too ([`Client::transaction`]):
+//!
+//! ```no_run
+#![doc = include_str!("../examples/ticket.rs")]
+//! ```
+//!
 //! Holds that are sent at the same time share connections and commits: many tasks with one [`Client`] each,
 //! which is cheap to clone, are as good as a batch. [`Client::send_all`] sends those that are there at once, with an outcome
 //! for each.
@@ -25,6 +32,7 @@ mod connect;
 mod convert;
 mod holds;
 mod list;
+mod transactions;
 mod watch;
 
 pub use accounts::{Account, AccountState, Balance};
@@ -35,9 +43,12 @@ pub use holds::{Created, Draft, Hold, NewHold, NewTransfer};
 pub use list::List;
 pub use tcc_core::{
     AccountId, Amount, Attention, Cause, Currency, IdError, LabelError, Labels, MoneyError, OnMaturity,
-    Phase, Timestamp, TransactionId,
+    ParticipantName, Phase, Timestamp, TransactionId,
 };
 pub use tcc_proto::Reason;
+pub use transactions::{
+    Begun, Branch, NewTransaction, Parts, Transaction, TransactionList, TransactionWatch,
+};
 pub use watch::Watch;
 
 use connect::Shared;
