@@ -104,6 +104,17 @@ impl House {
         let program = find_program("tcc-seats")?;
         Example::start(Command::new(program), "seats", database, listen).await
     }
+
+    /// As [`House::start`], with metrics there.
+    ///
+    /// # Errors
+    ///
+    /// As [`House::start`].
+    pub async fn watched(database: &str, listen: &str, telemetry: &str) -> anyhow::Result<Example> {
+        let mut command = Command::new(find_program("tcc-seats")?);
+        command.env("TCC_TELEMETRY_LISTEN", telemetry);
+        Example::start(command, "seats", database, listen).await
+    }
 }
 
 impl Example {

@@ -73,29 +73,21 @@ impl Tccd {
     ///
     /// As [`Tccd::start`].
     pub async fn ledgerd(config: &Config, shard: &str) -> anyhow::Result<Self> {
-        let listen = free_address("127.0.0.1")?;
-        let url = format!("http://{listen}");
-        let arguments = ["--shard", shard, "--listen", &listen].map(str::to_owned).to_vec();
-        Self::start_program("tcc-ledgerd", arguments, url, config, Vec::new()).await
+        Self::ledgerd_with(config, shard, &[]).await
     }
 
-    /// As [`Tccd::ledgerd`], with these files for TLS.
+    /// As [`Tccd::ledgerd`], with more arguments; over TLS if they name a certificate.
     ///
     /// # Errors
     ///
     /// As [`Tccd::start`].
-    pub async fn ledgerd_over_tls(
-        config: &Config,
-        shard: &str,
-        files: &[(&str, PathBuf)],
-    ) -> anyhow::Result<Self> {
+    pub async fn ledgerd_with(config: &Config, shard: &str, more: &[&str]) -> anyhow::Result<Self> {
         let listen = free_address("127.0.0.1")?;
-        let url = format!("https://{listen}");
-        let mut arguments = ["--shard", shard, "--listen", &listen].map(str::to_owned).to_vec();
-        for (flag, file) in files {
-            arguments.extend([(*flag).to_owned(), file.display().to_string()]);
-        }
-        Self::start_program("tcc-ledgerd", arguments, url, config, Vec::new()).await
+        let scheme = if more.contains(&"--certificate") { "https" } else { "http" };
+        let arguments = [&["--shard", shard, "--listen", &listen], more].concat();
+        let arguments = arguments.into_iter().map(str::to_owned).collect();
+        Self::start_program("tcc-ledgerd", arguments, format!("{scheme}://{listen}"), config, Vec::new())
+            .await
     }
 
     async fn start_program(

@@ -160,12 +160,10 @@ async fn a_shard_out_of_process_serves_over_tls_whoever_shows_a_certificate() {
     let mut system = System::start().await;
     papers.tls("127.0.0.1", true);
     let file = |name: &str| papers.known.path(name);
-    let flags = [
-        ("--certificate", file("server.pem")),
-        ("--key", file("server.key")),
-        ("--client-ca", file("clients.pem")),
-    ];
-    let ledger = Tccd::ledgerd_over_tls(&system.config, "shard-1", &flags).await.unwrap();
+    let [certificate, key, callers] =
+        ["server.pem", "server.key", "clients.pem"].map(|name| file(name).display().to_string());
+    let flags = ["--certificate", &certificate, "--key", &key, "--client-ca", &callers];
+    let ledger = Tccd::ledgerd_with(&system.config, "shard-1", &flags).await.unwrap();
     ledger.url().clone_into(&mut system.config.shards[1].address);
     system.config.shards[1].ca = Some(file("ca.pem"));
 

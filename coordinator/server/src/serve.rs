@@ -35,7 +35,7 @@ use tcc_participant::{
     BreakerState, Call, Failure, Participant, Postgres, Remote,
     remote::{Certificate, InvalidAddress, Options},
     retry::Backoff,
-    serve::{InProcess, Tls},
+    serve::{InProcess, Listen},
 };
 use tcc_proto::v1::{
     hold_service_server::HoldServiceServer, ledger_service_server::LedgerServiceServer,
@@ -489,8 +489,7 @@ impl Databases {
 pub async fn start_shard(
     config: &Config,
     name: &str,
-    listen: &str,
-    tls: Option<&Tls>,
+    listen: &Listen,
 ) -> Result<tcc_participant::serve::Running, ServeError> {
     let one = config.shards.iter().find(|shard| shard.name == name);
     let one = one.ok_or_else(|| ServeError::NoShard(name.to_owned()))?;
@@ -499,7 +498,7 @@ pub async fn start_shard(
     let (shard, _) = databases.open(one, &stop).await?;
     let participant: Arc<dyn Participant> = Arc::new(shard.clone());
     let served = Arc::new(InProcess { participant, may_veto: true });
-    let running = tcc_participant::serve::start(served, listen, tls).await?;
+    let running = tcc_participant::serve::start_beside(served, Routes::default(), listen).await?;
     let (store, instance) = (Store::start(&databases.coordinator.engine), Uuid::now_v7());
     tokio::spawn(heads::keep(store, vec![shard], instance, running.stop()));
     Ok(running)

@@ -20,6 +20,8 @@ pub struct Config {
     pub listen: String,
     /// Its side of TLS, without which it listens on this machine alone.
     pub tls: Option<TlsFiles>,
+    /// Where metrics and health are served over HTTP; without it nowhere.
+    pub telemetry: Option<String>,
     /// Its database, as a url or key=value pairs. One with a password stands in a file of its own: `database_file`.
     #[serde(default)]
     pub database: String,

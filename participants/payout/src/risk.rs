@@ -29,9 +29,10 @@ use tcc_core::{Operation, Outcome, Refusal};
 use tcc_participant::{
     Branch, Reservation, Resource, Retry, Server, Step, Tx,
     fence::Fenced,
-    serve::{self, Running, ServeError, Served},
+    serve::{self, Listen, Running, ServeError, Served},
     wire::Description,
 };
+use tonic::service::Routes;
 
 const INVALID: Refusal = Refusal::own("RISK_PAYLOAD_INVALID");
 const TOO_HIGH: Refusal = Refusal::own("RISK_TOO_HIGH");
@@ -49,6 +50,8 @@ pub struct RiskConfig {
     pub listen: String,
     /// Its side of TLS, without which it listens on this machine alone.
     pub tls: Option<TlsFiles>,
+    /// Where metrics and health are served over HTTP; without it nowhere.
+    pub telemetry: Option<String>,
     /// Its database, for the fences.
     #[serde(default)]
     pub database: String,
@@ -302,6 +305,10 @@ impl Served for Front {
         self.fenced.describe()
     }
 
+    fn fenced(&self) -> Option<&Fenced> {
+        Some(&self.fenced)
+    }
+
     fn answer(&self, step: Step) -> BoxFuture<'_, Outcome> {
         Box::pin(async move {
             if step.operation != Operation::Try {
@@ -339,7 +346,8 @@ pub async fn start(config: &RiskConfig) -> Result<Running, RiskError> {
     let judge = Judge::new(config)?;
     let fenced = Server::new(&config.participant, &config.database)?.fenced_each(Verdicts).await?;
     let tls = config.tls.as_ref().map(TlsFiles::read).transpose()?;
-    Ok(serve::start(Arc::new(Front { fenced, judge }), &config.listen, tls.as_ref()).await?)
+    let listen = Listen { address: config.listen.clone(), tls, telemetry: config.telemetry.clone() };
+    Ok(serve::start_beside(Arc::new(Front { fenced, judge }), Routes::default(), &listen).await?)
 }
 
 fn participant() -> String {

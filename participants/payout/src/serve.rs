@@ -17,7 +17,7 @@ use std::{sync::Arc, time::Duration};
 use tcc_participant::{
     Operation, Outcome, Postgres, Server, Step,
     fence::Fenced,
-    serve::{self, Running, ServeError, Served},
+    serve::{self, Listen, Running, ServeError, Served},
     wire::Description,
 };
 use tcc_proto::v1::payout_service_server::PayoutServiceServer;
@@ -132,7 +132,8 @@ pub async fn start_with(config: &Config, provider: impl Provider) -> Result<Payo
     let desk = PayoutServiceServer::new(Desk::new(pool, Arc::clone(&worker)));
     let front = Front { fenced, worker };
     let routes = tonic::service::Routes::new(desk);
-    let running = serve::start_beside(Arc::new(front), routes, &config.listen, tls.as_ref()).await?;
+    let listen = Listen { address: config.listen.clone(), tls, telemetry: config.telemetry.clone() };
+    let running = serve::start_beside(Arc::new(front), routes, &listen).await?;
     Ok(Payout { running, work, stop })
 }
 
@@ -194,6 +195,10 @@ struct Front<P> {
 impl<P: Provider> Served for Front<P> {
     fn describe(&self) -> Description {
         self.fenced.describe()
+    }
+
+    fn fenced(&self) -> Option<&Fenced> {
+        Some(&self.fenced)
     }
 
     fn answer(&self, step: Step) -> BoxFuture<'_, Outcome> {

@@ -15,6 +15,7 @@ use crate::{
     resource::{BatchResource, Effect, Step, run_guarded},
     serve::Served,
     session::{Plans, Session, sort},
+    telemetry::{FenceCounts, Met},
     tx::{Statements, Tx},
     wire::Description,
 };
@@ -22,7 +23,7 @@ use futures::future::{BoxFuture, join};
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 use tcc_core::{Admission, FenceState, Operation, Outcome, Refusal, TransactionId, fence::admit};
 use tokio_postgres::{Client, Row};
@@ -94,6 +95,7 @@ pub struct Fenced {
     name: String,
     may_veto: bool,
     operations: Batcher<Step, Answer>,
+    counts: FenceCounts,
 }
 
 /// What an operation came to.
@@ -120,17 +122,34 @@ impl Fenced {
         connections: usize,
         batch: usize,
     ) -> Self {
-        let resource = Arc::new(resource);
+        let (resource, counts) = (Arc::new(resource), FenceCounts::new());
         let executors = (0..connections).map(|_| FenceExecutor {
             session: Session::new(database, "tcc-participant", Plans::Usual),
             statements: Statements::default(),
             name: name.to_owned(),
             resource: Arc::clone(&resource),
+            counts: counts.clone(),
         });
         // It has answered, or said that it does not know, before its caller gives up.
         let limits = Limits { batch, patience: PATIENCE, ..Limits::default() };
         let operations = Batcher::start(&format!("participant {name}"), executors.collect(), limits);
-        Self { name: name.to_owned(), may_veto: B::MAY_VETO, operations }
+        Self { name: name.to_owned(), may_veto: B::MAY_VETO, operations, counts }
+    }
+
+    /// Whether its database was there when it was needed last.
+    #[must_use]
+    pub fn is_connected(&self) -> bool {
+        self.operations.is_connected()
+    }
+
+    /// How many operations wait for a local transaction.
+    #[must_use]
+    pub fn queued(&self) -> usize {
+        self.operations.queued()
+    }
+
+    pub(crate) fn counts(&self) -> &FenceCounts {
+        &self.counts
     }
 
     /// Does one operation, as the fence table says.
@@ -150,6 +169,10 @@ impl Served for Fenced {
 
     fn answer(&self, step: Step) -> BoxFuture<'_, Outcome> {
         Box::pin(async move { self.call(step).await.outcome })
+    }
+
+    fn fenced(&self) -> Option<&Fenced> {
+        Some(self)
     }
 }
 
@@ -216,6 +239,7 @@ struct FenceExecutor<B> {
     statements: Statements,
     name: String,
     resource: Arc<B>,
+    counts: FenceCounts,
 }
 
 impl<B: BatchResource> Executor for FenceExecutor<B> {
@@ -274,16 +298,21 @@ impl<B: BatchResource> Executor for FenceExecutor<B> {
 impl<B: BatchResource> FenceExecutor<B> {
     /// One local transaction, no two of whose steps are for the same fence.
     async fn transact(&self, steps: &[&Step]) -> Result<Vec<Answer>, Failure> {
+        let began = Instant::now();
         let fences = self.lock(steps).await?;
+        let mut met = Vec::with_capacity(steps.len());
         let mut outcomes: Vec<Answer> = Vec::with_capacity(steps.len());
         let (mut inserts, mut moves, mut runs) = (BTreeMap::new(), Vec::new(), Vec::new());
         for (index, step) in steps.iter().enumerate() {
             let fence = fences.get(&key_of(step));
             if fence.is_some_and(|fence| fence.descriptor != step.branch.descriptor) {
+                met.push(Met::OtherDescriptor);
                 outcomes.push(Outcome::OtherDescriptor.into());
                 continue;
             }
-            let to = match admit(fence.map(|fence| fence.state), step.operation) {
+            let admission = admit(fence.map(|fence| fence.state), step.operation);
+            met.push(Met::at(fence.map(|fence| fence.state), step.operation, &admission));
+            let to = match admission {
                 Admission::Answer(outcome) => {
                     outcomes.push(outcome.into());
                     continue;
@@ -315,14 +344,22 @@ impl<B: BatchResource> FenceExecutor<B> {
                 let before = fences.get(&key_of(step)).map(|fence| fence.state);
                 let (to, outcome) = match effect {
                     Effect::Done => continue,
-                    Effect::Refused(refusal) => (FenceState::Refused(refusal), Outcome::Refused(refusal)),
-                    Effect::Vetoed(refusal) => (FenceState::Vetoed(refusal), Outcome::Vetoed(refusal)),
+                    Effect::Refused(refusal) => {
+                        met[*index] = Met::Refused;
+                        (FenceState::Refused(refusal), Outcome::Refused(refusal))
+                    }
+                    Effect::Vetoed(refusal) => {
+                        met[*index] = Met::Vetoed;
+                        (FenceState::Vetoed(refusal), Outcome::Vetoed(refusal))
+                    }
                     // What was asked for once may have taken place ever since.
                     Effect::Outside { is_asked } if is_asked || before == Some(FenceState::Confirming) => {
+                        met[*index] = Met::Open;
                         let why = "it is asked for, and whether it has taken place is not known yet";
                         (FenceState::Confirming, Outcome::Unknown(why.into()))
                     }
                     Effect::Outside { .. } => {
+                        met[*index] = Met::Open;
                         (FenceState::Tried, Outcome::Unknown("it is in line, and not asked for yet".into()))
                     }
                 };
@@ -332,6 +369,7 @@ impl<B: BatchResource> FenceExecutor<B> {
             self.move_fences(corrections).await?;
         }
         self.commit().await?;
+        self.counts.committed(steps, &met, began);
         Ok(outcomes)
     }
 

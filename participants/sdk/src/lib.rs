@@ -55,7 +55,7 @@
 //!
 //! PostgreSQL 15 or newer, and a database that is this participant's alone, or a schema. The server creates two tables beside
 //! yours, `tcc_fence` and `tcc_participant`, and its history of migrations, `tcc_schema_history`. It serves
-//! `tcc.v1.ParticipantService`, health and reflection; SIGTERM drains it.
+//! `tcc.v1.ParticipantService`, health and reflection; SIGTERM drains it. [`Server::telemetry`] says where metrics are served.
 //!
 //! Whoever owns a database and writes no Rust writes three SQL functions instead: [`sql`].
 //!
@@ -71,7 +71,7 @@
 //! [`Participant`] is what the engine calls, [`Remote`] is one that is called over gRPC. The rest is what the coordinator and
 //! the participants in this repository share to work fast and without doubt: [`batch`] turns many callers into few commits,
 //! [`postgres`] says how a server is reached, [`roles`] as whom, [`session`] owns one connection to it and tells a commit from
-//! a guess, [`retry`] computes delays, and [`crash`] lets tests kill a process at any of its statements.
+//! a guess, [`telemetry`] counts, [`retry`] computes delays, and [`crash`] lets tests kill a process at any of its statements.
 //!
 //! This crate compiles without the coordinator. Its only tables are the SDK's own.
 
@@ -90,6 +90,7 @@ pub mod roles;
 pub mod serve;
 pub mod session;
 pub mod sql;
+pub mod telemetry;
 mod tx;
 pub mod wire;
 

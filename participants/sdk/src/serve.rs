@@ -11,10 +11,23 @@ use crate::{
     resource::{BatchResource, EachAlone, Resource, Step},
     session::sort,
     sql::FunctionError,
+    telemetry::{self, Counted},
     wire::{Description, MAX_CALLS, MAX_REQUEST, read_call, write_description, write_outcome},
 };
+use axum::{
+    extract::{Request as HttpRequest, State},
+    middleware::{Next, from_fn_with_state},
+    response::Response as HttpResponse,
+};
 use futures::future::{BoxFuture, join_all};
-use std::{env, io::Write as _, net::SocketAddr, path::Path, sync::Arc, time::Duration};
+use std::{
+    env,
+    io::Write as _,
+    net::SocketAddr,
+    path::Path,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 use tcc_core::{Outcome, Transaction};
 use tcc_proto::v1::{
     self,
@@ -48,6 +61,16 @@ pub trait Served: Send + Sync + 'static {
 
     /// Does one operation, as the fence table says. Whoever waits for the answer may be gone before it comes.
     fn answer(&self, step: Step) -> BoxFuture<'_, Outcome>;
+
+    /// The fences behind it, if they are the SDK's: then their metrics are told, too.
+    fn fenced(&self) -> Option<&Fenced> {
+        None
+    }
+
+    /// Whether what it keeps its fences in was there when it was needed last.
+    fn is_connected(&self) -> bool {
+        self.fenced().is_none_or(Fenced::is_connected)
+    }
 }
 
 /// Why a participant does not serve, or stopped by itself.
@@ -109,9 +132,27 @@ pub enum ServeError {
 pub struct Server {
     name: String,
     database: Postgres,
-    listen: String,
+    listen: Listen,
     connections: usize,
-    tls: Option<Tls>,
+}
+
+/// Where a participant listens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listen {
+    /// A host and a port. Port 0 is any free one.
+    pub address: String,
+    /// Its side of TLS. Without it the address must be a loopback one: who can read the calls can repeat them.
+    pub tls: Option<Tls>,
+    /// Where metrics and health are served over HTTP, in the clear; `None`: nowhere.
+    pub telemetry: Option<String>,
+}
+
+impl Listen {
+    /// In the clear, and without metrics.
+    #[must_use]
+    pub fn at(address: &str) -> Self {
+        Self { address: address.to_owned(), tls: None, telemetry: None }
+    }
 }
 
 /// A server's side of TLS.
@@ -157,13 +198,14 @@ impl Server {
     /// [`ServeError::Url`].
     pub fn new(name: &str, database_url: &str) -> Result<Self, ServeError> {
         let database = database_url.parse().map_err(ServeError::Url)?;
-        let (name, listen) = (name.to_owned(), "127.0.0.1:7080".to_owned());
-        Ok(Self { name, database, listen, connections: 8, tls: None })
+        let (name, listen) = (name.to_owned(), Listen::at("127.0.0.1:7080"));
+        Ok(Self { name, database, listen, connections: 8 })
     }
 
     /// As the environment says: `TCC_PARTICIPANT` is its name, `TCC_DATABASE_URL` its database, and `TCC_LISTEN` where it
-    /// listens, if not on 127.0.0.1:7080. `TCC_TLS_CERTIFICATE` and `TCC_TLS_KEY` name its certificate and key (PEM), and
-    /// `TCC_TLS_CLIENT_CA` the authorities of the coordinators that may call it.
+    /// listens, if not on 127.0.0.1:7080. `TCC_TELEMETRY_LISTEN` is where metrics are served. `TCC_TLS_CERTIFICATE` and
+    /// `TCC_TLS_KEY` name its certificate and key (PEM), and `TCC_TLS_CLIENT_CA` the authorities of the coordinators that may
+    /// call it.
     ///
     /// # Errors
     ///
@@ -175,6 +217,10 @@ impl Server {
             Ok(address) => server.listen(&address),
             Err(_) => server,
         };
+        let server = match env::var("TCC_TELEMETRY_LISTEN") {
+            Ok(address) => server.telemetry(&address),
+            Err(_) => server,
+        };
         let Some(certificate) = env::var_os("TCC_TLS_CERTIFICATE") else { return Ok(server) };
         let key = variable("TCC_TLS_KEY")?;
         let client_ca = env::var_os("TCC_TLS_CLIENT_CA");
@@ -184,14 +230,22 @@ impl Server {
     /// Speaks TLS. Without it a server listens on a loopback address only: who can read the calls can repeat them.
     #[must_use]
     pub fn tls(mut self, tls: Tls) -> Self {
-        self.tls = Some(tls);
+        self.listen.tls = Some(tls);
+        self
+    }
+
+    /// Where `/metrics` (OpenMetrics), `/livez`, `/readyz` and `/version` are served over HTTP: a host and a port, apart from
+    /// what coordinators call, since it is neither encrypted nor closed. It tells numbers, and no ids and payloads.
+    #[must_use]
+    pub fn telemetry(mut self, address: &str) -> Self {
+        self.listen.telemetry = Some(address.to_owned());
         self
     }
 
     /// Where to listen: a host and a port. Port 0 is any free one.
     #[must_use]
     pub fn listen(mut self, address: &str) -> Self {
-        address.clone_into(&mut self.listen);
+        address.clone_into(&mut self.listen.address);
         self
     }
 
@@ -239,7 +293,7 @@ impl Server {
     /// [`ServeError`].
     pub async fn start(self, resource: impl Resource) -> Result<Running, ServeError> {
         let fenced = self.fenced(EachAlone(resource)).await?;
-        start(Arc::new(fenced), &self.listen, self.tls.as_ref()).await
+        start_beside(Arc::new(fenced), Routes::default(), &self.listen).await
     }
 
     /// As [`Server::start`], for [`Server::serve_batches`].
@@ -250,7 +304,7 @@ impl Server {
     pub async fn start_batches(self, resource: impl BatchResource) -> Result<Running, ServeError> {
         // A second one would mostly wait for what the first one has locked.
         let fenced = self.fence(resource, 1, MAX_CALLS).await?;
-        start(Arc::new(fenced), &self.listen, self.tls.as_ref()).await
+        start_beside(Arc::new(fenced), Routes::default(), &self.listen).await
     }
 
     /// A resource behind its fences, one step in each local transaction, for whoever serves it by [`start`] and has more to do:
@@ -309,12 +363,18 @@ impl Served for InProcess {
             outcome.unwrap_or_else(|| Outcome::Unknown("no answer".into()))
         })
     }
+
+    fn is_connected(&self) -> bool {
+        self.participant.is_reachable()
+    }
 }
 
 /// A participant that serves.
 pub struct Running {
     /// Where it listens.
     pub address: SocketAddr,
+    /// Where its metrics are served.
+    pub telemetry: Option<SocketAddr>,
     is_encrypted: bool,
     stop: CancellationToken,
     serving: tokio::task::JoinHandle<Result<(), ServeError>>,
@@ -349,10 +409,11 @@ impl Running {
 ///
 /// [`ServeError`].
 pub async fn start(served: Arc<dyn Served>, listen: &str, tls: Option<&Tls>) -> Result<Running, ServeError> {
-    start_beside(served, Routes::default(), listen, tls).await
+    let listen = Listen { tls: tls.cloned(), ..Listen::at(listen) };
+    start_beside(served, Routes::default(), &listen).await
 }
 
-/// As [`start`], beside other services.
+/// As [`start`], beside other services, and with metrics.
 ///
 /// # Errors
 ///
@@ -360,12 +421,10 @@ pub async fn start(served: Arc<dyn Served>, listen: &str, tls: Option<&Tls>) -> 
 pub async fn start_beside(
     served: Arc<dyn Served>,
     others: Routes,
-    listen: &str,
-    tls: Option<&Tls>,
+    listen: &Listen,
 ) -> Result<Running, ServeError> {
-    let failed = |source| ServeError::Listen { address: listen.to_owned(), source };
-    let listener = TcpListener::bind(listen).await.map_err(failed)?;
-    let address = listener.local_addr().map_err(failed)?;
+    let Listen { address, tls, telemetry } = listen;
+    let (listener, address) = bind(address).await?;
     if tls.is_none() && !address.ip().is_loopback() {
         return Err(ServeError::Unencrypted(address));
     }
@@ -377,7 +436,20 @@ pub async fn start_beside(
             .register_encoded_file_descriptor_set(tcc_proto::FILE_DESCRIPTOR_SET)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
     };
-    let service = ParticipantServiceServer::new(Service { served }).max_decoding_message_size(MAX_REQUEST);
+    let counted = Counted::new(Arc::clone(&served));
+    let watched = match telemetry {
+        Some(address) => Some(bind(address).await?),
+        None => None,
+    };
+    let service = Service { served, counted: counted.clone() };
+    let service = ParticipantServiceServer::new(service).max_decoding_message_size(MAX_REQUEST);
+    let routes = others
+        .add_service(service)
+        .add_service(health_service)
+        .add_service(descriptors().build_v1()?)
+        .add_service(descriptors().build_v1alpha()?)
+        .into_axum_router()
+        .layer(from_fn_with_state(counted.clone(), timed));
     let hang_up = CancellationToken::new();
     let transport = match tls {
         Some(tls) => Transport::builder().tls_config(tls.config())?,
@@ -387,22 +459,25 @@ pub async fn start_beside(
     let server = transport
         .http2_keepalive_interval(Some(Duration::from_secs(20)))
         .max_concurrent_streams(1_024)
-        .add_routes(others)
-        .add_service(service)
-        .add_service(health_service)
-        .add_service(descriptors().build_v1()?)
-        .add_service(descriptors().build_v1alpha()?)
+        .add_routes(Routes::from(routes))
         .serve_with_incoming_shutdown(
             TcpIncoming::from(listener).with_nodelay(Some(true)),
             hang_up.clone().cancelled_owned(),
         );
     let mut server = tokio::spawn(server);
+    let (telemetry, unwatch) = (watched.as_ref().map(|(_, address)| *address), CancellationToken::new());
+    if let Some((listener, _)) = watched {
+        tokio::spawn(telemetry::serve(listener, counted.clone(), unwatch.clone()));
+    }
     let stopped = stop.clone();
     let serving = tokio::spawn(async move {
+        // Whoever watches sees it to its end.
+        let _unwatch = unwatch.drop_guard();
         tokio::select! {
             ended = &mut server => return Ok(ended.expect("the server does not panic")?),
             () = stopped.cancelled() => {}
         }
+        counted.drain();
         set_health(&health, ServingStatus::NotServing).await;
         hang_up.cancel();
         match tokio::time::timeout(DRAIN, &mut server).await {
@@ -413,7 +488,24 @@ pub async fn start_beside(
             }
         }
     });
-    Ok(Running { address, is_encrypted: tls.is_some(), stop, serving })
+    Ok(Running { address, telemetry, is_encrypted: tls.is_some(), stop, serving })
+}
+
+async fn bind(address: &str) -> Result<(TcpListener, SocketAddr), ServeError> {
+    let failed = |source| ServeError::Listen { address: address.to_owned(), source };
+    let listener = TcpListener::bind(address).await.map_err(failed)?;
+    let address = listener.local_addr().map_err(failed)?;
+    Ok((listener, address))
+}
+
+/// Times every request by the head of its answer, which is the whole of it but for streams.
+async fn timed(State(counted): State<Counted>, request: HttpRequest, next: Next) -> HttpResponse {
+    let (path, began) = (request.uri().path().to_owned(), Instant::now());
+    let under_way = counted.enter();
+    let response = next.run(request).await;
+    counted.methods().answered(&path, response.headers(), began);
+    drop(under_way);
+    response
 }
 
 async fn set_health(health: &HealthReporter, status: ServingStatus) {
@@ -445,6 +537,7 @@ pub async fn until_stopped(name: &str, running: Running) -> Result<(), ServeErro
 
 struct Service {
     served: Arc<dyn Served>,
+    counted: Counted,
 }
 
 #[tonic::async_trait]
@@ -467,9 +560,15 @@ impl ParticipantService for Service {
             let message = format!("{} calls in one request; {MAX_CALLS} are allowed", calls.len());
             return Err(Status::invalid_argument(message));
         }
+        self.counted.requested(calls.len());
         let answers = calls.into_iter().map(|call| async {
             match read_call(call) {
-                Ok(step) => self.served.answer(step).await,
+                Ok(step) => {
+                    let (operation, began) = (step.operation, Instant::now());
+                    let outcome = self.served.answer(step).await;
+                    self.counted.answered(operation, &outcome, began.elapsed());
+                    outcome
+                }
                 Err(what) => Outcome::Failed(what),
             }
         });

@@ -7,7 +7,7 @@
 use clap::Parser;
 use std::{path::PathBuf, process::ExitCode};
 use tcc_coordinator::{config::Config, serve};
-use tcc_participant::Tls;
+use tcc_participant::{Tls, serve::Listen};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// As tccd has.
@@ -37,6 +37,9 @@ struct Cli {
     /// The authorities of the coordinators' certificates (`[identity]` in their configuration), PEM.
     #[arg(long, requires = "certificate")]
     client_ca: Option<PathBuf>,
+    /// Where metrics and health are served over HTTP, such as 127.0.0.1:9465; without it nowhere
+    #[arg(long)]
+    telemetry: Option<String>,
 }
 
 #[tokio::main]
@@ -57,7 +60,8 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
         (Some(certificate), Some(key)) => Some(Tls::read(certificate, key, cli.client_ca.as_deref())?),
         _ => None,
     };
-    let running = serve::start_shard(&config, &cli.shard, &cli.listen, tls.as_ref()).await?;
+    let listen = Listen { address: cli.listen, tls, telemetry: cli.telemetry };
+    let running = serve::start_shard(&config, &cli.shard, &listen).await?;
     println!("tcc-ledgerd: ready on {}", running.url());
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let stop = running.stop();

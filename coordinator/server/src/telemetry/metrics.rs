@@ -21,23 +21,12 @@ use std::{
     time::Duration,
 };
 use tcc_core::{Attention, Cause, Operation, Outcome, Phase, Refusal, Timestamp};
+use tcc_participant::telemetry::{OPERATIONS, OUTCOMES, outcome_index};
 use tcc_proto::Reason;
 
 /// Names and values of a series.
 type Labels<const N: usize> = [(&'static str, String); N];
 
-const OPERATIONS: [&str; 3] = ["try", "confirm", "cancel"];
-const OUTCOMES: [&str; 9] = [
-    "done",
-    "refused",
-    "vetoed",
-    "already_confirmed",
-    "already_cancelled",
-    "not_tried",
-    "other_descriptor",
-    "unknown",
-    "failed",
-];
 /// One for each cause, and none.
 const CAUSES: usize = Cause::ALL.len() + 1;
 
@@ -297,20 +286,6 @@ fn error_reason(error: &EngineError) -> Reason {
         EngineError::NotFound(_) => Reason::HoldNotFound,
         EngineError::TooLate { .. } => Reason::HoldNotConfirmable,
         EngineError::Changed { .. } => Reason::EtagMismatch,
-    }
-}
-
-fn outcome_index(outcome: &Outcome) -> usize {
-    match outcome {
-        Outcome::Done => 0,
-        Outcome::Refused(_) => 1,
-        Outcome::Vetoed(_) => 2,
-        Outcome::AlreadyConfirmed => 3,
-        Outcome::AlreadyCancelled => 4,
-        Outcome::NotTried => 5,
-        Outcome::OtherDescriptor => 6,
-        Outcome::Unknown(_) => 7,
-        Outcome::Failed(_) => 8,
     }
 }
 

@@ -21,7 +21,10 @@ pub const LAGS: &[f64] = &[
     0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3_600.0,
 ];
 
-/// How often a duration fell between which bounds. Clones share it.
+/// Bounds for how many of something there are: 1 to 256.
+pub const SIZES: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0];
+
+/// How often a duration, or a number, fell between which bounds. Clones share it.
 #[derive(Debug, Clone)]
 pub struct Histogram(Arc<Inner>);
 
@@ -30,24 +33,31 @@ struct Inner {
     bounds: &'static [f64],
     /// One for each bound, and one for what is above all of them.
     counts: Vec<AtomicU64>,
-    sum_us: AtomicU64,
+    sum_millionths: AtomicU64,
 }
 
 impl Histogram {
-    /// One with these upper bounds, in seconds, the lowest first.
+    /// One with these upper bounds, the lowest first; of durations in seconds.
     #[must_use]
     pub fn new(bounds: &'static [f64]) -> Self {
         let counts = (0..=bounds.len()).map(|_| AtomicU64::default()).collect();
-        Self(Arc::new(Inner { bounds, counts, sum_us: AtomicU64::default() }))
+        Self(Arc::new(Inner { bounds, counts, sum_millionths: AtomicU64::default() }))
     }
 
     /// Counts a duration.
     pub fn observe(&self, duration: Duration) {
-        let seconds = duration.as_secs_f64();
-        let index = self.0.bounds.partition_point(|bound| *bound < seconds);
+        self.add(duration.as_secs_f64(), u64::try_from(duration.as_micros()).unwrap_or(u64::MAX));
+    }
+
+    /// Counts a number of something.
+    pub fn count(&self, number: u64) {
+        self.add(number as f64, number.saturating_mul(1_000_000));
+    }
+
+    fn add(&self, value: f64, millionths: u64) {
+        let index = self.0.bounds.partition_point(|bound| *bound < value);
         self.0.counts[index].fetch_add(1, Ordering::Relaxed);
-        let us = u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
-        self.0.sum_us.fetch_add(us, Ordering::Relaxed);
+        self.0.sum_millionths.fetch_add(millionths, Ordering::Relaxed);
     }
 }
 
@@ -62,7 +72,7 @@ impl EncodeMetric for Histogram {
         let buckets: Vec<(f64, u64)> = bounds.zip(counts).collect();
         // Counted from the buckets, so that they agree even while somebody observes.
         let count = buckets.iter().map(|(_, count)| count).sum();
-        let sum = self.0.sum_us.load(Ordering::Relaxed) as f64 / 1e6;
+        let sum = self.0.sum_millionths.load(Ordering::Relaxed) as f64 / 1e6;
         encoder.encode_histogram::<NoLabelSet>(sum, count, &buckets, None)
     }
 
@@ -75,6 +85,23 @@ impl EncodeMetric for Histogram {
 mod tests {
     use super::*;
     use prometheus_client::{encoding::text::encode, registry::Registry};
+
+    #[test]
+    fn a_number_is_counted_as_it_is() {
+        let histogram = Histogram::new(SIZES);
+        let mut registry = Registry::default();
+        registry.register("calls", "Calls", histogram.clone());
+
+        for number in [1, 64, 300] {
+            histogram.count(number);
+        }
+
+        let mut text = String::new();
+        encode(&mut text, &registry).unwrap();
+        let expected =
+            ["calls_sum 365.0", "calls_bucket{le=\"1.0\"} 1", "calls_bucket{le=\"64.0\"} 2", "calls_count 3"];
+        assert!(expected.iter().all(|line| text.lines().any(|found| found == *line)), "{text}");
+    }
 
     #[test]
     fn a_duration_is_counted_up_to_and_with_its_bound() {

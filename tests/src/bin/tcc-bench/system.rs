@@ -119,7 +119,12 @@ impl System {
     ///
     /// If PostgreSQL or tccd does not start, or a server is not durable.
     pub async fn start(shards: usize, scale: &Scale, progress: &Progress) -> anyhow::Result<Self> {
-        progress.say(&format!("   starting {} servers, tccd, {} accounts", shards + 1, scale.accounts));
+        let processes = if scale.remote { "tccd, a tcc-ledgerd for each shard" } else { "tccd" };
+        progress.say(&format!(
+            "   starting {} servers, {processes}, {} accounts",
+            shards + 1,
+            scale.accounts
+        ));
         let servers = tokio::task::spawn_blocking(move || Servers::start(shards, None, &SETTINGS)).await??;
         let callers = scale.api_key.then(Callers::new);
         let mut config = configured(&servers, callers.as_ref());
