@@ -21,9 +21,7 @@ use tcc_participant::{
     serve::{Running, Served, start},
     wire::Description,
 };
-use tcc_proto::v1::{
-    self, Attention, Cause, OperatorActionKind as Kind, Phase, execute_plan_response::Event,
-};
+use tcc_proto::v1::{self, Attention, Cause, OperatorActionKind as Kind, Phase};
 use tcc_tests::{
     Client, Coordinator, System, alice_and_bob, hold, hold_due_in,
     parties::{call, credit, debit, due_in},
@@ -148,7 +146,7 @@ async fn every_answer_that_the_fence_table_forbids_parks_its_transaction_and_hur
     for request in &honest {
         assert_eq!(client.begin(request).await.unwrap().phase(), Phase::Held);
     }
-    let paid = hold_due_in(&court.alice, &court.bob, 1, SignedDuration::from_millis(300));
+    let paid = hold_due_in(&court.alice, &court.bob, 1, SOON);
     client.create(&paid).await.unwrap();
 
     for (transaction, (is_pivot, to, lie)) in parked.iter().zip(&lies) {
@@ -209,13 +207,11 @@ async fn that_it_has_confirmed_is_believed_only_where_somebody_may_have_asked_it
     let (court, Coordinator { mut client, running }) = Court::opens().await;
     let cases = [court.case(LATER, true), court.case(LATER, true), court.case(LATER, true)];
     let [unasked, forced, before_start] = &cases;
-    let falls_due = court.case(SignedDuration::from_secs(3), true);
-    for case in cases.iter().chain([&falls_due]) {
+    for case in &cases {
         court.liar.say(&case.id, Cancel, Outcome::AlreadyConfirmed);
     }
     let lost = || Outcome::Unknown("the answer is lost".into());
     court.liar.say(&forced.id, Confirm, lost());
-    court.liar.say(&falls_due.id, Cancel, lost());
 
     asked(&client, unasked, Cancel).await;
     let seen = until_parked(&client, &unasked.id).await;
@@ -231,12 +227,14 @@ async fn that_it_has_confirmed_is_believed_only_where_somebody_may_have_asked_it
         async move { client.transaction(&forced.id).await.is_ok_and(|one| one.phase() == Phase::Confirming) }
     })
     .await;
-    force_cancel(&mut client, &forced.id).await;
+    force_cancel(&client, &forced.id).await;
     court.liar.say(&forced.id, Confirm, Outcome::Done);
     let end = client.end_of(&forced.id).await;
     assert_eq!((end.phase(), end.cause()), (Phase::Confirmed, Cause::Operator));
 
     // It fell due while nobody knew what had come of the cancel.
+    let falls_due = court.case(SignedDuration::from_secs(4), true);
+    court.liar.say(&falls_due.id, Cancel, lost());
     client.begin(&falls_due).await.unwrap();
     asked(&client, &falls_due, Cancel).await;
     until("its time has come", || async {
@@ -267,18 +265,20 @@ async fn describe(client: &mut Client, id: &str) -> v1::DescribeHoldResponse {
     client.recovery.describe_hold(v1::DescribeHoldRequest { id: id.into() }).await.unwrap().into_inner()
 }
 
-async fn force_cancel(client: &mut Client, id: &str) {
-    let action = Kind::ForceCancel.into();
-    let request = v1::CreatePlanRequest { action, ids: vec![id.into()], ..Default::default() };
-    let plan = client.recovery.create_plan(request).await.unwrap().into_inner().plan.expect("a plan");
-    let (reason, ticket) = ("a test".to_owned(), "T-1".to_owned());
-    let request = v1::ExecutePlanRequest { id: plan.id, reason, ticket, max_per_second: 100 };
-    let mut stream = client.recovery.execute_plan(request).await.unwrap().into_inner();
-    let mut end = None;
-    while let Some(answer) = stream.message().await.unwrap() {
-        if let Some(Event::Plan(plan)) = answer.event {
-            end = Some(plan);
+/// Again if it has changed between the plan and its execution, as by being put off.
+async fn force_cancel(client: &Client, id: &str) {
+    until("the operator has asked", || {
+        let (mut client, id) = (client.clone(), id.to_owned());
+        async move {
+            let action = Kind::ForceCancel.into();
+            let request = v1::CreatePlanRequest { action, ids: vec![id.clone()], ..Default::default() };
+            let plan = client.recovery.create_plan(request).await.unwrap().into_inner().plan.expect("a plan");
+            let (reason, ticket) = ("a test".to_owned(), "T-1".to_owned());
+            let request = v1::ExecutePlanRequest { id: plan.id, reason, ticket, max_per_second: 100 };
+            let mut stream = client.recovery.execute_plan(request).await.unwrap().into_inner();
+            while stream.message().await.unwrap().is_some() {}
+            client.transaction(&id).await.unwrap().cause() == Cause::Operator
         }
-    }
-    assert!(end.is_some(), "the plan is executed");
+    })
+    .await;
 }

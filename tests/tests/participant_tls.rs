@@ -20,7 +20,7 @@ use tcc_tests::{
     caller::new_transaction,
     connect,
     examples::{SEATS, seats::Seats},
-    hold, hold_due_in,
+    hold,
     memory::Memory,
     parties::{self, call, credit, debit, due_in, immediate},
     process::{Tccd, find_program},
@@ -176,14 +176,14 @@ async fn a_shard_out_of_process_serves_over_tls_whoever_shows_a_certificate() {
 
     system.config.identity = Some(papers.identity());
     let Coordinator { mut client, .. } = system.coordinator().await;
-    let paid = hold_due_in(&alice, &bob, 10, SignedDuration::from_secs(2));
+    let paid = hold(&alice, &bob, 10);
     until("the hold is taken", || {
         let (mut client, request) = (client.clone(), paid.clone());
         async move { client.create(&request).await.is_ok() }
     })
     .await;
 
-    assert_eq!(client.until_final(&paid.id).await.phase(), Phase::Confirmed);
+    assert_eq!(client.confirm(&paid.id).await.unwrap().phase(), Phase::Confirmed);
     assert_eq!((client.balances(&alice).await, client.balances(&bob).await), ((9_990, 0), (10, 0)));
     client.audit_is_clean().await;
 }

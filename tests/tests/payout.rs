@@ -13,6 +13,7 @@ use tcc_proto::v1::{
 use tcc_tests::{
     connect,
     process::Program,
+    scrape,
     stub::{self, Faults, Stub},
     until,
 };
@@ -230,7 +231,8 @@ async fn only_what_the_transaction_credits_to_the_providers_account_is_paid_out(
 #[tokio::test(flavor = "multi_thread")]
 async fn a_payout_is_paid_once_and_a_refused_one_vetoed_for_good() {
     let site = Site::with(Faults::default(), DAY).await;
-    let payout = serve::start(&site.config()).await.unwrap();
+    let config = Config { telemetry: Some("127.0.0.1:0".into()), ..site.config() };
+    let payout = serve::start(&config).await.unwrap();
     let caller = Caller::to(&address(&payout)).await;
     let (paid, refused) = (new_id(), new_id());
 
@@ -247,6 +249,13 @@ async fn a_payout_is_paid_once_and_a_refused_one_vetoed_for_good() {
     assert_eq!(caller.ask(Cancel, paid, "ann", 250).await, Outcome::AlreadyConfirmed);
     assert_eq!(caller.ask(Cancel, refused, "bob", 250).await, Outcome::Done);
     assert_eq!(caller.ask(Confirm, refused, "bob", 250).await, closed, "a veto is sticky");
+    let metrics = scrape(payout.running.telemetry.expect("metrics are served")).await;
+    for (operation, met) in
+        [("confirm", "done"), ("confirm", "vetoed"), ("cancel", "contradicted"), ("cancel", "again")]
+    {
+        let sample = format!("tcc_fence_answers_total{{operation=\"{operation}\",met=\"{met}\"}} 1\n");
+        assert!(metrics.contains(&sample), "{sample}{metrics}");
+    }
     payout.stop().await.unwrap();
 }
 

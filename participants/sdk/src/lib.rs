@@ -57,6 +57,16 @@
 //! yours, `tcc_fence` and `tcc_participant`, and its history of migrations, `tcc_schema_history`. It serves
 //! `tcc.v1.ParticipantService`, health and reflection; SIGTERM drains it. [`Server::telemetry`] says where metrics are served.
 //!
+//! With a database `stock` that has the table of `examples/stock.rs`, and two of each of `item-0` to `item-1999` in it:
+//!
+//! ```sh
+//! TCC_PARTICIPANT=stock TCC_DATABASE_URL=postgresql:///stock cargo run --example stock     # serves on 127.0.0.1:7080
+//! tccctl participants verify http://127.0.0.1:7080 --payload 'item-%n'                     # is it right?
+//! tccctl participants add stock http://127.0.0.1:7080 --reason "the new warehouse"         # now transactions may call it
+//! ```
+//!
+//! Away from this machine it needs a certificate, and should ask coordinators for theirs: [`Server::tls`].
+//!
 //! Whoever owns a database and writes no Rust writes three SQL functions instead: [`sql`].
 //!
 //! For thousands of operations a second implement [`BatchResource`], which does many steps in one local transaction.

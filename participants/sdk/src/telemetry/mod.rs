@@ -1,8 +1,8 @@
 //! What a participant's server says of itself to whoever watches it: metrics, whether it lives, whether it can work.
 //!
 //! Counting is done with atomics only, on series that are there from the start, so no call waits for it; no label is ever an id,
-//! an account or a payload. [`Counted`] stands around what is served and counts by operation and outcome, whatever is served;
-//! [`FenceCounts`] stands at the fences, which alone know why an answer is what it is. `/metrics`, `/livez`, `/readyz` and
+//! an account or a payload. `Counted` stands around what is served and counts by operation and outcome, whatever is served;
+//! `FenceCounts` stands at the fences, which alone know why an answer is what it is. `/metrics`, `/livez`, `/readyz` and
 //! `/version` have a small HTTP listener of their own, as those of tccd, so that it can be bound to another address than
 //! coordinators reach.
 //!
@@ -176,7 +176,7 @@ impl Counted {
         if self.0.is_draining.load(Ordering::Relaxed) {
             Some("draining")
         } else if !self.0.served.is_connected() {
-            Some("the participant's database does not answer")
+            Some("the participant's database does not answer, or work on it is stopped")
         } else {
             None
         }
