@@ -679,4 +679,73 @@ mod tests {
         assert_eq!(one.first_difference(&hold("a", "b", 1, 2_000, OnMaturity::Confirm)), Some("due_at"));
         assert_eq!(one.first_difference(&hold("a", "b", 1, 1_000, OnMaturity::Cancel)), Some("on_maturity"));
     }
+
+    #[test]
+    fn what_is_no_hold_differs_in_its_branches_or_as_a_hold_does() {
+        let seats = of(vec![seat("A1")], 0);
+        let later = Descriptor { due_at: Timestamp::from_second(1).unwrap(), ..seats.clone() };
+        let (mine, theirs) = (leg(Role::Issue, "a", 1, "GOLD"), leg(Role::Issue, "b", 1, "GOLD"));
+        let issue = |branch: &Branch| Descriptor { branches: vec![branch.clone()], ..Descriptor::at_once() };
+
+        assert_eq!(seats.first_difference(&later), Some("due_at"));
+        assert_eq!(issue(&mine).first_difference(&issue(&theirs)), Some("account"));
+        assert_eq!(of(vec![mine], 0).first_difference(&of(vec![theirs], 0)), Some("branches"));
+    }
+
+    #[test]
+    fn issues_and_burns_read_back_and_have_one_leg_that_takes_effect_at_once() {
+        let parts =
+            || (AccountId::parse("a").unwrap(), Amount::new(5).unwrap(), Currency::parse("GOLD").unwrap());
+        let id = TransactionId::mint(Timestamp::UNIX_EPOCH, [1; 10]);
+        let (account, amount, currency) = parts();
+        let issue = Descriptor::issue(account, amount, currency);
+        let (account, amount, currency) = parts();
+        let burn = Descriptor::burn(account, amount, currency);
+
+        for (descriptor, role) in [(issue, Role::Issue), (burn, Role::Burn)] {
+            let transaction = Transaction::decode(id, descriptor.encode()).unwrap();
+
+            assert_eq!(transaction.descriptor, descriptor);
+            assert_eq!(transaction.leg(0).map(|leg| (leg.role, leg.amount.get())), Some((role, 5)));
+            assert_eq!(transaction.leg(1), None);
+            assert!(role.is_at_once());
+        }
+        assert!(!Role::Debit.is_at_once() && !Role::Credit.is_at_once());
+    }
+
+    #[test]
+    fn a_pivot_is_one_of_the_branches() {
+        let beyond = Descriptor { pivot: 1, ..of(vec![seat("A1")], 0) };
+
+        assert!(matches!(Descriptor::decode(&beyond.encode()), Err(DescriptorError::Field("pivot"))));
+    }
+
+    #[test]
+    fn what_is_due_by_any_clock_is_a_transfer_and_no_hold() {
+        let (payer, payee) = (AccountId::parse("a").unwrap(), AccountId::parse("b").unwrap());
+        let transfer =
+            Descriptor::transfer(payer, payee, Amount::new(5).unwrap(), Currency::parse("GOLD").unwrap());
+
+        assert!(transfer.is_due_at_once());
+        assert!(!hold("a", "b", 5, 1_000, OnMaturity::Confirm).is_due_at_once());
+    }
+
+    #[test]
+    fn what_happens_at_maturity_has_the_number_that_is_in_the_tables() {
+        assert_eq!((OnMaturity::Confirm.number(), OnMaturity::Cancel.number()), (1, 2));
+        assert_eq!(OnMaturity::Confirm.operation(), Operation::Confirm);
+        assert_eq!(OnMaturity::Cancel.operation(), Operation::Cancel);
+    }
+
+    #[test]
+    fn a_participants_name_has_up_to_63_small_letters_digits_and_marks_and_begins_with_a_letter() {
+        let longest = "a".repeat(63);
+
+        for good in ["a", "z", "seats", "a0", "a9", "eu.seats-2_x", &longest] {
+            assert_eq!(ParticipantName::parse(good).unwrap().as_str(), good);
+        }
+        for bad in ["", "0a", "_a", ".a", "-a", "A", "aB", "a b", "ä", "a/b", &"a".repeat(64)] {
+            assert!(ParticipantName::parse(bad).is_err(), "{bad}");
+        }
+    }
 }
