@@ -449,14 +449,25 @@ mod tests {
     use futures::future::join_all;
     use std::sync::atomic::AtomicBool;
 
-    /// Doubles numbers. 13 is poison; `lost` batches lose the connection; `conflicts` batches conflict first.
+    /// Doubles numbers. 13 is poison, and 17 is locked; `lost` batches lose the connection; `conflicts` batches conflict first.
     struct Doubler {
         batches: Arc<std::sync::Mutex<Vec<usize>>>,
         urgent: Arc<std::sync::Mutex<Vec<usize>>>,
         lost: usize,
         conflicts: usize,
+        /// So many of each batch have no answer of their own.
+        unanswered: usize,
         gate: Option<Arc<tokio::sync::Semaphore>>,
         started: Arc<AtomicBool>,
+        way: Arc<Way>,
+    }
+
+    /// The way to the server.
+    #[derive(Default)]
+    struct Way {
+        is_closed: AtomicBool,
+        is_cut: AtomicBool,
+        connects: AtomicUsize,
     }
 
     impl Executor for Doubler {
@@ -467,7 +478,20 @@ mod tests {
             *item >= 1_000
         }
 
+        fn is_connected(&self) -> bool {
+            !self.way.is_cut.load(Ordering::SeqCst)
+        }
+
+        fn lost(&self) -> usize {
+            self.unanswered
+        }
+
         async fn connect(&mut self) -> Result<(), Failure> {
+            if self.way.is_closed.load(Ordering::SeqCst) {
+                return Err(Failure::Disconnected("no way".into()));
+            }
+            self.way.is_cut.store(false, Ordering::SeqCst);
+            self.way.connects.fetch_add(1, Ordering::SeqCst);
             Ok(())
         }
 
@@ -489,6 +513,9 @@ mod tests {
             if items.contains(&13) {
                 return Err(Failure::Rejected("poison".into()));
             }
+            if items.contains(&17) {
+                return Err(Failure::Locked("locked".into()));
+            }
             Ok(items.iter().map(|item| item * 2).collect())
         }
     }
@@ -501,8 +528,10 @@ mod tests {
                 urgent: Arc::default(),
                 lost: 0,
                 conflicts: 0,
+                unanswered: 0,
                 gate: None,
                 started: Arc::default(),
+                way: Arc::default(),
             },
             batches,
         )
@@ -530,6 +559,7 @@ mod tests {
         while batcher.queued() < 99 {
             tokio::task::yield_now().await;
         }
+        assert_eq!(batcher.queued(), 99);
         gate.add_permits(2);
         let answers = join_all([first].into_iter().chain(others)).await;
 
@@ -545,7 +575,7 @@ mod tests {
         let gate = Arc::new(tokio::sync::Semaphore::new(0));
         executor.gate = Some(Arc::clone(&gate));
         let urgent = Arc::clone(&executor.urgent);
-        let limits = Limits { batch: 10, ..Limits::default() };
+        let limits = Limits { batch: 9, ..Limits::default() };
         let batcher = Batcher::start("doubler", vec![executor], limits);
         let mut calls = futures::future::join_all((100..121).chain(1_000..1_020).map(|n| batcher.call(n)));
         // All of them wait before the executor first looks.
@@ -554,12 +584,12 @@ mod tests {
         gate.add_permits(10);
         calls.await;
 
-        assert_eq!(batches.lock().unwrap().iter().sum::<usize>(), 41);
+        assert_eq!(*batches.lock().unwrap(), [9, 9, 9, 9, 5]);
         assert_eq!(*urgent.lock().unwrap(), [5, 5, 5, 5, 0]);
     }
 
     #[tokio::test]
-    async fn one_poisoned_item_is_unknown_and_its_neighbours_are_done() {
+    async fn an_item_that_cannot_be_done_is_unknown_and_its_neighbours_are_done() {
         let (executor, _) = doubler();
         let batcher = Batcher::start("doubler", vec![executor], Limits::default());
 
@@ -568,6 +598,7 @@ mod tests {
         for (n, answer) in answers.into_iter().enumerate() {
             match n {
                 13 => assert!(answer.unwrap_err().is_rejected),
+                17 => assert!(!answer.unwrap_err().is_rejected, "who has locked it lets go some time"),
                 _ => assert_eq!(answer, Ok(n as u32 * 2)),
             }
         }
@@ -600,10 +631,11 @@ mod tests {
         let asked = batches.lock().unwrap().len();
         assert!(batcher.call(1).await.is_err());
         assert_eq!(batches.lock().unwrap().len(), asked, "nothing is asked while it is open");
-        while batcher.call(2).await.is_err() {
+        while join_all((100..200).map(|n| batcher.call(n))).await.iter().all(Result::is_err) {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         assert_eq!(batcher.breaker(), BreakerState::Closed);
+        assert_eq!(batches.lock().unwrap()[asked], PROBE);
     }
 
     #[tokio::test]
@@ -614,5 +646,104 @@ mod tests {
 
         assert_eq!(batcher.call(2).await, Ok(4));
         assert_eq!(*batches.lock().unwrap(), [1, 1, 1]);
+    }
+
+    #[tokio::test]
+    async fn what_conflicts_again_and_again_is_told_so() {
+        let (mut executor, batches) = doubler();
+        executor.conflicts = usize::MAX;
+        let batcher = Batcher::start("doubler", vec![executor], Limits::default());
+
+        assert!(batcher.call(2).await.unwrap_err().is_rejected);
+        assert_eq!(batches.lock().unwrap().len(), CONFLICTS as usize);
+    }
+
+    #[tokio::test]
+    async fn without_a_connection_whoever_waits_is_told_why_until_there_is_one() {
+        let (executor, _) = doubler();
+        let way = Arc::clone(&executor.way);
+        way.is_closed.store(true, Ordering::SeqCst);
+        let batcher = Batcher::start("doubler", vec![executor], Limits::default());
+
+        assert_eq!(batcher.call(1).await.unwrap_err().why, "no way");
+        while batcher.is_connected() {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(batcher.breaker(), BreakerState::Open);
+        assert_eq!(batcher.call(1).await.unwrap_err().why, "it is not reachable");
+        way.is_closed.store(false, Ordering::SeqCst);
+        while !batcher.is_reachable() {
+            tokio::task::yield_now().await;
+        }
+        assert!(batcher.is_connected());
+        assert_eq!(batcher.call(1).await, Ok(2));
+    }
+
+    #[tokio::test]
+    async fn a_connection_lasts_and_one_that_was_lost_meanwhile_is_made_anew() {
+        let (executor, _) = doubler();
+        let way = Arc::clone(&executor.way);
+        let batcher = Batcher::start("doubler", vec![executor], Limits::default());
+        let connects = || way.connects.load(Ordering::SeqCst);
+
+        let first = [batcher.call(1).await, batcher.call(2).await];
+        assert_eq!((first, connects()), ([Ok(2), Ok(4)], 1));
+        way.is_cut.store(true, Ordering::SeqCst);
+        assert_eq!((batcher.call(3).await, connects()), (Ok(6), 2));
+        way.is_closed.store(true, Ordering::SeqCst);
+        way.is_cut.store(true, Ordering::SeqCst);
+        assert_eq!(batcher.call(4).await.unwrap_err().why, "no way");
+    }
+
+    #[tokio::test]
+    async fn what_has_no_answer_of_its_own_counts_as_lost() {
+        // A tenth is still borne.
+        for (unanswered, then) in
+            [(3, BreakerState::Closed), (5, BreakerState::Closed), (6, BreakerState::Open)]
+        {
+            let (mut executor, _) = doubler();
+            executor.unanswered = unanswered;
+            let limits = Limits { breaks: true, ..Limits::default() };
+            let batcher = Batcher::start("doubler", vec![executor], limits);
+
+            let answers = join_all((100..150).map(|n| batcher.call(n))).await;
+
+            assert!(answers.iter().all(Result::is_ok));
+            assert_eq!(batcher.breaker(), then, "{unanswered} of 50");
+        }
+    }
+
+    #[tokio::test]
+    async fn how_long_each_batch_takes_is_told() {
+        let (executor, batches) = doubler();
+        let batcher = Batcher::start("doubler", vec![executor], Limits::default());
+        let told = Arc::new(AtomicUsize::new(0));
+        let timer = Arc::clone(&told);
+        batcher.timed_by(move |_| {
+            timer.fetch_add(1, Ordering::SeqCst);
+        });
+
+        batcher.call(1).await.unwrap();
+        batcher.call(2).await.unwrap();
+
+        assert_eq!((told.load(Ordering::SeqCst), batches.lock().unwrap().len()), (2, 2));
+    }
+
+    #[test]
+    fn an_executor_that_says_no_more_is_always_ready_and_in_no_hurry() {
+        struct Plain;
+        impl Executor for Plain {
+            type Item = ();
+            type Answer = ();
+            async fn connect(&mut self) -> Result<(), Failure> {
+                Ok(())
+            }
+            async fn run(&mut self, _: &[()]) -> Result<Vec<()>, Failure> {
+                Ok(Vec::new())
+            }
+        }
+
+        assert!(!Plain::is_urgent(&()) && Plain.is_connected());
+        assert_eq!(Plain.lost(), 0);
     }
 }

@@ -3,7 +3,7 @@
 use super::*;
 use proptest::prelude::*;
 use std::collections::HashMap;
-use tcc_core::{Amount, Descriptor, OnMaturity};
+use tcc_core::{Amount, Branch, Descriptor, OnMaturity};
 
 const GOLD: &str = "GOLD";
 
@@ -366,4 +366,89 @@ fn a_burn_takes_what_is_available_once() {
     assert_eq!(outcome(&mut books, &burn(2, 41)), Outcome::Refused(Refusal::InsufficientFunds));
     assert_eq!(outcome(&mut books, &issue(1, "alice", 60)), Outcome::OtherDescriptor);
     assert_eq!(balances(&books, "alice"), (40, 0));
+}
+
+#[test]
+fn only_what_changed_is_written() {
+    let mut books = books_with(&[("alice", 100), ("bob", 0), ("carol", 100)]);
+    let (moved, again) = (hold(1, "alice", "bob", 30), hold(2, "carol", "bob", 30));
+    outcomes(&mut books, Operation::Try, &moved, &[0]);
+    outcomes(&mut books, Operation::Try, &again, &[0]);
+    let mut books = reread(books);
+
+    outcomes(&mut books, Operation::Confirm, &moved, &[0]);
+    outcomes(&mut books, Operation::Try, &again, &[0]);
+    let writes = books.into_writes();
+
+    assert_eq!(writes.moved_fences, [((moved.id, 0), FenceState::Confirmed)]);
+    let changed = writes.changed_accounts.iter();
+    let changed: Vec<_> = changed.map(|(id, now, read)| (id.as_str(), now.held, read.held)).collect();
+    assert_eq!(changed, [("alice", 0, 30)]);
+    assert!(writes.new_fences.is_empty() && writes.new_accounts.is_empty());
+    assert_eq!(writes.postings.len(), 1);
+}
+
+#[test]
+fn credits_that_are_more_than_the_debits_are_not_tried() {
+    let mut books = books_with(&[("alice", 100), ("bob", 0)]);
+    let leg = |role, account, amount| {
+        let (amount, currency) = (Amount::new(amount).unwrap(), Currency::parse(GOLD).unwrap());
+        Branch::Ledger(Leg { role, account: name(account), amount, currency })
+    };
+    let of = |n: u8, debit: i64, credit: i64| {
+        let branches = vec![leg(Role::Debit, "alice", debit), leg(Role::Credit, "bob", credit)];
+        let descriptor = Descriptor { branches, owner: Some("shop".into()), ..Descriptor::at_once() };
+        Arc::new(Transaction::new(id(n), descriptor))
+    };
+    let (creates, balanced, loses) = (of(1, 5, 7), of(2, 5, 5), of(3, 7, 5));
+
+    let answer = books.decide(&call(Operation::Try, &creates, &[1]));
+
+    assert_eq!(answer, Answer::Broken("its credits are more than its debits: it would create 2 GOLD".into()));
+    // What only takes creates nothing: it is for the coordinator to see that it is balanced.
+    for (transaction, branch) in [(&creates, 0), (&balanced, 1), (&loses, 1)] {
+        assert_eq!(outcomes(&mut books, Operation::Try, transaction, &[branch]), [Outcome::Done]);
+    }
+}
+
+#[test]
+fn a_refused_burn_stays_refused() {
+    let mut books = books_with(&[("alice", 100)]);
+    let (amount, gold) = (Amount::new(101).unwrap(), Currency::parse(GOLD).unwrap());
+    let burn = Op::Issue(Arc::new(Transaction::new(id(1), Descriptor::burn(name("alice"), amount, gold))));
+    let refused = Outcome::Refused(Refusal::InsufficientFunds);
+
+    for funds in [100, 101] {
+        books.accounts.get_mut(&name("alice")).unwrap().now.available = funds;
+        let answer = books.decide(&burn);
+        assert!(matches!(answer, Answer::Issued(outcome, _) if outcome == refused), "with {funds}");
+    }
+}
+
+#[test]
+fn what_is_held_counts_for_what_an_account_can_own() {
+    let mut books = books_with(&[("alice", 100), ("bob", 0)]);
+    let bob = &mut books.accounts.get_mut(&name("bob")).unwrap().now;
+    (bob.available, bob.held) = (BALANCE_LIMIT - 40, 20);
+
+    let too_much = outcomes(&mut books, Operation::Try, &hold(1, "alice", "bob", 21), &[1]);
+    let just_so = outcomes(&mut books, Operation::Try, &hold(2, "alice", "bob", 20), &[1]);
+
+    assert_eq!(too_much, [Outcome::Refused(Refusal::BalanceOverflow)]);
+    assert_eq!(just_so, [Outcome::Done]);
+}
+
+#[test]
+fn states_and_kinds_have_the_numbers_that_are_in_the_tables() {
+    let states = [AccountState::Open, AccountState::Blocked, AccountState::Closed];
+
+    assert_eq!(states.map(AccountState::number), [1, 2, 3]);
+    assert_eq!(
+        [0, 1, 2, 3, 4].map(AccountState::from_number),
+        [None, Some(states[0]), Some(states[1]), Some(states[2]), None]
+    );
+    for kind in PostingKind::ALL {
+        assert_eq!(PostingKind::from_number(kind as i16), Some(kind));
+    }
+    assert_eq!((PostingKind::from_number(0), PostingKind::from_number(7)), (None, None));
 }
