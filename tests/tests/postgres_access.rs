@@ -22,7 +22,8 @@ fn as_user(url: &str, user: &str) -> String {
 
 /// A system whose service has one login for each role.
 async fn divided() -> System {
-    let mut system = System::start().await;
+    // The roles come before the tables.
+    let mut system = System::empty().await;
     let config = &mut system.config;
     for url in std::iter::once(&config.coordinator.url).chain(config.shards.iter().map(|shard| &shard.url)) {
         let sql = connect(url).await;
