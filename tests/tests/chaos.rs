@@ -16,7 +16,7 @@ fn everything_fails_for_a_while_and_every_promise_is_kept() {
     let last = text.lines().last().unwrap_or_default();
     assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
     assert!(last.starts_with("chaos: ok faults="), "{last}");
-    assert!(last.contains(" lost=0 created=0 broken_promises=0 "), "{last}");
+    assert!(last.contains(" lost=0 created=0 broken_promises=0 keys_forgotten="), "{last}");
     for failover in
         ["shard's server lost, its standby promoted", "coordinator's server lost, its late standby promoted"]
     {

@@ -3,7 +3,8 @@
 //! A transaction may be missing for one reason only: nobody was ever told that it is held, decided or refused. Whoever was told
 //! that was told it after a fence had been written, and from a fence a row that was lost is written anew. So even of those that are
 //! known to have been lost none may be missing that has a fence. Until a row is written anew its client may be told that there is
-//! no such hold; if it was never lost, that is a broken promise, too.
+//! no such hold; if it was never lost, that is a broken promise, too. Likewise a key names what its client was told, or, if its row was
+//! lost with everything that could bring it back, nothing any more; that is counted.
 //!
 //! Nothing is paid early by the clock of the coordinator's database, as late as that has shown it to be by then.
 
@@ -33,6 +34,8 @@ pub struct Verdict {
     pub broken_promises: usize,
     /// What the auditor found.
     pub findings: usize,
+    /// Keys that name nothing any more, although their clients were told what they name.
+    pub keys_forgotten: usize,
     /// Of the transactions whose rows were lost, how many have one again. The others have no fence.
     pub rows_back: usize,
 }
@@ -87,8 +90,16 @@ pub async fn all(
     clients::enough(promises)?;
     let mut verdict = Verdict::default();
     let facts = facts(system).await.context("reading the databases")?;
+    let keys = keys(system).await.context("reading the keys")?;
     let latest_by = |at| system.clock().map_or(at, |clock| clock.latest_by(at));
     for promise in promises {
+        let mut promise = promise.clone();
+        let named = promise.key.as_ref().map(|key| keys.get(key));
+        verdict.keys_forgotten += usize::from(promise.learn(named));
+        let promise = &promise;
+        if promise.id.is_empty() {
+            continue;
+        }
         let was_lost = torment.lost.contains(&promise.id);
         if let Some(what) = broken(promise, facts.get(&promise.id), was_lost, latest_by) {
             verdict.broken_promises += 1;
@@ -110,6 +121,26 @@ pub async fn all(
     verdict.findings = findings.len();
     ensure!(summary.transactions > 0, "the auditor has looked at nothing");
     Ok(verdict)
+}
+
+/// What each key names.
+async fn keys(system: &System) -> anyhow::Result<HashMap<String, String>> {
+    let sql = connect(&system.urls[0]).await;
+    let rows = sql.query("SELECT key, transaction_id FROM idempotency", &[]).await?;
+    Ok(rows.iter().map(|row| (row.get(0), row.get::<_, Uuid>(1).to_string())).collect())
+}
+
+impl Promise {
+    /// Learns what its key names, if it has one. Whether that is forgotten.
+    fn learn(&mut self, named: Option<Option<&String>>) -> bool {
+        match named {
+            Some(Some(id)) if self.id.is_empty() => self.id.clone_from(id),
+            Some(Some(id)) if self.id != *id => self.contradiction = Some(format!("its key names {id}")),
+            Some(None) => return !self.id.is_empty() || self.refused.is_some(),
+            _ => {}
+        }
+        false
+    }
 }
 
 async fn facts(system: &System) -> anyhow::Result<HashMap<String, Fact>> {

@@ -24,8 +24,10 @@ const FUNDS: i64 = 1_000_000;
 /// What one client asked for, and what it was told.
 #[derive(Debug, Clone)]
 pub struct Promise {
-    /// Its id.
+    /// Its id. Of what was asked for by key it is empty until the client is told.
     pub id: String,
+    /// The key that it was asked for by.
+    pub key: Option<String>,
     /// When it falls due.
     pub due_at: Timestamp,
     /// It is to be released then.
@@ -128,6 +130,7 @@ impl Caller {
         let request = self.request();
         let mut promise = Promise {
             id: request.id.clone(),
+            key: Some(request.idempotency_key.clone()).filter(|key| !key.is_empty()),
             due_at: request.due_at.as_ref().map(from_proto).expect("it has one"),
             is_release: request.on_maturity() == OnMaturity::Cancel,
             held: false,
@@ -156,6 +159,8 @@ impl Caller {
             }
         }
         match self.rng.u8(0..10) {
+            // Nobody knows what it is called.
+            _ if promise.id.is_empty() => {}
             0..=2 => {
                 self.pause(400).await;
                 promise.asked_cancel = true;
@@ -193,8 +198,12 @@ impl Caller {
         let delay = SignedDuration::from_millis(self.rng.i64(500..8_000));
         let is_release = self.rng.u8(0..5) == 0;
         let on_maturity = if is_release { OnMaturity::Cancel } else { OnMaturity::Confirm };
+        let is_by_key = self.rng.u8(0..4) == 0;
+        let [id, idempotency_key] =
+            if is_by_key { [String::new(), new_id()] } else { [new_id(), String::new()] };
         v1::CreateHoldRequest {
-            id: new_id(),
+            id,
+            idempotency_key,
             payer,
             payee,
             amount: Some(amount(self.rng.i64(1..500))),
@@ -243,6 +252,11 @@ impl Promise {
 
     fn hear(&mut self, hold: Option<&v1::Hold>) {
         let Some(hold) = hold else { return };
+        if self.id.is_empty() {
+            self.id.clone_from(&hold.id);
+        } else if self.id != hold.id {
+            self.contradiction = Some(format!("it was told of {}", hold.id));
+        }
         let phase = hold.phase();
         if !matches!(phase, Phase::Confirmed | Phase::Cancelled) {
             self.held |= phase == Phase::Held;

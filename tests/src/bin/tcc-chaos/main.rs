@@ -124,7 +124,7 @@ async fn run(cli: &Cli) -> anyhow::Result<String> {
     let is_ok = verdict.is_clean() && bought.broken == 0 && (is_biting || cli.seconds < LONG);
     Ok(format!(
         "chaos: {} faults={} kinds={} kills={kills} failovers={} transfers={} tickets={} lost={} created={} broken_promises={} \
-         rows_lost={} findings={} availability={:.4} seed={}{}",
+         keys_forgotten={} rows_lost={} findings={} availability={:.4} seed={}{}",
         if is_ok { "ok" } else { "FAILED" },
         kinds.values().sum::<u64>(),
         kinds.len(),
@@ -134,6 +134,7 @@ async fn run(cli: &Cli) -> anyhow::Result<String> {
         verdict.lost,
         verdict.created,
         verdict.broken_promises + bought.broken,
+        verdict.keys_forgotten,
         lost.len(),
         verdict.findings,
         wants.answered as f64 / wants.asked.max(1) as f64,

@@ -263,6 +263,16 @@ impl Fault {
         }
     }
 
+    async fn lock_transactions(&self) -> anyhow::Result<()> {
+        let mut sql = try_connect(&self.system.urls[0]).await?;
+        let lock = sql.transaction().await?;
+        let some = "SELECT FROM transaction WHERE phase IN (1, 2, 3, 5) ORDER BY id DESC LIMIT 20 FOR UPDATE";
+        lock.execute(some, &[]).await?;
+        sleep(self.lasts.min(Duration::from_secs(3))).await;
+        lock.rollback().await?;
+        Ok(())
+    }
+
     fn site(&self, coordinator: bool) -> &Site {
         &self.system.sites[self.server(coordinator)]
     }
@@ -396,13 +406,15 @@ impl Fault {
                 Ok(())
             }
             Kind::LockTransactions => {
-                let mut sql = try_connect(&self.system.urls[0]).await?;
-                let lock = sql.transaction().await?;
-                let some = "SELECT FROM transaction WHERE phase IN (1, 2, 3, 5) ORDER BY id DESC LIMIT 20 FOR UPDATE";
-                lock.execute(some, &[]).await?;
-                sleep(self.lasts.min(Duration::from_secs(3))).await;
-                lock.rollback().await?;
-                Ok(())
+                // Whoever does not get in because something else fails comes again.
+                let mut tries = 5;
+                loop {
+                    match self.lock_transactions().await {
+                        Err(_) if tries > 0 => tries -= 1,
+                        locked => return locked,
+                    }
+                    sleep(Duration::from_secs(1)).await;
+                }
             }
             Kind::BlockPayee => {
                 let sql = try_connect(&self.system.urls[self.shard + 1]).await?;
