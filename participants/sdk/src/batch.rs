@@ -449,11 +449,11 @@ mod tests {
     use futures::future::join_all;
     use std::sync::atomic::AtomicBool;
 
-    /// Doubles numbers. 13 is poison, and 17 is locked; `lost` batches lose the connection; `conflicts` batches conflict first.
+    /// Doubles numbers. 13 is poison, and 17 is locked; `cuts` batches lose the connection; `conflicts` batches conflict first.
     struct Doubler {
         batches: Arc<std::sync::Mutex<Vec<usize>>>,
         urgent: Arc<std::sync::Mutex<Vec<usize>>>,
-        lost: usize,
+        cuts: usize,
         conflicts: usize,
         /// So many of each batch have no answer of their own.
         unanswered: usize,
@@ -502,8 +502,8 @@ mod tests {
             }
             self.batches.lock().unwrap().push(items.len());
             self.urgent.lock().unwrap().push(items.iter().filter(|item| Self::is_urgent(item)).count());
-            if self.lost > 0 {
-                self.lost -= 1;
+            if self.cuts > 0 {
+                self.cuts -= 1;
                 return Err(Failure::Disconnected("cut".into()));
             }
             if self.conflicts > 0 {
@@ -526,7 +526,7 @@ mod tests {
             Doubler {
                 batches: Arc::clone(&batches),
                 urgent: Arc::default(),
-                lost: 0,
+                cuts: 0,
                 conflicts: 0,
                 unanswered: 0,
                 gate: None,
@@ -607,7 +607,7 @@ mod tests {
     #[tokio::test]
     async fn a_lost_connection_makes_the_batch_unknown_and_the_next_one_works() {
         let (mut executor, _) = doubler();
-        executor.lost = 1;
+        executor.cuts = 1;
         let batcher = Batcher::start("doubler", vec![executor], Limits::default());
 
         assert_eq!(batcher.call(1).await.unwrap_err().why, "cut");
@@ -620,7 +620,7 @@ mod tests {
     #[tokio::test]
     async fn a_target_that_answers_nothing_is_left_alone_and_then_asked_a_little() {
         let (mut executor, batches) = doubler();
-        executor.lost = 5;
+        executor.cuts = 5;
         let limits = Limits { breaks: true, ..Limits::default() };
         let batcher = Batcher::start("doubler", vec![executor], limits);
 
