@@ -2,11 +2,13 @@
 //!
 //! Every caller's holds wait in one of 256 lanes. As long as nothing has to wait that makes no difference. When more is due
 //! than can be paid at once, the lanes take turns, so that one caller's burst costs another one a moment; within a lane the
-//! earliest come first, and what has grown old comes first of all.
+//! earliest second comes first, and what has grown old comes first of all. What is due in the same second goes by its ids:
+//! that is the order of the rows on disk, so those that are changed together stand together.
 
 use super::{Clock, Entry, Timers};
 use std::{
-    collections::{BTreeMap, VecDeque},
+    cmp::Ordering,
+    collections::{BTreeMap, BTreeSet},
     time::Duration,
 };
 use tokio_util::sync::CancellationToken;
@@ -24,29 +26,60 @@ const WAITING: usize = 1_000_000;
 /// Wake-ups that are due and wait their turn.
 #[derive(Debug, Default)]
 pub struct Lanes {
-    lanes: BTreeMap<u8, VecDeque<Entry>>,
+    lanes: BTreeMap<u8, BTreeSet<Waiting>>,
     /// The lane that was served last.
     last: u8,
     len: usize,
 }
 
+/// A wake-up that waits, in the order in which those of a lane go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Waiting(Entry);
+
+impl Waiting {
+    fn order(&self) -> impl Ord {
+        let Entry { at_us, id, .. } = self.0;
+        (at_us.div_euclid(1_000_000), id, at_us)
+    }
+}
+
+impl Ord for Waiting {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.order().cmp(&other.order())
+    }
+}
+
+impl PartialOrd for Waiting {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
 impl Lanes {
-    /// Adds one, behind those of its lane.
+    /// Adds one, if it is not there.
     pub fn push(&mut self, entry: Entry) {
-        self.lanes.entry(entry.place.lane).or_default().push_back(entry);
-        self.len += 1;
+        let is_new = self.lanes.entry(entry.place.lane).or_default().insert(Waiting(entry));
+        self.len += usize::from(is_new);
     }
 
     /// The next ones, at most `limit`: of one lane.
     pub fn turn(&mut self, now_us: i64, limit: usize) -> Vec<Entry> {
-        let heads = || self.lanes.iter().filter_map(|(lane, entries)| Some((entries.front()?.at_us, *lane)));
+        let heads =
+            || self.lanes.iter().filter_map(|(lane, waiting)| Some((waiting.first()?.0.at_us, *lane)));
         let oldest = heads().min().filter(|(at_us, _)| now_us - at_us >= OLD_US).map(|(_, lane)| lane);
         let after = self.lanes.range((std::ops::Bound::Excluded(self.last), std::ops::Bound::Unbounded));
         let next = after.chain(&self.lanes).next().map(|(lane, _)| *lane);
         let Some(lane) = oldest.or(next) else { return Vec::new() };
-        let Some(entries) = self.lanes.get_mut(&lane) else { return Vec::new() };
-        let turn: Vec<Entry> = entries.drain(..entries.len().min(limit).min(TURN)).collect();
-        if entries.is_empty() {
+        let Some(waiting) = self.lanes.get_mut(&lane) else { return Vec::new() };
+        let is_old = |entry: &Waiting| now_us - entry.0.at_us >= OLD_US;
+        let mut turn = Vec::new();
+        // A lane that goes before the others' turns does so for what is old in it.
+        while turn.len() < limit.min(TURN)
+            && waiting.first().is_some_and(|first| oldest.is_none() || is_old(first))
+        {
+            turn.extend(waiting.pop_first().map(|Waiting(entry)| entry));
+        }
+        if waiting.is_empty() {
             self.lanes.remove(&lane);
         }
         self.last = lane;
@@ -130,6 +163,22 @@ mod tests {
     }
 
     #[test]
+    fn what_is_due_in_the_same_second_goes_by_its_ids_and_once() {
+        let at = |at_us, n| {
+            let id = TransactionId::mint(Timestamp::UNIX_EPOCH, [n; 10]);
+            Entry { at_us, id, place: Place::default() }
+        };
+        let mut lanes = Lanes::default();
+        for entry in [at(1_000_000, 1), at(999_999, 3), at(5, 4), at(5, 4), at(7, 2)] {
+            lanes.push(entry);
+        }
+
+        assert_eq!(lanes.len(), 4);
+        assert_eq!(lanes.turn(0, 9), [at(7, 2), at(999_999, 3), at(5, 4), at(1_000_000, 1)]);
+        assert!(lanes.is_empty());
+    }
+
+    #[test]
     fn what_has_grown_old_comes_before_all_turns() {
         let mut lanes = Lanes::default();
         lanes.push(entry(1, OLD_US));
@@ -138,6 +187,18 @@ mod tests {
         lanes.push(entry(3, 4));
 
         assert_eq!(order(&mut lanes, OLD_US + 5), [(3, 4), (2, 5), (1, OLD_US), (2, 6)]);
+    }
+
+    #[test]
+    fn what_is_young_gets_no_turn_because_of_what_is_old() {
+        let mut lanes = Lanes::default();
+        for (lane, at_us) in [(1, 0), (1, OLD_US), (2, 5)] {
+            lanes.push(entry(lane, at_us));
+        }
+        lanes.last = 1;
+
+        assert_eq!(lanes.turn(OLD_US, 9), [entry(1, 0)]);
+        assert_eq!(lanes.turn(OLD_US, 9), [entry(2, 5)]);
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! Which instance serves which of the 256 slots.
 //!
-//! Every instance beats twice a second; who has not for 4 s is taken to be gone. Each takes its fair share of the slots that
-//! nobody serves, and gives back what it has beyond that. All times are the database's. Leases only divide the work. Safety
-//! never rests on them: phases are compare-and-set, and the participants' fences decide.
+//! Every instance beats twice a second; who has not for 4 s is taken to be gone, at that moment. Each takes its fair share of
+//! the slots that nobody serves, and gives back what it has beyond that. All times are the database's. Leases only divide the
+//! work. Safety never rests on them: phases are compare-and-set, and the participants' fences decide.
 //!
 //! Two more things show in the beats. *An instance hangs:* it beats, but settles nothing, and the watermarks of its slots fall
 //! behind; then the others sweep its slots. *The database went back,* to a standby that had not received everything or to a
@@ -21,8 +21,10 @@ use tokio_postgres::Row;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-/// How often an instance beats.
+/// How often an instance beats: each a little sooner, by its id, so that they do not fall into step.
 const BEAT: Duration = Duration::from_millis(500);
+/// Who wanted slots that another one was taking looks again after this.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
 /// How long a beat may take before the connection is given up: less than the lease lasts.
 const PATIENCE: Duration = Duration::from_secs(3);
 /// An instance that has settled nothing for this long, and whose watermarks are as far behind, hangs.
@@ -52,19 +54,25 @@ DELETE FROM instance WHERE address = $1 AND id <> $2";
 
 const OTHERS: &str = "\
 -- other_instances
-SELECT id, settled FROM instance WHERE id <> $1 AND lease_until > clock_timestamp()";
+SELECT id, settled, extract(epoch FROM lease_until - clock_timestamp())::float8 AS lasts
+FROM instance WHERE id <> $1 AND lease_until > clock_timestamp()";
 
 const SLOTS_SQL: &str = "\
 -- slots
 SELECT slot, owner, epoch, watermark FROM slot";
 
-/// One that waits for another's lock has come too late.
+/// Of slots that others are taking at this moment it takes none, but the next ones.
 const CLAIM: &str = "\
 -- claim_slots
 UPDATE slot s SET owner = $1, epoch = s.epoch + 1
-FROM (SELECT slot FROM slot WHERE slot = ANY ($2::int2[]) ORDER BY slot FOR NO KEY UPDATE SKIP LOCKED) AS l
+FROM (
+    SELECT s.slot FROM slot s
+    WHERE s.slot = ANY ($2::int2[])
+      AND NOT EXISTS (SELECT FROM instance i WHERE i.id = s.owner AND i.lease_until > clock_timestamp())
+    ORDER BY s.slot LIMIT $3
+    FOR NO KEY UPDATE SKIP LOCKED
+) AS l
 WHERE s.slot = l.slot
-  AND NOT EXISTS (SELECT FROM instance i WHERE i.id = s.owner AND i.lease_until > clock_timestamp())
 RETURNING s.slot, s.epoch, s.watermark, clock_timestamp() AS now";
 
 /// It goes back when the database's clock did.
@@ -89,6 +97,8 @@ const STATEMENTS: [&str; 8] = [BEAT_SQL, REPLACE, OTHERS, SLOTS_SQL, CLAIM, SET_
 pub struct Leases {
     session: Session,
     me: Uuid,
+    /// How often this one beats.
+    beat: Duration,
     address: String,
     clock: Clock,
     timers: Timers,
@@ -157,6 +167,7 @@ impl Leases {
         let mut leases = Self {
             session: Session::new(database, "tccd-leases", Plans::Custom),
             me,
+            beat: BEAT - Duration::from_millis(u64::from(me.as_bytes()[15]) / 5),
             address: address.to_owned(),
             clock: Clock::set_to(Timestamp::UNIX_EPOCH),
             timers: Timers::default(),
@@ -213,9 +224,9 @@ impl Leases {
             let ticked = tokio::time::timeout(PATIENCE, self.tick()).await;
             let ticked = ticked.unwrap_or_else(|_| Err(Failure::Disconnected("no answer in time".into())));
             let pause = match ticked {
-                Ok(()) => {
+                Ok(pause) => {
                     failures = 0;
-                    BEAT
+                    pause
                 }
                 Err(failure) => {
                     if failures == 0 {
@@ -247,20 +258,22 @@ impl Leases {
         self.others > 0
     }
 
-    /// One beat, and what follows from what it finds.
-    async fn tick(&mut self) -> Result<(), Failure> {
+    /// One beat, and what follows from what it finds. Answers when the next one is: sooner than usual if somebody's lease ends.
+    async fn tick(&mut self) -> Result<Duration, Failure> {
         self.beat().await?;
         self.save_watermarks().await?;
         let others = self.query(OTHERS, &[&self.me]).await?;
+        let lasts = others.iter().map(|row| row.get::<_, f64>("lasts"));
+        let until_one_ends = Duration::from_secs_f64(lasts.fold(self.beat.as_secs_f64(), f64::min).max(0.0));
         let others: HashMap<Uuid, i64> =
             others.iter().map(|row| (row.get("id"), row.get("settled"))).collect();
         self.others = others.len();
         let slots: Vec<SlotRow> = self.query(SLOTS_SQL, &[]).await?.iter().map(read).collect();
 
         self.follow(&slots);
-        self.divide(&slots, &others).await?;
+        let has_its_share = self.divide(&slots, &others).await?;
         self.watch(&slots, &others);
-        Ok(())
+        Ok(if has_its_share { until_one_ends } else { LOOK_AGAIN })
     }
 
     /// Renews the lease, sets the clock, and notices when the database went back.
@@ -313,8 +326,9 @@ impl Leases {
         }
     }
 
-    /// Takes what nobody serves up to a fair share, or gives back what is beyond it.
-    async fn divide(&mut self, slots: &[SlotRow], others: &HashMap<Uuid, i64>) -> Result<(), Failure> {
+    /// Takes what nobody serves up to a fair share, or gives back what is beyond it. Answers whether it got what it wanted: when
+    /// somebody's lease ends, all others come at that moment.
+    async fn divide(&mut self, slots: &[SlotRow], others: &HashMap<Uuid, i64>) -> Result<bool, Failure> {
         let share = SLOTS.div_ceil(others.len() + 1);
         let mine: Vec<u8> =
             slots.iter().filter(|row| row.owner == Some(self.me)).map(|row| row.slot).collect();
@@ -323,16 +337,16 @@ impl Leases {
             self.timers.lock().release(surplus, self.clock.now_us() + FIRE_ON_US);
             self.query(RELEASE, &[&self.me, &numbers]).await?;
             tracing::info!(slots = surplus.len(), "gave slots to an instance that has joined");
-            return Ok(());
+            return Ok(true);
         }
         let is_free =
             |row: &&SlotRow| row.owner.is_none_or(|owner| owner != self.me && !others.contains_key(&owner));
-        let free: Vec<i16> =
-            slots.iter().filter(is_free).map(|row| i16::from(row.slot)).take(share - mine.len()).collect();
-        if free.is_empty() {
-            return Ok(());
+        let free: Vec<i16> = slots.iter().filter(is_free).map(|row| i16::from(row.slot)).collect();
+        let wanted = free.len().min(share - mine.len());
+        if wanted == 0 {
+            return Ok(true);
         }
-        let claimed = self.query(CLAIM, &[&self.me, &free]).await?;
+        let claimed = self.query(CLAIM, &[&self.me, &free, &(wanted as i64)]).await?;
         self.session.settle()?;
         if !claimed.is_empty() {
             let mut ring = self.timers.lock();
@@ -344,7 +358,7 @@ impl Leases {
             tracing::info!(slots = claimed.len(), "took slots that nobody served");
             self.timers.tell_claimed();
         }
-        Ok(())
+        Ok(claimed.len() == wanted)
     }
 
     /// Notes the slots of instances that beat and settle nothing.
