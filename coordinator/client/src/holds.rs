@@ -3,11 +3,16 @@
 use crate::{
     Client, Error, List, Money, Watch,
     ask::{Answer, Repeat},
-    convert, new_id,
+    connect::Shared,
+    convert,
+    list::{Listed, Which},
+    new_id,
+    watch::Watched,
 };
 use std::collections::HashMap;
 use tcc_core::{AccountId, Attention, Cause, Labels, OnMaturity, Phase, Timestamp, TransactionId};
 use tcc_proto::v1;
+use tonic::{Status, Streaming};
 
 /// A hold as it stood when the server answered.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -157,7 +162,7 @@ impl NewHold {
     /// [`Error`]. A refusal is an [`Error::No`], such as
     /// [`Reason::InsufficientFunds`](crate::Reason::InsufficientFunds), and final for its id or key.
     pub async fn send(&self) -> Result<Created, Error> {
-        let call = |shared: &crate::connect::Shared, request| {
+        let call = |shared: &Shared, request| {
             let mut holds = shared.holds();
             async move { holds.create_hold(request).await }
         };
@@ -170,7 +175,7 @@ impl NewHold {
     ///
     /// As [`NewHold::send`].
     pub async fn validate(&self) -> Result<(), Error> {
-        let call = |shared: &crate::connect::Shared, request| {
+        let call = |shared: &Shared, request| {
             let mut holds = shared.holds();
             async move { holds.create_hold(request).await }
         };
@@ -238,7 +243,7 @@ impl NewTransfer {
             amount: Some(convert::to_amount(&self.money)),
             labels: self.labels.clone(),
         };
-        let call = |shared: &crate::connect::Shared, request| {
+        let call = |shared: &Shared, request| {
             let mut holds = shared.holds();
             async move { holds.transfer(request).await }
         };
@@ -279,7 +284,7 @@ impl Client {
     /// [`Error`].
     pub async fn get(&self, id: TransactionId) -> Result<Hold, Error> {
         let message = v1::GetHoldRequest { id: id.to_string() };
-        let call = |shared: &crate::connect::Shared, request| {
+        let call = |shared: &Shared, request| {
             let mut holds = shared.holds();
             async move { holds.get_hold(request).await }
         };
@@ -309,7 +314,7 @@ impl Client {
 
     async fn cancel_if(&self, id: TransactionId, etag: String, repeat: Repeat) -> Result<Hold, Error> {
         let message = v1::CancelHoldRequest { id: id.to_string(), etag };
-        let call = |shared: &crate::connect::Shared, request| {
+        let call = |shared: &Shared, request| {
             let mut holds = shared.holds();
             async move { holds.cancel_hold(request).await }
         };
@@ -338,7 +343,7 @@ impl Client {
 
     async fn confirm_if(&self, id: TransactionId, etag: String, repeat: Repeat) -> Result<Hold, Error> {
         let message = v1::ConfirmHoldRequest { id: id.to_string(), etag };
-        let call = |shared: &crate::connect::Shared, request| {
+        let call = |shared: &Shared, request| {
             let mut holds = shared.holds();
             async move { holds.confirm_hold(request).await }
         };
@@ -354,12 +359,78 @@ impl Client {
 
     /// The holds of a payer, the newest first.
     pub fn holds_of_payer(&self, payer: &AccountId) -> List {
-        List::new(self.clone(), v1::ListHoldsRequest { payer: payer.to_string(), ..Default::default() })
+        List::new(self.clone(), Party::Payer(payer.clone()))
     }
 
     /// The holds that pay somebody, the newest first.
     pub fn holds_of_payee(&self, payee: &AccountId) -> List {
-        List::new(self.clone(), v1::ListHoldsRequest { payee: payee.to_string(), ..Default::default() })
+        List::new(self.clone(), Party::Payee(payee.clone()))
+    }
+}
+
+/// Whose holds are listed.
+#[derive(Debug, Clone)]
+pub enum Party {
+    /// Whoever pays.
+    Payer(AccountId),
+    /// Whoever is paid.
+    Payee(AccountId),
+}
+
+impl Listed for Hold {
+    type Of = Party;
+
+    async fn page(client: &Client, of: &Party, which: &Which) -> Result<(Vec<Self>, String), Error> {
+        let Which { phases, labels, created_from, created_until, page_size, page_token } = which.clone();
+        let (payer, payee) = match of {
+            Party::Payer(payer) => (payer.to_string(), String::new()),
+            Party::Payee(payee) => (String::new(), payee.to_string()),
+        };
+        let message = v1::ListHoldsRequest {
+            payer,
+            payee,
+            phases,
+            labels,
+            created_from,
+            created_until,
+            page_size,
+            page_token,
+        };
+        let call = |shared: &Shared, request| {
+            let mut holds = shared.holds();
+            async move { holds.list_holds(request).await }
+        };
+        let read = |response: v1::ListHoldsResponse| {
+            let holds = response.holds.into_iter().map(|hold| convert::hold(Some(hold)));
+            Ok(Answer::Is((holds.collect::<Result<_, _>>()?, response.next_page_token)))
+        };
+        client.ask("listing holds", Repeat::Safe, message, call, read).await
+    }
+}
+
+impl Watched for Hold {
+    type Told = v1::WatchHoldResponse;
+    const WATCHING: &'static str = "watching a hold";
+
+    async fn watch(client: &Client, id: TransactionId, etag: &str) -> Result<Streaming<Self::Told>, Status> {
+        let message = v1::WatchHoldRequest { id: id.to_string(), etag: etag.to_owned() };
+        Ok(client.shared.holds().watch_hold(client.shared.request(message)).await?.into_inner())
+    }
+
+    fn read(told: Self::Told) -> Result<Self, String> {
+        convert::hold(told.hold)
+    }
+
+    async fn get(client: &Client, id: TransactionId) -> Result<Self, Error> {
+        client.get(id).await
+    }
+
+    fn etag(&self) -> &str {
+        &self.etag
+    }
+
+    fn is_final(&self) -> bool {
+        self.is_final()
     }
 }
 

@@ -46,9 +46,7 @@ pub use tcc_core::{
     ParticipantName, Phase, Timestamp, TransactionId,
 };
 pub use tcc_proto::Reason;
-pub use transactions::{
-    Begun, Branch, NewTransaction, Parts, Transaction, TransactionList, TransactionWatch,
-};
+pub use transactions::{Begun, Branch, NewTransaction, Parts, Transaction};
 pub use watch::Watch;
 
 use connect::Shared;

@@ -1,19 +1,21 @@
 //! Transactions of any branches: debits, credits, and calls of other participants, all of them or none.
 
 use crate::{
-    Client, Error, Money,
+    Client, Error, List, Money, Watch,
     ask::{Answer, Repeat},
     connect::Shared,
     convert,
     holds::Name,
+    list::{Listed, Which},
     new_id,
-    watch::{Follow, Told},
+    watch::Watched,
 };
 use std::collections::HashMap;
 use tcc_core::{
     AccountId, Attention, Cause, Labels, OnMaturity, ParticipantName, Phase, Timestamp, TransactionId,
 };
 use tcc_proto::v1;
+use tonic::{Status, Streaming};
 
 /// One participant's part of a transaction.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -353,17 +355,13 @@ impl Client {
 
     /// Each change of a transaction, until it is final.
     #[must_use]
-    pub fn watch_transaction(&self, id: TransactionId) -> TransactionWatch {
-        TransactionWatch { follow: Follow::new(self.clone(), id) }
+    pub fn watch_transaction(&self, id: TransactionId) -> Watch<Transaction> {
+        Watch::new(self.clone(), id)
     }
 
     /// The caller's own transactions, the newest first.
-    pub fn transactions(&self) -> TransactionList {
-        TransactionList {
-            client: self.clone(),
-            request: v1::ListTransactionsRequest::default(),
-            is_over: false,
-        }
+    pub fn transactions(&self) -> List<Transaction> {
+        List::new(self.clone(), String::new())
     }
 }
 
@@ -377,133 +375,64 @@ fn not_yet<T>(transaction: &Transaction) -> Answer<T> {
     Answer::NotYet(format!("it is {}", transaction.phase))
 }
 
-/// A watch of one transaction. It begins again by itself where it was.
-#[derive(Debug)]
-pub struct TransactionWatch {
-    follow: Follow<v1::WatchTransactionResponse>,
-}
-
-impl TransactionWatch {
-    /// The transaction as it stands, then as it stands after each change; `None` after it was told final.
-    ///
-    /// # Errors
-    ///
-    /// [`Error`]. [`Error::Unknown`] when there was no server to ask for the client's patience; it may be asked on.
-    pub async fn next(&mut self) -> Result<Option<Transaction>, Error> {
-        self.follow.next().await
-    }
-
-    /// The transaction when it is final.
-    ///
-    /// # Errors
-    ///
-    /// As [`TransactionWatch::next`].
-    pub async fn until_final(mut self) -> Result<Transaction, Error> {
-        loop {
-            match self.next().await? {
-                Some(transaction) if transaction.is_final() => return Ok(transaction),
-                Some(_) => {}
-                // It was told before.
-                None => return self.follow.client().get_transaction(self.follow.id()).await,
-            }
-        }
-    }
-}
-
-impl Told for v1::WatchTransactionResponse {
-    type Thing = Transaction;
-    const WHAT: &'static str = "watching a transaction";
-
-    async fn open(
-        shared: &Shared,
-        id: TransactionId,
-        etag: &str,
-    ) -> Result<tonic::Streaming<Self>, tonic::Status> {
-        let message = v1::WatchTransactionRequest { id: id.to_string(), etag: etag.to_owned() };
-        Ok(shared.transactions().watch_transaction(shared.request(message)).await?.into_inner())
-    }
-
-    fn read(self) -> Result<Transaction, String> {
-        convert::transaction(self.transaction)
-    }
-
-    fn etag(transaction: &Transaction) -> &str {
-        &transaction.etag
-    }
-
-    fn is_final(transaction: &Transaction) -> bool {
-        transaction.is_final()
-    }
-}
-
-/// A list of transactions, the newest ids first. It remembers which page comes next.
-#[derive(Debug, Clone)]
-#[must_use = "ask it for a page"]
-pub struct TransactionList {
-    client: Client,
-    request: v1::ListTransactionsRequest,
-    is_over: bool,
-}
-
-impl TransactionList {
+impl List<Transaction> {
     /// Those of another caller, which operators and viewers may see.
     pub fn of_caller(mut self, caller: impl Into<String>) -> Self {
-        self.request.caller = caller.into();
+        self.of = caller.into();
         self
     }
+}
 
-    /// Only those in this phase, or in another one that is asked for so.
-    pub fn phase(mut self, phase: Phase) -> Self {
-        self.request.phases.push(convert::to_phase(phase).into());
-        self
-    }
+impl Listed for Transaction {
+    /// A caller; empty: whoever asks.
+    type Of = String;
 
-    /// Only those with this label.
-    pub fn label(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
-        self.request.labels.insert(key.into(), value.into());
-        self
-    }
-
-    /// Only those created then or later.
-    pub fn created_from(mut self, time: Timestamp) -> Self {
-        self.request.created_from = Some(convert::to_time(time));
-        self
-    }
-
-    /// Only those created before then.
-    pub fn created_until(mut self, time: Timestamp) -> Self {
-        self.request.created_until = Some(convert::to_time(time));
-        self
-    }
-
-    /// How many a page has at most: 1 to 1,000.
-    pub fn page_size(mut self, transactions: u16) -> Self {
-        self.request.page_size = transactions.into();
-        self
-    }
-
-    /// The next page; `None` after the last one. A page may be short, even empty, although there are more.
-    ///
-    /// # Errors
-    ///
-    /// [`Error`]. The same page may be asked for again then.
-    pub async fn next_page(&mut self) -> Result<Option<Vec<Transaction>>, Error> {
-        if self.is_over {
-            return Ok(None);
-        }
+    async fn page(client: &Client, caller: &String, which: &Which) -> Result<(Vec<Self>, String), Error> {
+        let Which { phases, labels, created_from, created_until, page_size, page_token } = which.clone();
+        let message = v1::ListTransactionsRequest {
+            caller: caller.clone(),
+            phases,
+            labels,
+            created_from,
+            created_until,
+            page_size,
+            page_token,
+        };
         let call = |shared: &Shared, request| {
             let mut transactions = shared.transactions();
             async move { transactions.list_transactions(request).await }
         };
         let read = |response: v1::ListTransactionsResponse| {
             let all = response.transactions.into_iter().map(|one| convert::transaction(Some(one)));
-            Ok(Answer::Is((all.collect::<Result<Vec<_>, _>>()?, response.next_page_token)))
+            Ok(Answer::Is((all.collect::<Result<_, _>>()?, response.next_page_token)))
         };
-        let page =
-            self.client.ask("listing transactions", Repeat::Safe, self.request.clone(), call, read).await?;
-        let (transactions, next) = page;
-        self.is_over = next.is_empty();
-        self.request.page_token = next;
-        Ok(Some(transactions))
+        client.ask("listing transactions", Repeat::Safe, message, call, read).await
+    }
+}
+
+impl Watched for Transaction {
+    type Told = v1::WatchTransactionResponse;
+    const WATCHING: &'static str = "watching a transaction";
+
+    async fn watch(client: &Client, id: TransactionId, etag: &str) -> Result<Streaming<Self::Told>, Status> {
+        let message = v1::WatchTransactionRequest { id: id.to_string(), etag: etag.to_owned() };
+        let request = client.shared.request(message);
+        Ok(client.shared.transactions().watch_transaction(request).await?.into_inner())
+    }
+
+    fn read(told: Self::Told) -> Result<Self, String> {
+        convert::transaction(told.transaction)
+    }
+
+    async fn get(client: &Client, id: TransactionId) -> Result<Self, Error> {
+        client.get_transaction(id).await
+    }
+
+    fn etag(&self) -> &str {
+        &self.etag
+    }
+
+    fn is_final(&self) -> bool {
+        self.is_final()
     }
 }
