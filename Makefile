@@ -82,8 +82,8 @@ mutants: setup
 	@coordinator/ops/ensure-mutants
 	@PATH="$(CURDIR)/target/tools/bin:$$PATH" $(CARGO) mutants --output target/mutants || [ $$? = 3 ]
 	@# What this one has to do is seen on a real table only.
-	@PATH="$(CURDIR)/target/tools/bin:$$PATH" $(CARGO) mutants --no-config --file coordinator/server/src/store/advance.rs \
-		--test-package tcc-tests --output target/mutants/advance -- --test guards || [ $$? = 3 ]
+	@PATH="$(CURDIR)/target/tools/bin:$$PATH" $(CARGO) mutants --config tests/mutants/advance.toml \
+		--output target/mutants/advance || [ $$? = 3 ]
 	@tests/mutants/guards
 
 N ?= 1000000

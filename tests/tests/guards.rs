@@ -3,7 +3,7 @@
 
 use jiff::SignedDuration;
 use std::sync::Arc;
-use tcc_coordinator::store::{Advance, Begin, Place, Store, schema};
+use tcc_coordinator::store::{Acted, Action, Advance, Begin, Evidence, Place, Store, schema};
 use tcc_core::{
     AccountId, Amount, Attention, Cause, Currency, Descriptor, Event, OnMaturity, Phase, Timestamp,
     Transaction, TransactionId,
@@ -83,6 +83,24 @@ impl Tables {
         let store = Store::start(&url.parse().unwrap());
         until("the store is connected", || async { store.advance.is_reachable() }).await;
         Self { sql, store, server, _system: system }
+    }
+}
+
+impl Tables {
+    /// Puts a row there that is due in an hour.
+    async fn put(&self, phase: Phase, owner: Option<&str>) -> TransactionId {
+        let id = TransactionId::parse(&new_id()).unwrap();
+        let due_at = Timestamp::now() + SignedDuration::from_hours(1);
+        let transaction = transaction(id, due_at, OnMaturity::Confirm);
+        self.sql
+            .execute(
+                "INSERT INTO transaction (id, phase, created_at, due_at, on_maturity, slot, lane, descriptor, owner)
+                 VALUES ($1, $2, now(), $3, 1, 0, 0, $4, $5)",
+                &[&id.uuid(), &phase.number(), &due_at, &transaction.encoded, &owner],
+            )
+            .await
+            .unwrap();
+        id
     }
 }
 
@@ -180,4 +198,82 @@ async fn an_event_applies_exactly_where_the_protocol_says_so() {
             }
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_decides_about_its_own_only() {
+    let tables = Tables::new().await;
+    for (event, then) in
+        [(Event::CancelRequested, Phase::Cancelling), (Event::ConfirmRequested, Phase::Confirming)]
+    {
+        for owner in [None, Some("shop")] {
+            for asks in [None, Some("shop"), Some("other")] {
+                let id = tables.put(Phase::Held, owner).await;
+                let asked = Advance { owner: asks.map(str::to_owned), ..Advance::new(id, event) };
+
+                let moved = tables.store.advance.call(asked).await.unwrap();
+
+                let phase = moved.map(|advanced| advanced.standing.phase);
+                assert_eq!(
+                    phase,
+                    (asks == owner).then_some(then),
+                    "{event:?} of {owner:?}, asked by {asks:?}"
+                );
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_has_seen_it_in_a_phase_moves_it_from_that_phase_only() {
+    let tables = Tables::new().await;
+    for seen in [Phase::Trying, Phase::Held] {
+        for stands in [Phase::Trying, Phase::Held] {
+            let id = tables.put(stands, None).await;
+            let asked = Advance { only_from: Some(seen), ..Advance::new(id, Event::CancelRequested) };
+
+            let moved = tables.store.advance.call(asked).await.unwrap();
+
+            assert_eq!(moved.is_some(), seen == stands, "seen {seen:?}, stands {stands:?}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_events_of_one_transaction_in_one_batch_both_happen() {
+    let tables = Tables::new().await;
+    let mut ids = Vec::new();
+    for _ in 0..50 {
+        ids.push(tables.put(Phase::Trying, None).await);
+    }
+    let both = ids.iter().flat_map(|id| {
+        let tried = Advance { server: Some(tables.server), ..Advance::new(*id, Event::Tried) };
+        [tried, Advance::new(*id, Event::CancelRequested)]
+    });
+
+    let moved = futures::future::join_all(both.map(|asked| tables.store.advance.call(asked))).await;
+
+    let phases: Vec<Option<Phase>> =
+        moved.into_iter().map(|moved| moved.unwrap().map(|advanced| advanced.standing.phase)).collect();
+    assert_eq!(phases, [Some(Phase::Held), Some(Phase::Cancelling)].repeat(50));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_operators_cancel_moves_a_row_and_leaves_its_evidence() {
+    let tables = Tables::new().await;
+    let id = tables.put(Phase::Confirming, None).await;
+    let evidence = Evidence {
+        actor: "carol".into(),
+        address: String::new(),
+        reason: "because".into(),
+        ticket: String::new(),
+        plan: None,
+    };
+
+    let acted = tables.store.act(id, Action::ForceCancel, None, &evidence).await.unwrap();
+
+    let Acted::Done { record, wake_at } = acted else { panic!("{acted:?}") };
+    assert_eq!((record.standing.phase, wake_at.is_some()), (Phase::Cancelling, true));
+    let noted = "SELECT count(*) FROM operator_action WHERE target = $1 AND action = 'force-cancel'";
+    assert_eq!(tables.sql.query_one(noted, &[&id.to_string()]).await.unwrap().get::<_, i64>(0), 1);
 }
