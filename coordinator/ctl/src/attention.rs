@@ -42,7 +42,7 @@ impl Why {
 #[derive(Args, Clone)]
 pub struct Chosen {
     /// The transactions; one is acted on at once, several by plan
-    #[arg(value_parser = crate::transaction_id, required_unless_present = "attention",
+    #[arg(value_parser = crate::args::transaction_id, required_unless_present = "attention",
           add = ArgValueCompleter::new(complete::holds))]
     pub ids: Vec<Uuid>,
     /// All that need this attention, by plan

@@ -4,7 +4,12 @@
 //! The shell calls `tccctl` with the words so far. It asks the server that they, or the environment, name, for a second at most: if
 //! there is no answer nothing is offered, and nothing is said, for whoever types has not asked for an error.
 
-use crate::{Cli, Global, attention::Kind, contexts::Contexts, session::Session};
+use crate::{
+    args::{Cli, Global},
+    attention::Kind,
+    contexts::Contexts,
+    session::Session,
+};
 use clap::{CommandFactory as _, FromArgMatches as _};
 use clap_complete::engine::CompletionCandidate;
 use std::{env, ffi::OsStr, rc::Rc, time::Duration};
@@ -88,7 +93,7 @@ fn ask<F: Future<Output = Result<Offers, Status>>>(
         return Offers::new();
     };
     global.timeout = Some(PATIENCE);
-    let Ok(session) = global.session().map(Rc::new) else { return Offers::new() };
+    let Ok(session) = Session::of(global).map(Rc::new) else { return Offers::new() };
     let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else {
         return Offers::new();
     };

@@ -25,10 +25,10 @@ use uuid::Uuid;
 #[derive(Args)]
 pub struct Listed {
     /// Only those reserved then or later
-    #[arg(long, value_name = "TIME", value_parser = crate::moment)]
+    #[arg(long, value_name = "TIME", value_parser = crate::args::moment)]
     from: Option<prost_types::Timestamp>,
     /// Only those reserved before then
-    #[arg(long, value_name = "TIME", value_parser = crate::moment)]
+    #[arg(long, value_name = "TIME", value_parser = crate::args::moment)]
     until: Option<prost_types::Timestamp>,
     /// Only those that are in line or asked for
     #[arg(long)]
@@ -39,7 +39,7 @@ pub struct Listed {
 #[derive(Args)]
 pub struct Settled {
     /// The transaction
-    #[arg(value_parser = crate::transaction_id)]
+    #[arg(value_parser = crate::args::transaction_id)]
     id: Uuid,
     /// Which of its branches
     #[arg(long, value_name = "N", default_value_t = 0)]
@@ -80,10 +80,10 @@ pub struct Statement {
     #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=9))]
     decimals: u32,
     /// Compare only payouts that were reserved then or later
-    #[arg(long, value_name = "TIME", value_parser = crate::moment)]
+    #[arg(long, value_name = "TIME", value_parser = crate::args::moment)]
     from: Option<prost_types::Timestamp>,
     /// Compare only payouts that were reserved before then
-    #[arg(long, value_name = "TIME", value_parser = crate::moment)]
+    #[arg(long, value_name = "TIME", value_parser = crate::args::moment)]
     until: Option<prost_types::Timestamp>,
 }
 

@@ -5,7 +5,12 @@
 //! retries: a command that meets an unknown outcome says so and leaves the decision to whoever called it. Only a watch
 //! asks again by itself, because reading changes nothing.
 
-use crate::{credentials::Credentials, errors::Failure};
+use crate::{
+    args::{Global, server},
+    contexts::{self, Contexts},
+    credentials::Credentials,
+    errors::Failure,
+};
 use hyper_util::rt::TokioIo;
 use std::{
     future::{Ready, ready},
@@ -24,6 +29,8 @@ use tonic::{
     transport::{Channel, Endpoint, Uri},
 };
 
+/// Where tccd listens, if nothing says otherwise.
+const DEFAULT_SERVER: &str = "http://127.0.0.1:7070";
 /// For one call, if `--timeout` does not say otherwise.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -45,6 +52,32 @@ enum Way {
 const PIPE: usize = 64 * 1024;
 
 impl Session {
+    /// Where to ask, and as whom: as the options say, or else the context.
+    pub fn of(global: Global) -> Result<Self, String> {
+        let Global { server: asked, context, direct, ca, token_file, certificate, key, timeout, .. } = global;
+        // A server or a configuration that is named is no context's, unless that is named, too.
+        let is_named = context.is_some() || (asked.is_none() && direct.is_none());
+        let chosen = if is_named { Contexts::read()?.choose(context)? } else { None };
+        let (name, context) =
+            chosen.map_or((None, contexts::Context::default()), |(name, context)| (Some(name), context));
+        if let Some(configuration) = direct.or(context.direct.filter(|_| asked.is_none())) {
+            return Ok(Self::direct(configuration, timeout).of_context(name));
+        }
+        let at = match (asked, context.server.as_str()) {
+            (Some(asked), _) => asked,
+            (None, "") => server(DEFAULT_SERVER)?,
+            (None, text) => server(text)?,
+        };
+        let own = |asked: Option<PathBuf>, context: Option<PathBuf>| asked.or(context);
+        let credentials = Credentials::read(
+            own(ca, context.ca),
+            own(token_file, context.token_file),
+            own(certificate, context.certificate),
+            own(key, context.key),
+        )?;
+        Ok(Self::new(&at, &credentials, timeout)?.of_context(name))
+    }
+
     /// Connects to nothing yet.
     ///
     /// # Errors
