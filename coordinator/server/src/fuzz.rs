@@ -11,7 +11,7 @@
 //! does it again.
 
 use crate::{
-    api::{convert, page::Filter, reason},
+    api::{convert, page::Filter, reason, view},
     auth::{Gate, callers::new_key, gate::Peer, identity},
     config::{Auth, Config, Jwt, Limits, Traffic},
     http::{Http, ROUTES, Route},
@@ -68,12 +68,12 @@ impl Desk {
     fn create(&self, caller: &str, request: v1::CreateHoldRequest) -> Result<v1::CreateHoldResponse, Status> {
         let asked = convert::hold(request, caller, &self.limits)?;
         asked.fresh(now(), &self.limits)?;
-        Ok(v1::CreateHoldResponse { hold: Some(convert::asked_view(&asked.descriptor)), replayed: false })
+        Ok(v1::CreateHoldResponse { hold: Some(view::asked(&asked.descriptor)), replayed: false })
     }
 
     fn hold(&self, id: &str, etag: &str) -> Result<Option<v1::Hold>, Status> {
         let id = convert::id(id)?.to_string();
-        let etag = convert::seen(etag).map_or_else(|| "4".to_owned(), convert::etag);
+        let etag = view::seen(etag).map_or_else(|| "4".to_owned(), view::etag);
         Ok(Some(v1::Hold { id, etag, phase: v1::Phase::Held.into(), ..Default::default() }))
     }
 
@@ -127,7 +127,7 @@ impl HoldService for Desk {
         let caller = identity(&request);
         let asked = convert::transfer(request.into_inner(), &caller.caller, &self.limits)?;
         asked.fresh(now(), &self.limits)?;
-        let hold = Some(convert::asked_view(&asked.descriptor));
+        let hold = Some(view::asked(&asked.descriptor));
         Ok(tonic::Response::new(v1::TransferResponse { hold, replayed: true }))
     }
 
@@ -203,7 +203,7 @@ impl LedgerService for Desk {
     ) -> Answer<v1::GetBalanceResponse> {
         let v1::GetBalanceRequest { account, at } = request.get_ref();
         let account = convert::account("account", account)?.to_string();
-        let recorded_at = convert::time_if_any("at", *at)?.map(convert::proto_time);
+        let recorded_at = convert::time_if_any("at", *at)?.map(view::time);
         Ok(tonic::Response::new(v1::GetBalanceResponse { account, recorded_at, ..Default::default() }))
     }
 

@@ -1,4 +1,4 @@
-//! Requests for transactions of any branches to domain types, and back.
+//! Requests for transactions of any branches to domain types. Whatever passes here is trusted afterwards.
 
 use super::{
     convert::{self, Asked, Name, Wrong, required},
@@ -170,62 +170,6 @@ fn balanced(descriptor: &Descriptor) -> Result<(), Status> {
     Err(status(Reason::BranchesUnbalanced, message, metadata))
 }
 
-/// A transaction as the API shows it.
-pub fn transaction_view(record: &Record) -> v1::Transaction {
-    let Record { transaction, standing, .. } = record;
-    v1::Transaction {
-        id: transaction.id.to_string(),
-        phase: convert::phase(standing.phase).into(),
-        attention: convert::attention(standing.attention).into(),
-        due_at: Some(convert::proto_time(record.due_at())),
-        cause: standing.cause.map_or(v1::Cause::Unspecified, convert::cause).into(),
-        reason: standing.reason.clone().unwrap_or_default(),
-        created_at: Some(convert::proto_time(standing.created_at)),
-        // What was made anew after a loss may have been held; that is not known before it is tried again.
-        held_at: standing.held_at.filter(|_| standing.phase != Phase::Trying).map(convert::proto_time),
-        decided_at: standing.decided_at.map(convert::proto_time),
-        settled_at: standing.settled_at.map(convert::proto_time),
-        etag: convert::etag(standing.seen()),
-        ..asked_view(&transaction.descriptor)
-    }
-}
-
-/// A transaction that there is not yet.
-pub fn asked_view(descriptor: &Descriptor) -> v1::Transaction {
-    use v1::transaction_part::Part;
-    let branches = descriptor.branches.iter().map(|branch| {
-        let part = match branch {
-            Branch::Ledger(leg) => {
-                let entry = v1::LedgerEntry {
-                    account: leg.account.to_string(),
-                    amount: Some(convert::amount_of(leg)),
-                };
-                match leg.role {
-                    Role::Debit | Role::Burn => Part::Debit(entry),
-                    Role::Credit | Role::Issue => Part::Credit(entry),
-                }
-            }
-            Branch::Other(request) => Part::Call(v1::ParticipantCall {
-                participant: request.participant.to_string(),
-                operation: request.operation.clone(),
-                payload: request.payload.clone(),
-            }),
-        };
-        v1::TransactionPart { part: Some(part) }
-    });
-    let label = |(key, value): (&str, &str)| (key.to_owned(), value.to_owned());
-    v1::Transaction {
-        branches: branches.collect(),
-        pivot: descriptor.pivot.into(),
-        on_maturity: convert::maturity(descriptor.on_maturity).into(),
-        due_at: (!descriptor.is_due_at_once()).then(|| convert::proto_time(descriptor.due_at)),
-        immediate: descriptor.is_due_at_once(),
-        labels: descriptor.labels.iter().map(label).collect(),
-        caller: descriptor.owner.clone().unwrap_or_default(),
-        ..v1::Transaction::default()
-    }
-}
-
 /// Which transactions are listed.
 #[derive(Debug)]
 pub struct Listing {
@@ -352,7 +296,7 @@ mod tests {
 
         assert_eq!((last.pivot, first.pivot), (2, 0));
         assert_eq!((last.owner.as_deref(), last.on_maturity), (Some("shop"), OnMaturity::Cancel));
-        assert_eq!(asked_view(&last).branches, good().branches);
+        assert_eq!(crate::api::view::asked_transaction(&last).branches, good().branches);
         assert_eq!(wrong_fields(v1::CreateTransactionRequest { pivot: Some(3), ..good() }), ["pivot"]);
     }
 

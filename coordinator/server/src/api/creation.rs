@@ -6,6 +6,7 @@
 use super::{
     convert::{self, Asked, Name},
     reason::{self, What, wrong},
+    view,
 };
 use crate::{
     auth::{Identity, identity},
@@ -66,7 +67,7 @@ impl Creator {
     pub fn check_spends(&self, asked: &Asked) -> Result<(), Status> {
         for (index, leg) in asked.descriptor.legs().filter(|(_, leg)| leg.role == Role::Debit) {
             if !self.identity.may_spend(&leg.account) {
-                let field = convert::account_field(&asked.descriptor, index, leg);
+                let field = view::account_field(&asked.descriptor, index, leg);
                 return Err(reason::not_covered(&field, &leg.account));
             }
         }
@@ -270,7 +271,7 @@ impl Creations {
         }
         let code = standing.reason.as_deref().unwrap_or_default();
         let leg = self.refused_at(record, code).await;
-        let field = leg.map(|(index, leg)| (convert::account_field(descriptor, index, leg), &leg.account));
+        let field = leg.map(|(index, leg)| (view::account_field(descriptor, index, leg), &leg.account));
         let at = field.as_ref().map(|(field, account)| (field.as_str(), *account));
         Err(reason::refused(code, record.id().to_string(), is_replayed, at))
     }

@@ -6,6 +6,7 @@ use super::{
     convert::{self, Asked, Name},
     creation::{Creations, Creator},
     reason::{self, HOLD, wrong},
+    view,
     watch::watch,
 };
 use crate::{
@@ -70,7 +71,7 @@ impl Holds {
         {
             return Err(reason::would_refuse(&asked.descriptor, index, refusal, id));
         }
-        let hold = v1::Hold { id, ..convert::asked_view(&asked.descriptor) };
+        let hold = v1::Hold { id, ..view::asked(&asked.descriptor) };
         Ok(v1::CreateHoldResponse { hold: Some(hold), replayed: false })
     }
 
@@ -103,7 +104,7 @@ impl Holds {
 
     /// What an etag says about a hold; nothing, if it is empty.
     async fn seen(&self, id: TransactionId, etag: &str) -> Result<Option<Seen>, Status> {
-        match (etag, convert::seen(etag)) {
+        match (etag, view::seen(etag)) {
             ("", _) => Ok(None),
             (_, Some(seen)) => Ok(Some(seen)),
             // No hold ever has it.
@@ -186,7 +187,7 @@ impl HoldService for Holds {
         if record.standing.phase == Phase::Cancelled {
             return Err(reason::transfer_cancelled(record.id()));
         }
-        Ok(Response::new(v1::TransferResponse { hold: Some(convert::hold_view(&record)), replayed }))
+        Ok(Response::new(v1::TransferResponse { hold: Some(view::hold(&record)), replayed }))
     }
 
     async fn get_hold(
@@ -195,7 +196,7 @@ impl HoldService for Holds {
     ) -> Result<Response<v1::GetHoldResponse>, Status> {
         let id = convert::id(&request.get_ref().id)?;
         let record = self.find_for(&identity(&request), id).await?;
-        Ok(Response::new(v1::GetHoldResponse { hold: Some(convert::hold_view(&record)) }))
+        Ok(Response::new(v1::GetHoldResponse { hold: Some(view::hold(&record)) }))
     }
 
     async fn list_holds(
@@ -239,8 +240,8 @@ impl HoldService for Holds {
         let caller = identity(&request);
         let v1::WatchHoldRequest { id, etag } = request.into_inner();
         let record = self.find_for(&caller, convert::id(&id)?).await?;
-        let told = convert::seen(&etag).map(|seen| (seen, record.standing.attention));
-        let view = |record: &Record| v1::WatchHoldResponse { hold: Some(convert::hold_view(record)) };
+        let told = view::seen(&etag).map(|seen| (seen, record.standing.attention));
+        let view = |record: &Record| v1::WatchHoldResponse { hold: Some(view::hold(record)) };
         Ok(Response::new(watch(Arc::clone(&self.engine), record.id(), told, HOLD, view)))
     }
 
@@ -254,7 +255,7 @@ impl HoldService for Holds {
         self.check_decides(&caller, id).await?;
         let seen = self.seen(id, &etag).await?;
         let record = self.engine.cancel(id, None, seen, patience).await?;
-        Ok(Response::new(v1::CancelHoldResponse { hold: Some(convert::hold_view(&record)) }))
+        Ok(Response::new(v1::CancelHoldResponse { hold: Some(view::hold(&record)) }))
     }
 
     async fn confirm_hold(
@@ -267,7 +268,7 @@ impl HoldService for Holds {
         self.check_decides(&caller, id).await?;
         let seen = self.seen(id, &etag).await?;
         let record = self.engine.confirm_now(id, None, seen, patience).await?;
-        Ok(Response::new(v1::ConfirmHoldResponse { hold: Some(convert::hold_view(&record)) }))
+        Ok(Response::new(v1::ConfirmHoldResponse { hold: Some(view::hold(&record)) }))
     }
 }
 
@@ -288,7 +289,7 @@ impl Holds {
         for record in records.map_err(EngineError::from)?.into_iter().flatten() {
             page.before = record.id().uuid();
             if asked.has(&record) {
-                page.holds.push(convert::hold_view(&record));
+                page.holds.push(view::hold(&record));
                 if page.holds.len() == asked.size {
                     return Ok(true);
                 }
@@ -301,5 +302,5 @@ impl Holds {
 }
 
 fn response(record: &Record, replayed: bool) -> v1::CreateHoldResponse {
-    v1::CreateHoldResponse { hold: Some(convert::hold_view(record)), replayed }
+    v1::CreateHoldResponse { hold: Some(view::hold(record)), replayed }
 }

@@ -3,6 +3,7 @@
 use super::{
     convert,
     reason::{self, wrong},
+    view,
 };
 use crate::{
     auth::{Identity, identity},
@@ -46,7 +47,7 @@ impl Ledger {
         match account.state {
             stands if stands == state => {
                 tracing::info!(account = %id, ?state, "the state of an account was asked for and stands");
-                Ok(Some(convert::account_view(&id, &account)))
+                Ok(Some(view::account(&id, &account)))
             }
             AccountState::Closed => {
                 let message = format!("account {id} is closed, for good");
@@ -84,7 +85,7 @@ impl Ledger {
         let transaction = Transaction::new(id, make(account.clone(), amount, currency));
         let (outcome, after) = shard.issue(Arc::new(transaction)).await.map_err(reason::of_shard)?;
         match (outcome, after) {
-            (Outcome::Done, Some(after)) => Ok(Some(convert::account_view(&account, &after))),
+            (Outcome::Done, Some(after)) => Ok(Some(view::account(&account, &after))),
             (Outcome::Refused(refusal), _) => {
                 let at = Some(("account", &account));
                 Err(reason::refused(refusal.code(), id.to_string(), false, at))
@@ -126,7 +127,7 @@ impl LedgerService for Ledger {
             let metadata = [("id", id.to_string()), ("field", "currency".to_owned())];
             return Err(reason::status(Reason::AccountExists, message, metadata));
         }
-        Ok(Response::new(v1::CreateAccountResponse { account: Some(convert::account_view(&id, &account)) }))
+        Ok(Response::new(v1::CreateAccountResponse { account: Some(view::account(&id, &account)) }))
     }
 
     async fn get_account(
@@ -136,7 +137,7 @@ impl LedgerService for Ledger {
         let id = convert::account("id", &request.get_ref().id)?;
         check_sees("id", &identity(&request), &id)?;
         let account = self.account(&id).await?;
-        Ok(Response::new(v1::GetAccountResponse { account: Some(convert::account_view(&id, &account)) }))
+        Ok(Response::new(v1::GetAccountResponse { account: Some(view::account(&id, &account)) }))
     }
 
     async fn get_holdings(
@@ -148,12 +149,8 @@ impl LedgerService for Ledger {
         let holdings = self.shards.of(&id).holdings(&id, HOLDINGS).await.map_err(reason::of_read)?;
         let holdings = holdings.ok_or_else(|| not_found(&id))?;
         Ok(Response::new(v1::GetHoldingsResponse {
-            account: Some(convert::account_view(&id, &holdings.account)),
-            holds: holdings
-                .open
-                .iter()
-                .map(|open| convert::open_view(open, &holdings.account.currency))
-                .collect(),
+            account: Some(view::account(&id, &holdings.account)),
+            holds: holdings.open.iter().map(|open| view::open(open, &holdings.account.currency)).collect(),
             truncated: holdings.is_truncated,
         }))
     }
@@ -178,7 +175,7 @@ impl LedgerService for Ledger {
                 available: account.available,
                 held: account.held,
                 version: account.version,
-                recorded_at: (account.version > 0).then(|| convert::proto_time(account.posted_at)),
+                recorded_at: (account.version > 0).then(|| view::time(account.posted_at)),
                 ..response
             }));
         };
@@ -192,7 +189,7 @@ impl LedgerService for Ledger {
                 available: balance.available,
                 held: balance.held,
                 version: balance.version,
-                recorded_at: Some(convert::proto_time(balance.recorded_at)),
+                recorded_at: Some(view::time(balance.recorded_at)),
                 ..response
             })),
             Some(None) => Ok(Response::new(response)),
@@ -263,7 +260,7 @@ impl LedgerService for Ledger {
         postings.truncate(size);
         let next_after_version = if more { postings.last().map_or(0, |posting| posting.version) } else { 0 };
         let postings =
-            postings.iter().map(|posting| convert::posting_view(&id, &account.currency, posting)).collect();
+            postings.iter().map(|posting| view::posting(&id, &account.currency, posting)).collect();
         Ok(Response::new(v1::ListPostingsResponse { postings, next_after_version }))
     }
 }

@@ -1,6 +1,6 @@
 //! Where errors become statuses: what happened, as a [`Reason`] of the registry with its details.
 
-use super::convert;
+use super::view;
 use crate::{
     engine::{ALREADY_CANCELLED, EngineError},
     quota,
@@ -91,7 +91,7 @@ pub fn refused(code: &str, id: String, is_replayed: bool, at: Option<(&str, &Acc
 /// What a leg of something that is only asked for would be refused for.
 pub fn would_refuse(descriptor: &Descriptor, index: u16, refusal: Refusal, id: String) -> Status {
     let leg = descriptor.branches.get(usize::from(index)).and_then(Branch::leg);
-    let field = leg.map(|leg| (convert::account_field(descriptor, index, leg), &leg.account));
+    let field = leg.map(|leg| (view::account_field(descriptor, index, leg), &leg.account));
     refused(refusal.code(), id, false, field.as_ref().map(|(field, account)| (field.as_str(), *account)))
 }
 
@@ -203,7 +203,7 @@ pub fn of_engine(what: What, error: EngineError) -> Status {
 /// What is no longer as the client saw it.
 pub fn changed(what: What, record: &Record) -> Status {
     let (id, phase) = (record.id(), record.standing.phase);
-    let etag = convert::etag(record.standing.seen());
+    let etag = view::etag(record.standing.seen());
     let metadata = [("id", id.to_string()), ("phase", phase.to_string()), ("etag", etag)];
     let message = format!("{} {id} has changed since: it is {phase} now", what.noun);
     status(Reason::EtagMismatch, message, metadata)

@@ -5,6 +5,7 @@ use super::{
     evidence::{at_most, evidence},
     page,
     reason::{self, Violation, status, wrong},
+    view,
 };
 use crate::{
     auth::identity,
@@ -60,11 +61,11 @@ impl Recoveries {
 
     fn needing(&self, needing: &Needing) -> v1::AttentionItem {
         v1::AttentionItem {
-            hold: Some(convert::hold_view(&needing.record)),
-            since: Some(convert::proto_time(needing.since)),
+            hold: Some(view::hold(&needing.record)),
+            since: Some(view::time(needing.since)),
             attempts: needing.attempts,
             last_error: needing.last_error.clone(),
-            next_try: needing.next_try.map(convert::proto_time),
+            next_try: needing.next_try.map(view::time),
             waiting_on: self.recovery.waiting_on(&needing.record),
             acknowledged: needing.is_acknowledged,
         }
@@ -125,7 +126,7 @@ impl RecoveryService for Recoveries {
         let patience = convert::patience(&request);
         match self.recovery.engine.act(id, action, None, &evidence, patience).await? {
             Acted::Done { record, .. } => {
-                Ok(Response::new(v1::ActResponse { hold: Some(convert::hold_view(&record)) }))
+                Ok(Response::new(v1::ActResponse { hold: Some(view::hold(&record)) }))
             }
             Acted::Refused { record, why } => Err(refused(action, &record, why)),
             Acted::Changed(record) => Err(refused(action, &record, "it has changed")),
@@ -251,7 +252,7 @@ impl RecoveryService for Recoveries {
             answers: instance.id == self.vitals.instance,
             id: instance.id.to_string(),
             address: instance.address,
-            started_at: Some(convert::proto_time(instance.started_at)),
+            started_at: Some(view::time(instance.started_at)),
             alive: instance.is_alive,
             slots: instance.slots as i32,
             settled: instance.settled,
@@ -306,12 +307,12 @@ impl Recoveries {
             place: place.place,
         });
         let timeline = picture.timeline().into_iter().map(|event| v1::TimelineEvent {
-            at: Some(convert::proto_time(event.at)),
+            at: Some(view::time(event.at)),
             source: event.source,
             what: event.what,
         });
         v1::DescribeHoldResponse {
-            hold: Some(convert::hold_view(&picture.record)),
+            hold: Some(view::hold(&picture.record)),
             branches: picture.branches.iter().zip(0..).map(branch_view).collect(),
             money: money.collect(),
             timeline: timeline.collect(),
@@ -457,14 +458,14 @@ fn branch_view((reported, index): (&Reported, i32)) -> v1::BranchReport {
         index,
         role: role.to_owned(),
         account: branch.leg().map_or(String::new(), |leg| leg.account.to_string()),
-        amount: branch.leg().map(convert::amount_of),
+        amount: branch.leg().map(view::amount_of),
         operation,
         participant: participant.clone(),
         is_pivot: *is_pivot,
         state: state.to_owned(),
         reason,
-        fenced_at: fenced_at.map(convert::proto_time),
-        decided_at: decided_at.map(convert::proto_time),
+        fenced_at: fenced_at.map(view::time),
+        decided_at: decided_at.map(view::time),
         error,
     }
 }
@@ -486,9 +487,9 @@ fn plan_view(plan: &Plan) -> v1::Plan {
         action: action_number(plan.action),
         selection: plan.selection.clone(),
         actor: plan.actor.clone(),
-        created_at: Some(convert::proto_time(plan.created_at)),
-        expires_at: Some(convert::proto_time(plan.expires_at)),
-        started_at: plan.started_at.map(convert::proto_time),
+        created_at: Some(view::time(plan.created_at)),
+        expires_at: Some(view::time(plan.expires_at)),
+        started_at: plan.started_at.map(view::time),
         transactions: (plan.items.len() - refused) as i32,
         refused: refused as i32,
         amounts: plan.amounts().into_iter().map(amount).collect(),
@@ -503,8 +504,8 @@ fn item_view(item: &Item) -> v1::PlanItem {
     v1::PlanItem {
         id: item.id.to_string(),
         amount: Some(v1::Amount { value: item.amount, currency: item.currency.clone() }),
-        phase: convert::phase(item.phase).into(),
-        attention: convert::attention(item.attention).into(),
+        phase: view::phase(item.phase).into(),
+        attention: view::attention(item.attention).into(),
         refusal: item.refusal.clone().unwrap_or_default(),
         outcome: item.outcome.clone().unwrap_or_default(),
         detail: item.detail.clone(),
@@ -514,7 +515,7 @@ fn item_view(item: &Item) -> v1::PlanItem {
 fn action_view(action: ActionRow) -> v1::OperatorAction {
     v1::OperatorAction {
         number: action.number,
-        acted_at: Some(convert::proto_time(action.acted_at)),
+        acted_at: Some(view::time(action.acted_at)),
         action: action.action,
         target: action.target,
         actor: action.evidence.actor,

@@ -5,6 +5,7 @@ use super::{
     convert::{self, Asked, Name},
     creation::{Creations, Creator},
     reason::{self, TRANSACTION},
+    view,
     watch::watch,
 };
 use crate::{
@@ -57,7 +58,7 @@ impl Transactions {
         {
             return Err(reason::would_refuse(&asked.descriptor, index, refusal, id));
         }
-        let transaction = v1::Transaction { id, ..branches::asked_view(&asked.descriptor) };
+        let transaction = v1::Transaction { id, ..view::asked_transaction(&asked.descriptor) };
         Ok(v1::CreateTransactionResponse { transaction: Some(transaction), replayed: false })
     }
 
@@ -73,7 +74,7 @@ impl Transactions {
 
     /// What an etag says about a caller's own transaction; nothing, if it is empty.
     async fn seen(&self, caller: &Identity, id: TransactionId, etag: &str) -> Result<Option<Seen>, Status> {
-        match (etag, convert::seen(etag)) {
+        match (etag, view::seen(etag)) {
             ("", _) => Ok(None),
             (_, Some(seen)) => Ok(Some(seen)),
             // No transaction ever has it.
@@ -117,7 +118,7 @@ impl TransactionService for Transactions {
     ) -> Result<Response<v1::GetTransactionResponse>, Status> {
         let id = convert::id(&request.get_ref().id)?;
         let record = self.find_for(&identity(&request), id).await?;
-        let transaction = Some(branches::transaction_view(&record));
+        let transaction = Some(view::transaction(&record));
         Ok(Response::new(v1::GetTransactionResponse { transaction }))
     }
 
@@ -137,7 +138,7 @@ impl TransactionService for Transactions {
             for record in records {
                 before = record.id().uuid();
                 if asked.has(&record) {
-                    transactions.push(branches::transaction_view(&record));
+                    transactions.push(view::transaction(&record));
                     if transactions.len() == asked.size {
                         break 'page asked.filter.seal(before);
                     }
@@ -160,10 +161,9 @@ impl TransactionService for Transactions {
         let caller = identity(&request);
         let v1::WatchTransactionRequest { id, etag } = request.into_inner();
         let record = self.find_for(&caller, convert::id(&id)?).await?;
-        let told = convert::seen(&etag).map(|seen| (seen, record.standing.attention));
-        let view = |record: &Record| v1::WatchTransactionResponse {
-            transaction: Some(branches::transaction_view(record)),
-        };
+        let told = view::seen(&etag).map(|seen| (seen, record.standing.attention));
+        let view =
+            |record: &Record| v1::WatchTransactionResponse { transaction: Some(view::transaction(record)) };
         Ok(Response::new(watch(Arc::clone(&self.engine), record.id(), told, TRANSACTION, view)))
     }
 
@@ -177,7 +177,7 @@ impl TransactionService for Transactions {
         let seen = self.seen(&caller, id, &etag).await?;
         let confirmed = self.engine.confirm_now(id, Some(&caller.caller), seen, patience).await;
         let record = confirmed.map_err(|error| reason::of_engine(TRANSACTION, error))?;
-        let transaction = Some(branches::transaction_view(&record));
+        let transaction = Some(view::transaction(&record));
         Ok(Response::new(v1::ConfirmTransactionResponse { transaction }))
     }
 
@@ -191,11 +191,11 @@ impl TransactionService for Transactions {
         let seen = self.seen(&caller, id, &etag).await?;
         let cancelled = self.engine.cancel(id, Some(&caller.caller), seen, patience).await;
         let record = cancelled.map_err(|error| reason::of_engine(TRANSACTION, error))?;
-        let transaction = Some(branches::transaction_view(&record));
+        let transaction = Some(view::transaction(&record));
         Ok(Response::new(v1::CancelTransactionResponse { transaction }))
     }
 }
 
 fn response(record: &Record, replayed: bool) -> v1::CreateTransactionResponse {
-    v1::CreateTransactionResponse { transaction: Some(branches::transaction_view(record)), replayed }
+    v1::CreateTransactionResponse { transaction: Some(view::transaction(record)), replayed }
 }
