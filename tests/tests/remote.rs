@@ -199,6 +199,10 @@ async fn a_participant_of_another_name_is_never_called() {
     assert!(matches!(&answer[0], Outcome::Unknown(_)), "{answer:?}");
     assert!(!remote.is_reachable());
     assert_eq!(remote.described(), None);
+    until("it says why", || async {
+        remote.trouble().is_some_and(|why| why.contains(r#"it calls itself "memory""#))
+    })
+    .await;
 }
 
 /// Answers whatever it is told to, or nothing.

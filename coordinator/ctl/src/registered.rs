@@ -140,6 +140,8 @@ struct Participant {
     drained: bool,
     reachable: bool,
     left_alone: bool,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    trouble: String,
     queued: Int64,
     waiting: Int64,
     added_at: Option<String>,
@@ -162,6 +164,7 @@ impl From<v1::Participant> for Participant {
             drained: participant.drained,
             reachable: participant.reachable,
             left_alone: participant.left_alone,
+            trouble: participant.trouble,
             queued: Int64(participant.queued),
             waiting: Int64(participant.waiting),
             added_at: participant.added_at.as_ref().map(time),
@@ -206,6 +209,7 @@ impl fmt::Display for Participant {
         f.write_str(&fields([
             ("participant", self.name.clone()),
             ("state", self.state().to_owned()),
+            ("trouble", or_dash(Some(&self.trouble))),
             ("address", self.address.clone()),
             ("may_veto", yes(self.may_veto)),
             ("deadline", format!("{} ms", self.deadline_ms)),

@@ -85,6 +85,8 @@ pub struct Shard {
     pub audited_until: Option<String>,
     pub audited_postings: Int64,
     #[serde(skip_serializing_if = "String::is_empty")]
+    pub trouble: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
     pub lost: String,
     #[serde(skip_serializing_if = "is_false")]
     pub drained: bool,
@@ -114,7 +116,8 @@ impl Shard {
             }
             "DRAINED" => Some(format!("let work go on with: tccctl shards resume {name} --reason REASON")),
             "UNREACHABLE" => {
-                Some("its server does not answer; what waits for it goes on by itself when it does".into())
+                let why = if self.trouble.is_empty() { "its server does not answer" } else { &self.trouble };
+                Some(format!("{why}; what waits for it goes on by itself when it is back"))
             }
             _ => None,
         }
@@ -178,6 +181,7 @@ impl From<v1::ShardStatus> for Shard {
             buckets: shard.buckets,
             audited_until: shard.audited_until.as_ref().map(time),
             audited_postings: Int64(shard.audited_postings),
+            trouble: shard.trouble,
             lost: shard.lost,
             drained: shard.drained,
         }
@@ -292,6 +296,7 @@ mod tests {
                 queued: 7,
                 waiting: 5,
                 buckets: 4096,
+                trouble: String::new(),
                 lost: String::new(),
                 drained: false,
                 audited_until: Some(Timestamp { seconds: 1_790_000_050, nanos: 0 }),

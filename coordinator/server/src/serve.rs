@@ -420,6 +420,10 @@ impl Participant for Ledgerd {
         self.remote.is_reachable() && self.shard.is_reachable()
     }
 
+    fn trouble(&self) -> Option<String> {
+        self.shard.trouble().or_else(|| self.remote.trouble())
+    }
+
     fn breaker(&self) -> BreakerState {
         if self.shard.is_reachable() { self.remote.breaker() } else { BreakerState::Open }
     }

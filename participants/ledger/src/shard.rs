@@ -449,6 +449,10 @@ impl Participant for Shard {
         self.operations.is_reachable() && self.heads.lost().is_none() && !self.is_drained()
     }
 
+    fn trouble(&self) -> Option<String> {
+        self.operations.trouble()
+    }
+
     fn breaker(&self) -> BreakerState {
         if self.is_reachable() { self.operations.breaker() } else { BreakerState::Open }
     }

@@ -111,9 +111,13 @@ pub struct Batcher<I, A> {
     is_urgent: fn(&I) -> bool,
     /// How many executors have a connection, as far as they know; at the start all are taken to have one.
     serving: Arc<AtomicUsize>,
+    trouble: Trouble,
     timer: Timer,
     breaker: Arc<Breaker>,
 }
+
+/// Why the connection that was tried last is not there. None, if it is.
+type Trouble = Arc<std::sync::Mutex<Option<String>>>;
 
 struct Job<I, A> {
     item: I,
@@ -127,6 +131,7 @@ impl<I, A> Clone for Batcher<I, A> {
             queues: self.queues.clone(),
             is_urgent: self.is_urgent,
             serving: Arc::clone(&self.serving),
+            trouble: Arc::clone(&self.trouble),
             timer: Arc::clone(&self.timer),
             breaker: Arc::clone(&self.breaker),
         }
@@ -147,6 +152,7 @@ impl<I: Send + Sync + 'static, A: Send + 'static> Batcher<I, A> {
         let waiting = Arc::new(Mutex::new([urgent_waiting, other_waiting]));
         let name: Arc<str> = name.into();
         let serving = Arc::new(AtomicUsize::new(executors.len()));
+        let trouble = Trouble::default();
         let timer = Timer::default();
         let breaker = Arc::<Breaker>::default();
         for executor in executors {
@@ -155,6 +161,7 @@ impl<I: Send + Sync + 'static, A: Send + 'static> Batcher<I, A> {
                 executor,
                 waiting: Arc::clone(&waiting),
                 serving: Arc::clone(&serving),
+                trouble: Arc::clone(&trouble),
                 timer: Arc::clone(&timer),
                 is_serving: true,
                 breaker: Arc::clone(&breaker),
@@ -162,7 +169,7 @@ impl<I: Send + Sync + 'static, A: Send + 'static> Batcher<I, A> {
             };
             tokio::spawn(worker.work());
         }
-        Self { name, queues: [urgent, other], is_urgent: E::is_urgent, serving, timer, breaker }
+        Self { name, queues: [urgent, other], is_urgent: E::is_urgent, serving, trouble, timer, breaker }
     }
 
     /// Puts an item into the next batch and waits for its answer.
@@ -205,6 +212,22 @@ impl<I: Send + Sync + 'static, A: Send + 'static> Batcher<I, A> {
         if self.is_connected() { self.breaker.state() } else { BreakerState::Open }
     }
 
+    /// Why it is not reachable, for people. `None` if it is, or if no attempt to connect has failed yet.
+    ///
+    /// # Panics
+    ///
+    /// Never: no holder of its lock does.
+    #[must_use]
+    pub fn trouble(&self) -> Option<String> {
+        if !self.is_connected() {
+            self.trouble.lock().expect("no holder panics").clone()
+        } else if self.breaker.state() == BreakerState::Open {
+            Some(LEFT_ALONE.into())
+        } else {
+            None
+        }
+    }
+
     /// How many items wait.
     #[must_use]
     pub fn queued(&self) -> usize {
@@ -220,6 +243,7 @@ struct Worker<E: Executor> {
     executor: E,
     waiting: Queue<E::Item, E::Answer>,
     serving: Arc<AtomicUsize>,
+    trouble: Trouble,
     timer: Timer,
     /// Whether this one is counted there.
     is_serving: bool,
@@ -227,6 +251,8 @@ struct Worker<E: Executor> {
     limits: Limits,
 }
 
+/// What is said while the breaker is open.
+const LEFT_ALONE: &str = "it answers too little at the moment, and is left alone";
 /// How long connecting may take, handshake and preparations included.
 const CONNECT: Duration = Duration::from_secs(5);
 /// How often a batch that conflicts is decided anew before it is split.
@@ -244,8 +270,7 @@ impl<E: Executor> Worker<E> {
                     return;
                 }
                 if self.breaker.state() == BreakerState::Open {
-                    let why = "it answers too little at the moment, and is left alone";
-                    jobs.into_iter().for_each(|job| self.answer(job, Err(self.unknown(why, false))));
+                    jobs.into_iter().for_each(|job| self.answer(job, Err(self.unknown(LEFT_ALONE, false))));
                     continue;
                 }
                 if let Err(why) = self.reconnect().await {
@@ -266,6 +291,7 @@ impl<E: Executor> Worker<E> {
             let why = match connected {
                 Ok(Ok(())) => {
                     tracing::debug!(target_name = &*self.name, "connected");
+                    self.set_trouble(None);
                     self.set_serving(true);
                     return true;
                 }
@@ -275,6 +301,7 @@ impl<E: Executor> Worker<E> {
             if attempt == 0 {
                 tracing::warn!(target_name = &*self.name, why, "cannot connect; trying again");
             }
+            self.set_trouble(Some(&why));
             self.set_serving(false);
             if !self.turn_away(&why).await {
                 return false;
@@ -293,6 +320,10 @@ impl<E: Executor> Worker<E> {
             Ok(connected) => connected.map_err(|failure| failure.to_string()),
             Err(_) => Err(format!("connecting takes more than {} s", CONNECT.as_secs())),
         }
+    }
+
+    fn set_trouble(&self, why: Option<&str>) {
+        *self.trouble.lock().expect("no holder panics") = why.map(str::to_owned);
     }
 
     fn set_serving(&mut self, is_serving: bool) {
@@ -670,13 +701,14 @@ mod tests {
             tokio::task::yield_now().await;
         }
         assert_eq!(batcher.breaker(), BreakerState::Open);
+        assert_eq!(batcher.trouble().as_deref(), Some("no way"));
         assert_eq!(batcher.call(1).await.unwrap_err().why, "it is not reachable");
         way.is_closed.store(false, Ordering::SeqCst);
         while !batcher.is_reachable() {
             tokio::task::yield_now().await;
         }
         assert!(batcher.is_connected());
-        assert_eq!(batcher.call(1).await, Ok(2));
+        assert_eq!((batcher.call(1).await, batcher.trouble()), (Ok(2), None));
     }
 
     #[tokio::test]
@@ -710,6 +742,7 @@ mod tests {
 
             assert!(answers.iter().all(Result::is_ok));
             assert_eq!(batcher.breaker(), then, "{unanswered} of 50");
+            assert_eq!(batcher.trouble().is_some(), then == BreakerState::Open);
         }
     }
 

@@ -28,6 +28,11 @@ pub trait Participant: Send + Sync + 'static {
     /// Whether a call has a chance at this moment. `false` lets a creation be refused before it has any effect.
     fn is_reachable(&self) -> bool;
 
+    /// Why it is not reachable, for people, if that is known.
+    fn trouble(&self) -> Option<String> {
+        None
+    }
+
     /// How its breaker stands; open if it is not reachable.
     fn breaker(&self) -> BreakerState {
         if self.is_reachable() { BreakerState::Closed } else { BreakerState::Open }

@@ -251,6 +251,10 @@ impl Participant for Remote {
         self.breaker() != BreakerState::Open
     }
 
+    fn trouble(&self) -> Option<String> {
+        self.calls.trouble()
+    }
+
     fn breaker(&self) -> BreakerState {
         let is_described = self.seen.lock().expect("no holder panics").described.is_some();
         if is_described { self.calls.breaker() } else { BreakerState::Open }

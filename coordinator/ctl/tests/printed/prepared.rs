@@ -133,6 +133,7 @@ fn shards() -> Vec<v1::ShardStatus> {
     };
     let gone = v1::ShardStatus {
         reachable: false,
+        trouble: "connection refused".into(),
         breaker: v1::BreakerState::Open.into(),
         waiting: 20,
         ..shard("shard-1")

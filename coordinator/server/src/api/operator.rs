@@ -4,6 +4,7 @@ use super::{
     branches, convert,
     evidence::evidence,
     reason::{self, wrong},
+    view,
 };
 use crate::{
     audit::{self, AuditError, AuditEvent, Finding},
@@ -21,7 +22,7 @@ use futures::stream::BoxStream;
 use std::{sync::Arc, time::Duration};
 use tcc_core::ParticipantName;
 use tcc_ledger::audit::Total;
-use tcc_participant::{Participant as _, Remote, remote::InvalidAddress};
+use tcc_participant::{Remote, remote::InvalidAddress};
 use tcc_proto::{
     Reason,
     v1::{self, operator_service_server::OperatorService, replay_shard_response, run_audit_response},
@@ -92,9 +93,10 @@ impl Operator {
             ca: ca.clone(),
             configured: registered.is_configured,
             drained: registered.is_drained,
-            added_at: Some(convert::proto_time(registered.added_at)),
+            added_at: Some(view::time(registered.added_at)),
             reachable: self.engine.participants().is_reachable(index),
             left_alone: remote.as_ref().is_some_and(Remote::is_left_alone),
+            trouble: self.engine.participants().trouble(index).unwrap_or_default(),
             queued: remote.as_ref().map_or(0, |remote| remote.queued() as i64),
             waiting: self.engine.waiting(index) as i64,
             protocol_version: described.as_ref().map_or(0, |described| described.protocol_version),
@@ -168,19 +170,20 @@ impl OperatorService for Operator {
             let audited = audits.iter().find(|audited| audited.shard == shard.name());
             v1::ShardStatus {
                 name: shard.name().to_owned(),
-                reachable: shard.is_reachable(),
+                reachable: self.engine.participants().is_reachable(index),
+                trouble: self.engine.participants().trouble(index).unwrap_or_default(),
                 queued: shard.queued() as i64,
                 buckets: shard.buckets() as i32,
                 waiting: self.engine.waiting(index) as i64,
                 lost: shard.heads().lost().unwrap_or_default(),
                 drained: shard.is_drained(),
-                breaker: convert::breaker(self.engine.breaker(index)).into(),
-                audited_until: audited.map(|audited| convert::proto_time(audited.until)),
+                breaker: view::breaker(self.engine.breaker(index)).into(),
+                audited_until: audited.map(|audited| view::time(audited.until)),
                 audited_postings: audited.map_or(0, |audited| audited.postings),
             }
         });
         let attention = attention.into_iter().map(|summary| v1::AttentionCount {
-            attention: convert::attention(summary.kind).into(),
+            attention: view::attention(summary.kind).into(),
             transactions: summary.transactions,
             oldest: Some(prost_types::Duration { seconds: summary.oldest_s as i64, nanos: 0 }),
             example_id: summary.example.to_string(),
@@ -189,10 +192,10 @@ impl OperatorService for Operator {
         Ok(Response::new(v1::GetStatusResponse {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             instance: self.vitals.instance.to_string(),
-            started_at: Some(convert::proto_time(self.vitals.started_at)),
+            started_at: Some(view::time(self.vitals.started_at)),
             draining: self.engine.is_draining(),
-            database_time: Some(convert::proto_time(database_time)),
-            watermark: Some(convert::proto_time(watermark)),
+            database_time: Some(view::time(database_time)),
+            watermark: Some(view::time(watermark)),
             armed: armed as i64,
             active: self.engine.active() as i64,
             missed: missed as i64,
@@ -202,7 +205,7 @@ impl OperatorService for Operator {
             rebuilt: self.vitals.sweep.rebuilt() as i64,
             unswept_shards: self.vitals.sweep.unfinished() as i32,
             findings,
-            first_finding_at: first_finding_at.map(convert::proto_time),
+            first_finding_at: first_finding_at.map(view::time),
         }))
     }
 
@@ -350,7 +353,7 @@ impl OperatorService for Operator {
         let next_after_number = if more { kept.last().map_or(0, |kept| kept.number) } else { 0 };
         let findings = kept.into_iter().map(|kept| v1::KeptFinding {
             number: kept.number,
-            found_at: Some(convert::proto_time(kept.found_at)),
+            found_at: Some(view::time(kept.found_at)),
             finding: Some(finding(kept.finding)),
         });
         Ok(Response::new(v1::ListFindingsResponse { findings: findings.collect(), next_after_number }))

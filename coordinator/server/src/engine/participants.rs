@@ -88,6 +88,10 @@ impl Participant for Nobody {
         false
     }
 
+    fn trouble(&self) -> Option<String> {
+        Some("nobody is registered under this name".into())
+    }
+
     fn call(&self, call: Call) -> BoxFuture<'_, Vec<Outcome>> {
         let unknown = Outcome::Unknown(format!("no participant {} is registered", self.0));
         Box::pin(async move { call.branches.iter().take(1).map(|_| unknown.clone()).collect() })
@@ -136,6 +140,12 @@ impl Participants {
     #[must_use]
     pub fn is_reachable(&self, index: usize) -> bool {
         self.table().all[index].participant.is_reachable()
+    }
+
+    /// Why a participant is not, for people, if that is known.
+    #[must_use]
+    pub fn trouble(&self, index: usize) -> Option<String> {
+        self.table().all[index].participant.trouble()
     }
 
     /// How the breaker of a participant stands.
