@@ -41,6 +41,14 @@ async fn a_hold_on_a_shard_that_is_down_is_refused_before_any_effect_and_says_wh
         async move { !reachable(&mut client, 1).await }
     })
     .await;
+    until("operators are told why", || {
+        let mut client = client.clone();
+        async move {
+            let status = client.operator.get_status(v1::GetStatusRequest {}).await.unwrap().into_inner();
+            status.shards[0].trouble.is_empty() && !status.shards[1].trouble.is_empty()
+        }
+    })
+    .await;
 
     let request = hold(&alice, &bob, 10);
     let refused = client.create(&request).await.unwrap_err();

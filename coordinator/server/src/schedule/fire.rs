@@ -6,11 +6,8 @@
 //! that is the order of the rows on disk, so those that are changed together stand together.
 
 use super::{Clock, Entry, Timers};
-use std::{
-    cmp::Ordering,
-    collections::{BTreeMap, BTreeSet},
-    time::Duration,
-};
+use std::{collections::BTreeMap, time::Duration};
+use tcc_core::TransactionId;
 use tokio_util::sync::CancellationToken;
 
 /// How many wake-ups of one lane are handed out at a turn.
@@ -26,58 +23,40 @@ const WAITING: usize = 1_000_000;
 /// Wake-ups that are due and wait their turn.
 #[derive(Debug, Default)]
 pub struct Lanes {
-    lanes: BTreeMap<u8, BTreeSet<Waiting>>,
+    lanes: BTreeMap<u8, BTreeMap<Order, Entry>>,
     /// The lane that was served last.
     last: u8,
     len: usize,
 }
 
-/// A wake-up that waits, in the order in which those of a lane go.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Waiting(Entry);
-
-impl Waiting {
-    fn order(&self) -> impl Ord {
-        let Entry { at_us, id, .. } = self.0;
-        (at_us.div_euclid(1_000_000), id, at_us)
-    }
-}
-
-impl Ord for Waiting {
-    fn cmp(&self, other: &Self) -> Ordering {
-        self.order().cmp(&other.order())
-    }
-}
-
-impl PartialOrd for Waiting {
-    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
-        Some(self.cmp(other))
-    }
-}
+/// The order in which the wake-ups of a lane go: the second in which each is due, its id, and when it is due.
+type Order = (i64, TransactionId, i64);
 
 impl Lanes {
     /// Adds one, if it is not there.
     pub fn push(&mut self, entry: Entry) {
-        let is_new = self.lanes.entry(entry.place.lane).or_default().insert(Waiting(entry));
-        self.len += usize::from(is_new);
+        let order = (entry.at_us.div_euclid(1_000_000), entry.id, entry.at_us);
+        let known = self.lanes.entry(entry.place.lane).or_default().insert(order, entry);
+        self.len += usize::from(known.is_none());
     }
 
     /// The next ones, at most `limit`: of one lane.
     pub fn turn(&mut self, now_us: i64, limit: usize) -> Vec<Entry> {
-        let heads =
-            || self.lanes.iter().filter_map(|(lane, waiting)| Some((waiting.first()?.0.at_us, *lane)));
+        let heads = || {
+            self.lanes.iter().filter_map(|(lane, waiting)| Some((waiting.first_key_value()?.1.at_us, *lane)))
+        };
         let oldest = heads().min().filter(|(at_us, _)| now_us - at_us >= OLD_US).map(|(_, lane)| lane);
         let after = self.lanes.range((std::ops::Bound::Excluded(self.last), std::ops::Bound::Unbounded));
         let next = after.chain(&self.lanes).next().map(|(lane, _)| *lane);
         let Some(lane) = oldest.or(next) else { return Vec::new() };
         let Some(waiting) = self.lanes.get_mut(&lane) else { return Vec::new() };
-        let is_old = |entry: &Waiting| now_us - entry.0.at_us >= OLD_US;
+        let is_old = |entry: &Entry| now_us - entry.at_us >= OLD_US;
         let mut turn = Vec::new();
         // A lane that goes before the others' turns does so for what is old in it.
         while turn.len() < limit.min(TURN)
-            && waiting.first().is_some_and(|first| oldest.is_none() || is_old(first))
+            && waiting.first_key_value().is_some_and(|(_, first)| oldest.is_none() || is_old(first))
         {
-            turn.extend(waiting.pop_first().map(|Waiting(entry)| entry));
+            turn.extend(waiting.pop_first().map(|(_, entry)| entry));
         }
         if waiting.is_empty() {
             self.lanes.remove(&lane);
@@ -135,7 +114,7 @@ where
 mod tests {
     use super::*;
     use crate::store::Place;
-    use tcc_core::{Timestamp, TransactionId};
+    use tcc_core::Timestamp;
 
     fn entry(lane: u8, at_us: i64) -> Entry {
         let id = TransactionId::mint(Timestamp::UNIX_EPOCH, [lane; 10]);
